@@ -1,0 +1,184 @@
+r"""Mean field whose masks follow the likelihood's own account of what each weight is worth.
+
+For a Bernoulli mask the exact natural gradient of the ELBO in its logit vanishes at
+
+.. math:: \mathrm{logit} = (L_+ - L_-)/T - \mathrm{KL}(q(w|1) \| p(w|1)) + \log\frac{\pi}{1-\pi} + \text{Ising local field}
+
+and this guide moves a share of the way there after every few batches. The same curvature gives the scale
+of each weight in closed form, :math:`1/s^2 = F/T + 1/S^2`.
+
+References:
+    Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
+    LeCun, Denker & Solla, "Optimal Brain Damage", NeurIPS 1989.
+"""
+
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_isingvit.curvature import SquaredGradient
+from pyro_isingvit.distributions import SpikeAndSlab
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.models.ising_vit import IsingViT
+from pyro_isingvit.models.priors import Prior
+from pyro_isingvit.sites import WeightSite
+
+from .mean_field import MeanField
+
+LOGIT_BOUND = 8.0
+"""Logits are kept within plus and minus this, so that a mask can always return."""
+
+
+class LikelihoodGuided(MeanField):
+    """`MeanField` with coordinate updates of the masks and scales in place of their gradients.
+
+    It learns as batch normalisation does: while in training mode, each call takes in the gradients of the
+    last backward pass. So it needs no call of its own and runs under `fit` and `pyro.infer.SVI` alike. The
+    loss has to be the ELBO itself, in nats. While the model's masks are fixed only the curvature is followed.
+
+    Args:
+        model: whose posterior this approximates; its prior's weights are spike-and-slab.
+        initial_logit, initial_scale: see `MeanField`.
+        rate: share of the way to its target that a mask's logit goes with each batch.
+        decay: of the average of squared gradients, see `SquaredGradient`.
+        refresh_every: batches between updates, which are then as large as that many small ones.
+        target_density: hold the mean inclusion probability here, by solving for the external field at
+            each update, in place of the prior's own; within (0, 1).
+
+    Raises:
+        InputError: if a value is out of range, or the prior has no spike-and-slab weights.
+    """
+
+    def __init__(
+        self,
+        model: IsingViT,
+        initial_logit: float = 4.0,
+        initial_scale: float = 5e-3,
+        rate: float = 0.02,
+        decay: float = 0.98,
+        refresh_every: int = 10,
+        target_density: float | None = None,
+    ) -> None:
+        super().__init__(model, initial_logit, initial_scale)
+        bare = [site.name for site in model.sites if site.name not in self._spikes]
+        if bare or len(self.mask_shapes) < len(model.sites):
+            raise InputError(
+                f"prior={type(model.prior).__name__} has no spike-and-slab weight at {bare or 'some sites'}; "
+                "use MeanField or one of Pyro's AutoGuides"
+            )
+        for name, value in (("rate", rate), ("decay", decay)):
+            if not 0 < value < 1:
+                raise InputError(f"{name}={value}: must lie strictly between 0 and 1")
+        if refresh_every < 1:
+            raise InputError(f"refresh_every={refresh_every}: must be at least 1")
+        self.rate, self.refresh_every = rate, refresh_every
+        self.target_density = target_density
+        self.curvature = SquaredGradient(model.sites, decay)
+        self.logit.requires_grad_(False)
+        self.log_scale.requires_grad_(False)
+        self._gradients: dict[str, Tensor] = {}
+        self._circumstances = (1, 1, 1.0)
+        self._since_refresh = 0
+
+    @property
+    def target_density(self) -> float | None:
+        """Mean inclusion probability to hold, or None to leave it to the prior."""
+        return self._target_density
+
+    @target_density.setter
+    def target_density(self, value: float | None) -> None:
+        if value is not None and not 0 < value < 1:
+            raise InputError(f"target_density={value}: a share of the weights lies strictly between 0 and 1, e.g. 0.3")
+        self._target_density = value
+
+    def on_weight_gradient(self, site: WeightSite, gradient: Tensor, batch_size: int) -> None:  # type: ignore[override]
+        """Keep what the backward pass found; it is taken in when the guide next runs."""
+        self._gradients[site.key] = gradient
+        self._circumstances = (batch_size, self.model.num_data or batch_size, self.model.temperature)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        if self.training and self._gradients:
+            self._learn()
+        return super().forward(*args, **kwargs)
+
+    def _learn(self) -> None:
+        self.curvature.update(self._gradients, *self._circumstances)
+        self._gradients = {}
+        if self.model.fixed_masks is None:
+            self._since_refresh += 1
+            if self._since_refresh >= self.refresh_every:
+                self.refresh(1 - (1 - self.rate) ** self._since_refresh)
+                self._since_refresh = 0
+
+    @torch.no_grad()
+    def refresh(self, share: float = 1.0) -> None:
+        """Move every mask's logit and every weight's log scale a share of the way to its optimum."""
+        prior_fields = self.prior_fields()
+        targets = {}
+        for site in self.model.sites:
+            target = self.likelihood_pull(site) - self.weight_divergence(site)
+            targets[site.key] = target.sum_to_size(self.mask_shapes[site.name]) + prior_fields[site.name]
+            precision = self._tempered_curvature(site) + 1 / self._prior_weight(site).slab.variance
+            self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
+        if self.target_density is not None:
+            shift = _field_for_density(torch.cat([t.flatten() for t in targets.values()]), self.target_density)
+            targets = {key: target + shift for key, target in targets.items()}
+        for key, target in targets.items():
+            self.logit[key].lerp_(target.clamp(-LOGIT_BOUND, LOGIT_BOUND), share)
+
+    def likelihood_pull(self, site: WeightSite) -> Tensor:
+        """``(L+ - L-) / T`` for each weight: what the tempered log-likelihood loses if it goes. ``site.shape``."""
+        return 0.5 * self.loc[site.key].detach() ** 2 * self._tempered_curvature(site)
+
+    def weight_divergence(self, site: WeightSite) -> Tensor:
+        """KL of each weight's slab from the prior's, the price of keeping it. Shape ``site.shape``."""
+        q, p = self.slab(site), self._prior_weight(site).slab
+        try:
+            return kl_divergence(q, p)
+        except NotImplementedError:  # one draw; the average over updates does the rest
+            draw = q.sample()
+            return q.log_prob(draw) - p.log_prob(draw)
+
+    def prior_fields(self) -> dict[str, Tensor]:
+        """Prior log odds of each mask given the posterior means of all others, by site name.
+
+        Base measure and potential are linear in each mask, so these are gradients.
+        """
+        prior, sites = self.model.prior, self.model.sites
+        with torch.enable_grad():
+            masks = {name: mean.requires_grad_() for name, mean in self.inclusion_probabilities().items()}
+            zeros = {name: torch.zeros_like(mask, requires_grad=True) for name, mask in masks.items()}
+            base = torch.stack([_base(prior, site).log_prob(zeros[site.name]) for site in sites]).sum()
+            fields = dict(zip(zeros, torch.autograd.grad(base, list(zeros.values())), strict=True))
+            potential = prior.potential(masks)
+            if potential is None or not potential.requires_grad:
+                return fields
+            pulls = torch.autograd.grad(potential, list(masks.values()), materialize_grads=True)
+        return {name: field + pull for (name, field), pull in zip(fields.items(), pulls, strict=True)}
+
+    def _tempered_curvature(self, site: WeightSite) -> Tensor:
+        return self.curvature.curvature(site) / self.model.temperature
+
+    def _prior_weight(self, site: WeightSite) -> SpikeAndSlab:
+        prior = self.model.prior.weight(site, torch.ones_like(self.logit[site.key]))
+        assert isinstance(prior, SpikeAndSlab)
+        return prior
+
+
+def _base(prior: Prior, site: WeightSite) -> TorchDistributionMixin:
+    base = prior.mask(site)
+    assert base is not None
+    return base
+
+
+def _field_for_density(logits: Tensor, density: float) -> Tensor:
+    """The shift of all logits that brings their mean probability to ``density``, by bisection."""
+    low, high = (-logits).min() - 20, (-logits).max() + 20
+    for _ in range(40):
+        middle = (low + high) / 2
+        too_many = (logits + middle).sigmoid().mean() > density
+        low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
+    return (low + high) / 2

@@ -1,0 +1,128 @@
+"""A network as a probabilistic program: masks, their Ising factor, weights, labels."""
+
+from collections.abc import Callable, Mapping
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Categorical
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.network import ViT
+from pyro_isingvit.parameters import announce_parameters
+from pyro_isingvit.sites import WeightSite
+
+from .priors import Prior
+
+WeightGradientHook = Callable[[WeightSite, Tensor, int], None]
+"""Called with a site, the gradient of the loss in the weight as it entered the network, and the batch size."""
+
+
+class IsingViT(nn.Module):
+    r"""The Pyro model. With ``N = num_data`` and temperature ``T``:
+
+    .. code-block:: text
+
+        for site:  mask ~ prior.mask(site)
+        factor("ising", prior.potential(masks))
+        for site:  weight ~ prior.weight(site, mask)
+        plate("data", N), scale 1 / T:  label ~ Categorical(logits=network(images; weights))
+
+    The temperature is that of a power posterior, prior times likelihood ** (1 / T). Small data carry far
+    less information than a network has weights, so T = 1 prunes everything; see `fit`.
+
+    Biases, norms and embeddings that are not among the prior's sites are learned parameters.
+
+    Args:
+        network: a `ViT` (or any module with ``weight_sites()``). Its weights are where guides start; they
+            are no longer trained themselves.
+        prior: over the network's sites.
+        num_data: N, the number of training images; `fit` sets it. The batch's own size if None.
+        temperature: T > 0; `fit` sets it.
+
+    Attributes:
+        on_weight_gradient: called in each backward pass with every site, the gradient of the loss in its
+            weight as it entered the network (the likelihood's alone, without the weight's prior and
+            entropy) and the batch size. A `Guide` sets it each time it runs.
+
+    Raises:
+        InputError: if the prior is for other sites than the network's.
+    """
+
+    def __init__(self, network: ViT, prior: Prior, num_data: int | None = None, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.sites = network.weight_sites()
+        if self.sites != list(prior.sites.values()):
+            raise InputError(
+                f"prior={type(prior).__name__} over sites {list(prior.sites)}: not those of the network, "
+                f"{[s.name for s in self.sites]}; build it from network.weight_sites()"
+            )
+        self.network, self.prior = network, prior
+        self.num_data, self.temperature = num_data, temperature
+        self.fixed_masks: dict[str, Tensor] | None = None
+        self.on_weight_gradient: WeightGradientHook | None = None
+        for site in self.sites:
+            network.get_parameter(site.name).requires_grad_(False)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (batch, channels, height, width) in [0, 1] and labels (batch,) or None; returns the logits."""
+        weights = self.draw_weights()
+        batch = len(images)
+        if self.on_weight_gradient is not None and torch.is_grad_enabled():
+            weights = {site.name: self._watched(site, weights[site.name], batch) for site in self.sites}
+        logits = self.logits(images, weights).float()
+        with (
+            pyro.plate("data", self.num_data or batch, subsample=images),
+            poutine.scale(scale=1 / self.temperature),
+        ):
+            pyro.sample("label", Categorical(logits=logits, validate_args=False), obs=labels)
+        return logits
+
+    def draw_weights(self) -> dict[str, Tensor]:
+        """The latent part of the program: every mask and weight. Returns the weights by site name."""
+        announce_parameters("model", self)
+        masks = self._draw_masks() if self.fixed_masks is None else self.fixed_masks
+        return {
+            site.name: pyro.sample(site.weight_name, self.prior.weight(site, masks.get(site.name)))
+            for site in self.sites
+        }
+
+    def logits(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The network's logits (batch, classes) with the given weights, by site name, in place of its own."""
+        return functional_call(self.network, dict(weights), (images,))
+
+    def fix_masks(self, masks: Mapping[str, Tensor] | None) -> None:
+        """Condition on masks, by site name: they are sampled neither here nor in guides. None frees them again.
+
+        ``on_weight_gradient`` and this are how the phases of `fit` differ; both belong to the model alone.
+        """
+        self.fixed_masks = None if masks is None else dict(masks)
+
+    def _draw_masks(self) -> dict[str, Tensor]:
+        bases = {site: self.prior.mask(site) for site in self.sites}
+        masks = {site.name: pyro.sample(site.mask_name, base) for site, base in bases.items() if base is not None}
+        potential = self.prior.potential(masks) if masks else None
+        if potential is not None:
+            pyro.factor("ising", potential - self._log_normaliser(masks))
+        return masks
+
+    def _log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor | float:
+        """0 where the factor's normaliser is a constant."""
+        if not any(parameter.requires_grad for parameter in self.prior.parameters()):
+            return 0.0
+        alone = self.prior.potential({name: mask.detach() for name, mask in masks.items()})
+        return self.prior.log_normaliser() if alone is not None and alone.requires_grad else 0.0
+
+    def _watched(self, site: WeightSite, weight: Tensor, batch: int) -> Tensor:
+        """A view of the sampled weight, whose gradient is the network's alone."""
+        if not weight.requires_grad:
+            return weight
+        entering, hook = weight.view_as(weight), self.on_weight_gradient
+        assert hook is not None
+        entering.register_hook(lambda gradient: hook(site, gradient, batch))
+        return entering
+
+    def extra_repr(self) -> str:
+        return f"num_data={self.num_data}, temperature={self.temperature}"

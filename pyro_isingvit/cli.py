@@ -1,0 +1,135 @@
+"""The command line, `isingvit`."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .data import read
+from .errors import InputError, TrainingError
+from .experiments import RunConfig, evaluate, recipe, run
+from .experiments.run import Run
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command("fit")
+def fit_command(
+    dataset: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
+    data_root: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.  [default: runs/DATASET]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")] = False,
+    compare: Annotated[bool, typer.Option(help="Train the deterministic network of the same recipe too.")] = True,
+    train: Annotated[int | None, typer.Option(help="Number of training images N.")] = None,
+    validation: Annotated[int | None, typer.Option(help="Number of validation images.")] = None,
+    test: Annotated[int | None, typer.Option(help="Number of test images.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training passes over the images, in place of --steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    pilot: Annotated[float | None, typer.Option(help="Share of the steps with all masks on.")] = None,
+    fine_tune: Annotated[float | None, typer.Option(help="Share of the steps for the median network.")] = None,
+    temperature: Annotated[str | None, typer.Option(help="Temperature of the posterior, or auto.")] = None,
+    target_density: Annotated[float | None, typer.Option(help="Mean inclusion probability to hold.")] = None,
+    inclusion: Annotated[float | None, typer.Option(help="Prior inclusion probability.")] = None,
+    coupling: Annotated[float | None, typer.Option(help="Strength of the Ising coupling.")] = None,
+    patch_size: Annotated[int | None, typer.Option(help="Side of a patch.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Width of the residual stream.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Number of blocks.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
+    mlp_ratio: Annotated[float | None, typer.Option(help="Hidden units of a block, in multiples of dim.")] = None,
+    augment: Annotated[bool, typer.Option(help="Augment the training images by the recipe.")] = True,
+    seed: Annotated[int | None, typer.Option(help="Of the split, the first weights and the training.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto.")] = None,
+) -> None:
+    """Fit an Ising Vision Transformer, evaluate it, and write a run folder. What is not given is the recipe's."""
+    out = Path("runs") / Path(dataset).stem if out is None else out
+    if out.exists() and not overwrite:
+        raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
+    everything = read(dataset, data_root)
+    settings = recipe(dataset, everything)
+    fit_options = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "pilot": pilot,
+        "fine_tune": fine_tune,
+        "temperature": temperature,
+        "target_density": target_density,
+        "seed": seed,
+        "device": device,
+        "steps": steps,
+    }
+    network_options = {
+        "patch_size": patch_size,
+        "dim": dim,
+        "depth": depth,
+        "heads": heads,
+        "mlp_ratio": mlp_ratio,
+    }
+    settings |= _given(train=train, validation=validation, test=test, data_root=data_root)
+    settings["network"] = settings["network"] | _given(**network_options)
+    settings["fit"] = settings["fit"] | _given(**fit_options)
+    settings["prior"] = _given(inclusion=inclusion, coupling=coupling)
+    if epochs is not None:
+        if steps is not None:
+            raise InputError(f"--epochs={epochs} and --steps={steps}: give one of them")
+        settings["fit"]["steps"] = epochs * math.ceil(settings["train"] / settings["fit"]["batch_size"])
+    if not augment:
+        settings["fit"]["augment"] = None
+    config = RunConfig(**settings)
+    finished = run(config, out, everything, compare, overwrite)
+    _show(finished)
+    Console().print(f"Run folder: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
+    data_root: Annotated[str | None, typer.Option(help="Folder of the data set's files, if it has moved.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Posterior draws.")] = None,
+) -> None:
+    """Predict the test images of a run again from its folder."""
+    if draws is not None and draws < 1:
+        raise InputError(f"--draws={draws}: need at least one")
+    _show(evaluate(folder, data_root, draws))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _show(finished: Run) -> None:
+    config, result = finished.config, finished.result
+    table = Table(
+        title=f"{config.dataset}: {config.train} training images, {config.test} test images, "
+        f"temperature {result.temperature:.2g}, seed {config.fit.seed}"
+    )
+    table.add_column("", no_wrap=True)
+    columns = ("accuracy", "NLL", "ECE", "Brier", "kept (median)", "kept (expected)", "seconds")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for method, score in finished.scores.items():
+        table.add_row(
+            method,
+            f"{score['accuracy']:.2%}",
+            f"{score['nll']:.4f}",
+            f"{score['ece']:.4f}",
+            f"{score['brier']:.4f}",
+            f"{score['density']:.1%}",
+            f"{score['expected_density']:.1%}",
+            f"{score['seconds']:.0f}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: a wrong input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except (InputError, TrainingError) as error:
+        sys.stderr.write(f"isingvit: {error}\n")
+        sys.exit(2 if isinstance(error, InputError) else 1)

@@ -1,0 +1,35 @@
+"""Base class of everything that is configured: checked, frozen, and written to a run folder as JSON."""
+
+from typing import Any
+
+import pydantic
+
+from .errors import InputError
+
+
+class Config(pydantic.BaseModel):
+    """A frozen set of named settings. Unknown names and impossible values raise `InputError`."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            raise InputError(describe(error)) from None
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Read what `model_dump_json` wrote. Raises `InputError` where a value does not fit."""
+        try:
+            return cls.model_validate_json(text)
+        except pydantic.ValidationError as error:
+            raise InputError(describe(error)) from None
+
+
+def describe(error: pydantic.ValidationError) -> str:
+    """The first complaint of a validation error on one line: argument, value, and what would do."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}={first['input']!r}: {message}" if where else message

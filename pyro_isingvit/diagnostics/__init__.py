@@ -1,0 +1,1 @@
+"""Reading a posterior: predictive quality, inclusion, pictures, ArviZ."""

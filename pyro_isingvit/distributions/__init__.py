@@ -1,0 +1,8 @@
+"""The distributions that the model is made of."""
+
+from .gaussian import Gaussian
+from .ising import Ising
+from .spike_slab import SpikeAndSlab
+from .straight_through import StraightThroughBernoulli
+
+__all__ = ["Gaussian", "Ising", "SpikeAndSlab", "StraightThroughBernoulli"]

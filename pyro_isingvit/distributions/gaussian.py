@@ -1,0 +1,73 @@
+"""A normal distribution by its log scale, made for many large tensors a step."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from pyro.distributions import Normal, constraints
+from torch import Tensor
+from torch.distributions import Distribution
+
+from .shapes import common_shape
+
+LOG_SQRT_TAU = 0.5 * math.log(2 * math.pi)
+
+
+class Gaussian(Normal):
+    """`Normal(loc, exp(log_scale))`, with parameters that broadcast to ``shape`` and are not copied to it.
+
+    Args:
+        loc: mean.
+        log_scale: natural logarithm of the standard deviation.
+        shape: batch shape, where larger than that of the parameters together.
+    """
+
+    arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}
+
+    def __init__(
+        self, loc: Tensor, log_scale: Tensor, shape: Sequence[int] | None = None, validate_args: bool | None = None
+    ) -> None:
+        self._loc, self._log_scale = loc, log_scale
+        self._scale = log_scale.exp()
+        full = common_shape(loc.shape, log_scale.shape) if shape is None else torch.Size(shape)
+        Distribution.__init__(self, full, validate_args=validate_args)
+
+    @property
+    def loc(self) -> Tensor:  # type: ignore[override]
+        return self._loc.expand(self.batch_shape)
+
+    @property
+    def log_scale(self) -> Tensor:
+        return self._log_scale.expand(self.batch_shape)
+
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override]
+        return self._scale.expand(self.batch_shape)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:
+        new = self._get_checked_instance(Gaussian, _instance)
+        new._loc, new._log_scale, new._scale = self._loc, self._log_scale, self._scale
+        Distribution.__init__(new, torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        noise = torch.randn(self._extended_shape(sample_shape), dtype=self._loc.dtype, device=self._loc.device)
+        return torch.addcmul(self._loc, self._scale, noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        standard = (value - self._loc) / self._scale
+        return torch.addcmul(-LOG_SQRT_TAU - self._log_scale, standard, standard, value=-0.5)
+
+    def pathwise_log_prob(self, value: Tensor) -> Tensor:
+        """`log_prob` of one's own draw, with its total derivative along the reparametrisation.
+
+        The standardised draw is constant along the path, so that nothing but the log scale has a gradient.
+        """
+        with torch.no_grad():
+            standard = (value - self._loc) / self._scale
+            constant = torch.addcmul(torch.full_like(standard, -LOG_SQRT_TAU), standard, standard, value=-0.5)
+        return constant - self._log_scale

@@ -1,0 +1,131 @@
+"""A weight given its mask: the slab where the mask is 1, the spike where it is 0.
+
+References:
+    Mitchell & Beauchamp, "Bayesian Variable Selection in Linear Regression", JASA 1988.
+"""
+
+from typing import Any, Self
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions.score_parts import ScoreParts
+from torch import Tensor
+from torch.distributions import kl_divergence, register_kl
+from torch.distributions.utils import broadcast_all
+
+from .gaussian import Gaussian
+from .shapes import common_shape
+
+
+class SpikeAndSlab(TorchDistribution):
+    r"""Slab where ``mask`` is 1, spike where it is 0, element by element.
+
+    :math:`p(w \mid m) = m\,\mathrm{slab}(w) + (1-m)\,\mathrm{spike}(w)` with ``m`` exactly 0 or 1. Without a
+    spike, a dropped weight is the point mass at zero: ``log_prob`` is 0 there for ``w = 0`` and minus
+    infinity for any other ``w``; with ``validate_args=False`` that other ``w`` is not looked for. ``log_prob``
+    is linear in the mask, so that a straight-through mask gets a gradient.
+
+    Args:
+        mask: zeros and ones; broadcasts against the slab.
+        slab: a reparametrised univariate distribution, batched over the elements.
+        spike: likewise, or None for the point mass at zero.
+        event_dim: how many of the rightmost dimensions belong to one draw.
+    """
+
+    arg_constraints = {"mask": constraints.boolean}
+    has_rsample = True
+
+    def __init__(
+        self,
+        mask: Tensor,
+        slab: torch.distributions.Distribution,
+        spike: torch.distributions.Distribution | None = None,
+        event_dim: int = 0,
+        validate_args: bool | None = None,
+    ) -> None:
+        for name, part in (("slab", slab), ("spike", spike)):
+            if part is not None and (part.event_shape or not part.has_rsample):
+                raise ValueError(f"{name}={part}: needs a reparametrised distribution without event dimensions")
+        self.mask, self.slab, self.spike = mask, slab, spike
+        shape = common_shape(mask.shape, slab.batch_shape, spike.batch_shape if spike else torch.Size())
+        if not 0 <= event_dim <= len(shape):
+            raise ValueError(f"event_dim={event_dim} does not fit elements of shape {tuple(shape)}")
+        cut = len(shape) - event_dim
+        super().__init__(shape[:cut], shape[cut:], validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.independent(constraints.real, self.event_dim)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mix(self.slab.mean, None if self.spike is None else self.spike.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        # The mask is exactly 0 or 1, so no variance arises between the components.
+        return self._mix(self.slab.variance, None if self.spike is None else self.spike.variance)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:
+        new = self._get_checked_instance(SpikeAndSlab, _instance)
+        shape = torch.Size(batch_shape) + self.event_shape
+        new.mask = self.mask.expand(shape)
+        new.slab = self.slab.expand(shape)
+        new.spike = None if self.spike is None else self.spike.expand(shape)
+        super(SpikeAndSlab, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        slab = self.slab.rsample(self._missing(sample_shape, self.slab.batch_shape))
+        if self.spike is None:
+            return self.mask * slab
+        spike = self.spike.rsample(self._missing(sample_shape, self.spike.batch_shape))
+        return self._mix(slab, spike)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        if self.spike is None:
+            elements = self.mask * self.slab.log_prob(value)
+            if self._validate_args:
+                elements = elements.masked_fill((value != 0) & (self.mask == 0), -torch.inf)
+        else:
+            elements = self._mix(self.slab.log_prob(value), self.spike.log_prob(value))
+        return self._sum(elements)
+
+    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
+        """Fully reparametrised; a slab with `pathwise_log_prob` (see `Gaussian`) saves most of the backward pass."""
+        log_prob = self.log_prob(x) if self.spike is not None or not isinstance(self.slab, Gaussian) else self._sum(
+            self.mask * self.slab.pathwise_log_prob(x)
+        )
+        return ScoreParts(log_prob, 0, log_prob)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy; of the slab alone where the spike is a point mass (it carries none)."""
+        return self._sum(self._mix(self.slab.entropy(), None if self.spike is None else self.spike.entropy()))
+
+    def _mix(self, slab: Tensor, spike: Tensor | None) -> Tensor:
+        mixed = self.mask * slab if spike is None else self.mask * slab + (1 - self.mask) * spike
+        return mixed.expand(self.shape())
+
+    def _missing(self, sample_shape: torch.Size, have: torch.Size) -> torch.Size:
+        """Leading shape to draw, so that elements which share a component still get draws of their own."""
+        full = self._extended_shape(sample_shape)
+        if full[len(full) - len(have) :] != have:
+            raise ValueError(f"a component of batch shape {tuple(have)} does not cover draws of shape {tuple(full)}")
+        return full[: len(full) - len(have)]
+
+    def _sum(self, elements: Tensor) -> Tensor:
+        return elements.flatten(-self.event_dim).sum(-1) if self.event_dim else elements
+
+
+@register_kl(SpikeAndSlab, SpikeAndSlab)
+def _kl_spike_slab(q: SpikeAndSlab, p: SpikeAndSlab) -> Tensor:
+    """KL(q || p) given the same mask, summed over the event."""
+    slab = kl_divergence(q.slab, p.slab)
+    if (q.spike is None) != (p.spike is None):
+        raise NotImplementedError("KL between a point-mass spike and a continuous one is infinite")
+    spike = None if q.spike is None or p.spike is None else kl_divergence(q.spike, p.spike)
+    mask, slab = broadcast_all(q.mask, slab)
+    return q._sum(mask * slab if spike is None else mask * slab + (1 - mask) * spike)

@@ -1,0 +1,13 @@
+"""The exceptions of this library."""
+
+
+class InputError(ValueError):
+    """A value handed to a public function cannot be used.
+
+    The message is one line: the argument, the value it had, and what to do instead. The command line
+    prints it and exits with code 2.
+    """
+
+
+class TrainingError(RuntimeError):
+    """Training broke down; the message says at which step and what to change."""

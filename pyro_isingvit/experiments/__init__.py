@@ -1,0 +1,6 @@
+"""Whole runs: data, network, fit, baseline, metrics, pictures, a folder that holds it all."""
+
+from .recipes import RunConfig, recipe
+from .run import Run, evaluate, run
+
+__all__ = ["Run", "RunConfig", "evaluate", "recipe", "run"]

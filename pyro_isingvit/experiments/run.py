@@ -1,0 +1,182 @@
+"""One run, from a configuration to a folder with everything in it."""
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+
+from ..config import describe
+from ..data import Data, Images, read, split
+from ..errors import InputError
+from ..fit import fit
+from ..guides import LikelihoodGuided, PointEstimate
+from ..models import Flat, IsingSpikeSlab, IsingViT
+from ..network import ViT
+from ..predict import seeded
+from ..result import FitResult
+from .recipes import RunConfig
+
+PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "numpy")
+
+Scores = dict[str, dict[str, float]]
+"""Metrics by method."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        config: what was asked for.
+        result: the fitted posterior.
+        scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network``
+            (one network: the median-probability model) and, where compared, ``deterministic``.
+    """
+
+    config: RunConfig
+    result: FitResult
+    scores: Scores
+
+
+def run(
+    config: RunConfig,
+    out: str | Path,
+    everything: Images | None = None,
+    compare: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Fit, evaluate on the test images, and write a run folder.
+
+    The folder gets ``run.json`` (configuration, versions, seed), ``metrics.json``, the files of
+    `FitResult.save`, and the pictures ``training.png`` and ``inclusion.png``. It appears only when complete.
+
+    Args:
+        config: what to run.
+        out: the folder to make.
+        everything: the data set's images, if already read.
+        compare: whether to also train the deterministic network of the same recipe.
+        overwrite: whether an existing folder may be replaced, once the run is complete.
+        progress: whether to show progress bars.
+
+    Raises:
+        InputError: if the folder exists, or the configuration does not fit the data.
+        TrainingError: if training broke down.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise InputError(f"out={str(out)!r} exists: choose another folder or overwrite=True")
+    data = _data(config, everything)
+    model, guide = build(config)
+    result = fit(model, guide, data.train, data.validation, config.fit, progress)
+    scores = _scores(result, data.test, config)
+    if compare:
+        plain = fit_deterministic(config, data, progress)
+        seconds = {"seconds": plain.seconds, "density": 1.0, "expected_density": 1.0}
+        scores["deterministic"] = _metrics(plain.predict_plug_in(data.test.images), data.test) | seconds
+    finished = Run(config, result, scores)
+    _write(finished, out)
+    return finished
+
+
+def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None = None) -> Run:
+    """Predict a run's test images again from its folder.
+
+    Args:
+        folder: that `run` made.
+        data_root: folder of the data set's files, if it has moved.
+        draws: posterior draws, if not as many as then.
+
+    Raises:
+        InputError: if the folder is none, or is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        raise InputError(f"run={str(folder)!r}: no run.json there; give a folder that 'isingvit fit' made")
+    try:
+        config = RunConfig.model_validate(json.loads((folder / "run.json").read_text())["config"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'run.json'}: not a run's configuration ({error!r}); fit again") from None
+    except pydantic.ValidationError as error:
+        raise InputError(f"{folder / 'run.json'}: {describe(error)}") from None
+    changes = {"data_root": data_root, "draws": draws}
+    config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    data = _data(config, None)
+    result = FitResult.load(folder, *build(config))
+    return Run(config, result, _scores(result, data.test, config))
+
+
+def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
+    """The model and guide of a run, the network's first weights drawn by the run's seed."""
+    network, prior = _network(config), config.prior
+    sites = network.weight_sites()
+    model = IsingViT(
+        network,
+        IsingSpikeSlab(sites, prior.inclusion, prior.slab_scale, coupling=prior.coupling),
+    )
+    return model, LikelihoodGuided(model)
+
+
+def fit_deterministic(config: RunConfig, data: Data, progress: bool = True) -> FitResult:
+    """The same network trained by maximum likelihood with the same recipe, from the same first weights."""
+    network = _network(config)
+    model = IsingViT(network, Flat(network.weight_sites()))
+    settings = config.fit.model_copy(update={"temperature": 1.0, "target_density": None})
+    return fit(model, PointEstimate(model), data.train, data.validation, settings, progress)
+
+
+def _network(config: RunConfig) -> ViT:
+    with seeded(torch.device("cpu"), config.fit.seed):
+        return ViT(config.network)
+
+
+def _data(config: RunConfig, everything: Images | None) -> Data:
+    everything = read(config.dataset, config.data_root) if everything is None else everything
+    return split(everything, config.train, config.test, config.validation, config.fit.seed)
+
+
+def _metrics(probs: torch.Tensor, test: Images) -> dict[str, float]:
+    from ..diagnostics.calibration import metrics  # torchmetrics takes seconds to import
+
+    return metrics(probs, test.labels)
+
+
+def _scores(result: FitResult, test: Images, config: RunConfig) -> Scores:
+    shares = result.densities()
+    density, expected = shares["median_density"], shares["expected_density"]
+    both = {"density": density, "expected_density": expected, "seconds": result.seconds}
+    alone = {"density": density, "expected_density": density, "seconds": result.seconds}
+    mixture = result.predict(test.images, config.draws, seed=config.fit.seed).probs
+    return {
+        "ising": _metrics(mixture, test) | both,
+        "median network": _metrics(result.predict_plug_in(test.images), test) | alone,
+    }
+
+
+def _write(finished: Run, out: Path) -> None:
+    from ..diagnostics.plots import plot_inclusion, plot_training
+
+    draft = out.with_name(out.name + ".partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    result = finished.result
+    result.save(draft)
+    facts: dict[str, Any] = {
+        "config": finished.config.model_dump(mode="json"),
+        "seed": finished.config.fit.seed,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+    (draft / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (draft / "metrics.json").write_text(json.dumps(finished.scores, indent=2) + "\n")
+    for name, ax in (("training", plot_training(result.history)), ("inclusion", plot_inclusion(result.guide))):
+        figure = ax.get_figure()
+        assert figure is not None
+        figure.savefig(draft / f"{name}.png", dpi=150)
+    if out.exists():
+        shutil.rmtree(out)
+    draft.rename(out)

@@ -1,0 +1,250 @@
+"""The training loop: pilot with all masks on, Ising phase, fine-tuning of the median-probability model."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+import pandas as pd
+import pydantic
+import pyro
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from .config import Config
+from .data import Images, RandomAffine
+from .elbo import TraceGraph_ELBO
+from .errors import InputError, TrainingError
+from .guides import Guide
+from .models import IsingViT
+from .predict import predict_plug_in, seeded
+from .result import FitResult, densities
+from .temperature import coldest, follow_path
+
+LOGS = 50
+"""Rows of the history."""
+
+LOGGED_IMAGES = 1000
+"""Held-out (else training) images behind the accuracy and NLL of each row, at most."""
+
+class FitConfig(Config):
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps in all.
+        batch_size: images a step.
+        learning_rate: peak rate of Adam.
+        warmup: share of the steps over which the rate rises to its peak; then it falls along a cosine.
+        pilot: share of the steps with all masks on, before they are learned.
+        fine_tune: share of the steps at the end that train the weights of the median-probability model.
+        temperature: T of the power posterior, or ``"auto"``: the one of least negative log-likelihood on
+            the validation images, along a path from cold to hot through half of the Ising phase.
+        target_density: hold the mean inclusion probability here; None leaves it to prior and likelihood.
+        clip: largest norm of the gradient of the loss per image, over all parameters together.
+        augment: random transformation of the training images, or None.
+        seed: of everything random in `fit`.
+        device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
+    """
+
+    steps: pydantic.PositiveInt = 3000
+    batch_size: pydantic.PositiveInt = 50
+    learning_rate: pydantic.PositiveFloat = 2e-3
+    warmup: float = pydantic.Field(default=0.2, gt=0, lt=1)
+    pilot: float = pydantic.Field(default=0.5, ge=0, le=1)
+    fine_tune: float = pydantic.Field(default=0.0, ge=0, le=1)
+    temperature: pydantic.PositiveFloat | Literal["auto"] = "auto"
+    target_density: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    clip: pydantic.PositiveFloat = 1.0
+    augment: RandomAffine | None = None
+    seed: pydantic.NonNegativeInt = 0
+    device: str = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        if self.pilot + self.fine_tune > 1:
+            raise ValueError(f"pilot={self.pilot} and fine_tune={self.fine_tune} are more than 1 together; lower one")
+        return self
+
+    def torch_device(self) -> torch.device:
+        """The device that ``device`` means here.
+
+        Raises:
+            InputError: if there is none such.
+        """
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError):
+            raise InputError(f"device={self.device!r}: not available here; use 'cpu' or 'auto'") from None
+
+
+def fit(
+    model: IsingViT,
+    guide: Guide,
+    train: Images,
+    validation: Images | None = None,
+    config: FitConfig | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Fit a guide to the posterior of a model by stochastic variational inference.
+
+    The phases: *pilot*, all masks on; *ising*, masks are learned; *fine-tune*, masks fixed at the
+    median-probability model. A model without masks trains in one phase.
+
+    Args:
+        model, guide: the pair; they are trained in place and moved to the device.
+        train: images to learn from.
+        validation: images to decide on; needed for ``temperature="auto"``. Never the test images.
+        config: how to train; `FitConfig()` if None.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The fitted pair with its history; it predicts, saves and loads.
+
+    Raises:
+        InputError: if the arguments do not fit together.
+        TrainingError: if the loss is no longer finite.
+    """
+    config = config or FitConfig()
+    _check(model, guide, train, validation, config)
+    started = time.perf_counter()
+    device = config.torch_device()
+    with (
+        seeded(device, config.seed),
+        pyro.validation_enabled(False),
+        Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress
+        ) as bar,
+    ):
+        trainer = Trainer(model, guide, train.to(device), validation, config, bar)
+        path = None
+        if not guide.mask_shapes:
+            trainer.run(config.steps, "weights")
+        else:
+            pilot, fine_tune = (round(share * config.steps) for share in (config.pilot, config.fine_tune))
+            model.fix_masks({name: torch.ones(shape, device=device) for name, shape in guide.mask_shapes.items()})
+            trainer.run(pilot, "pilot")
+            model.fix_masks(None)
+            ising = config.steps - pilot - fine_tune
+            if config.temperature == "auto" and ising:
+                assert validation is not None
+                path = follow_path(trainer, validation, ising)
+            trainer.run(config.steps - fine_tune - trainer.step, "ising")
+            if fine_tune:
+                model.fix_masks(guide.median_masks())
+                trainer.run(fine_tune, "fine-tune")
+    history = pd.DataFrame(trainer.rows)
+    return FitResult(model, guide, history, path, time.perf_counter() - started)
+
+
+class Trainer:
+    """One optimiser and its progress through the steps of a fit."""
+
+    def __init__(
+        self,
+        model: IsingViT,
+        guide: Guide,
+        train: Images,
+        validation: Images | None,
+        config: FitConfig,
+        bar: Progress,
+    ) -> None:
+        device = train.images.device
+        self.model, self.guide, self.train, self.config = model.to(device), guide.to(device), train, config
+        self.step, self.rows, self.started = 0, [], time.perf_counter()  # type: tuple[int, list[dict[str, Any]], float]
+        model.num_data = len(train)
+        model.temperature = coldest(model, len(train)) if config.temperature == "auto" else config.temperature
+        self.loss = TraceGraph_ELBO()(model, guide)
+        rate = config.learning_rate
+        shared = [p for p in model.parameters() if p.requires_grad]
+        groups = [*guide.parameter_groups(rate), *([{"params": shared, "lr": rate}] if shared else [])]
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, [group["lr"] for group in groups], total_steps=config.steps + 1, pct_start=config.warmup
+        )
+        held_out = train if validation is None else validation.to(device)
+        self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
+        self.batches = _batches(len(train), config.batch_size, device)
+        self.bar, self.task = bar, bar.add_task("", total=config.steps)
+
+    def run(self, steps: int, phase: str) -> None:
+        """Train for some steps at the model's temperature; a row of history now and then."""
+        model, config, every = self.model, self.config, math.ceil(self.config.steps / LOGS)
+        scale = model.temperature / len(self.train)  # of a gradient in nats to one per image
+        total, count = torch.zeros((), device=self.train.images.device), 0
+        for i in range(steps):
+            batch = next(self.batches)
+            images, labels = self.train.images[batch], self.train.labels[batch]
+            if config.augment is not None:
+                images = config.augment(images)
+            with pyro.validation_enabled(i == 0):
+                loss = self.loss(images, labels)
+            loss.backward()
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, scale)
+            nn.utils.clip_grad_norm_(self.parameters, config.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.schedule.step()
+            self.step += 1
+            total, count = total + loss.detach() * scale, count + 1
+            self.bar.advance(self.task)
+            if self.step % every == 0 or i == steps - 1:
+                self._log(phase, float(total) / count)
+                total, count = torch.zeros_like(total), 0
+
+    def _log(self, phase: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"loss={loss} at step {self.step}, {phase} phase, temperature={self.model.temperature:g}: lower "
+                f"learning_rate={self.config.learning_rate} or clip={self.config.clip}"
+            )
+        probs = predict_plug_in(self.model, self.guide, self.watched.images)
+        labels = self.watched.labels.cpu()
+        row = {
+            "step": self.step,
+            "phase": phase,
+            "temperature": self.model.temperature,
+            "loss": loss,
+            "accuracy": float((probs.argmax(-1) == labels).float().mean()),
+            "nll": float(nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels)),
+            **densities(self.guide),
+            "seconds": time.perf_counter() - self.started,
+        }
+        self.rows.append(row)
+        density = f"  density {row['median_density']:.0%}" if "median_density" in row else ""
+        self.bar.update(
+            self.task, description=f"{phase:9} loss {loss:.3f}  accuracy {row['accuracy']:.1%}{density}"
+        )
+
+
+def _batches(total: int, size: int, device: torch.device) -> Iterator[Tensor]:
+    """Indices of endless minibatches of one size: a permutation an epoch, what does not fill a batch left out."""
+    size = min(size, total)
+    while True:
+        yield from torch.randperm(total, device=device)[: total - total % size].split(size)
+
+
+def _check(model: IsingViT, guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
+    if guide.model is not model:
+        raise InputError(f"guide={type(guide).__name__} was made for another model: make it from this one")
+    if config.temperature == "auto" and validation is None:
+        raise InputError('temperature="auto" is decided on held-out images: pass validation, or a number, e.g. 1e-3')
+    if config.target_density is not None:
+        if not hasattr(guide, "target_density"):
+            raise InputError(
+                f"target_density={config.target_density}: {type(guide).__name__} cannot hold a density; "
+                "use LikelihoodGuided"
+            )
+        guide.target_density = config.target_density
+    for name, part in (("train", train), ("validation", validation)):
+        if part is None:
+            continue
+        with torch.no_grad():
+            classes = model.network(part.images[:1].to(next(model.network.parameters()).device)).shape[-1]
+        if classes != part.classes:
+            raise InputError(
+                f"{name}.classes={part.classes}: the network has {classes}; set ViTConfig(classes={part.classes})"
+            )

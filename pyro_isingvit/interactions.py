@@ -1,0 +1,237 @@
+"""Which masks interact: couplings between the weights that meet at a unit of the network.
+
+References:
+    Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .distributions import Ising
+from .errors import InputError
+from .sites import LAYER, WeightSite, by_name
+
+Layers = int | slice | None
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """The masks of two weights interact at each unit they share.
+
+    With ``a_u`` and ``b_u`` the mean spins of the two weights at unit ``u``, the energy is
+    ``strength * n_u * sum_u a_u * b_u``, where ``n_u`` is the smaller of the two numbers of weights at a
+    unit. So the log odds of a mask change by at most ``2 * strength``.
+
+    Attributes:
+        first, second: names of two different sites.
+        units: the dimensions, by name, that make up a shared unit; both sites have them.
+        strength: of this coupling, in multiples of the prior's.
+        first_layers, second_layers: which blocks of a site take part: all, one, or a slice. Two
+            slices are matched in order, which is how a block is coupled to the next.
+    """
+
+    first: str
+    second: str
+    units: tuple[str, ...]
+    strength: float = 1.0
+    first_layers: Layers = None
+    second_layers: Layers = None
+
+    @property
+    def name(self) -> str:
+        """``first~second``, with the blocks where not all take part."""
+
+        def part(site: str, layers: Layers) -> str:
+            if isinstance(layers, slice):
+                return f"{site}[{layers.start or ''}:{layers.stop or ''}]"
+            return site if layers is None else f"{site}[{layers}]"
+
+        return f"{part(self.first, self.first_layers)}~{part(self.second, self.second_layers)}"
+
+
+EARLIER, LATER = slice(None, -1), slice(1, None)
+
+VIT_COUPLINGS = (
+    Coupling("encoder.up", "encoder.down", (LAYER, "hidden")),
+    Coupling("encoder.value", "encoder.out", (LAYER, "head", "head_dim")),
+    Coupling("encoder.query", "encoder.key", (LAYER, "head", "head_dim")),
+    Coupling("head.hidden", "head.out", ("head_hidden",)),
+    # Through the residual stream, from every writer to the next readers:
+    *(Coupling("patch_embed", f"encoder.{role}", ("dim",), 1.0, None, 0) for role in ("query", "key", "value")),
+    Coupling("encoder.out", "encoder.up", (LAYER, "dim")),
+    *(
+        Coupling("encoder.down", f"encoder.{role}", (LAYER, "dim"), 1.0, EARLIER, LATER)
+        for role in ("query", "key", "value")
+    ),
+    Coupling("encoder.down", "head.hidden", ("dim",), 1.0, -1, None),
+)
+"""The couplings of a `ViT`: within a block through its hidden and attention units, and along the residual stream."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """One end of a coupling, worked out: how a site's spins become mean spins at units."""
+
+    site: str
+    axes: tuple[int, ...]  # averaged over, counted from the right
+    layer_axis: int | None  # of the mean, counted from the right; None if no blocks are chosen
+    layers: Layers
+    order: tuple[int, ...]  # of the unit axes, so that both ends agree
+    weights: int  # number of weights at one unit
+    shape: tuple[int, ...]  # of the units
+
+    def select(self, mean: Tensor) -> Tensor:
+        if self.layer_axis is not None:
+            index = self.layers if self.layers is not None else slice(None)
+            mean = mean[(..., index) + (slice(None),) * (-self.layer_axis - 1)]
+        batch = mean.dim() - len(self.order)
+        if self.order == tuple(range(len(self.order))):
+            return mean
+        return mean.permute(*range(batch), *(batch + i for i in self.order))
+
+
+def _end(site: WeightSite, coupling: Coupling, layers: Layers) -> _End:
+    missing = set(coupling.units) - set(site.dims)
+    if missing:
+        raise InputError(f"coupling {coupling.name!r}: {site.name} has no {missing}; its dims are {site.dims}")
+    if isinstance(layers, int) and LAYER in coupling.units:
+        raise InputError(f"coupling {coupling.name!r}: a single block has no {LAYER!r} unit; leave it out of units")
+    if layers is not None and LAYER not in site.dims:
+        raise InputError(f"coupling {coupling.name!r}: {site.name} has no blocks to choose from; its dims {site.dims}")
+    kept = [d for d in site.dims if d in coupling.units or (layers is not None and d == LAYER)]
+    axes = tuple(site.axis(d) for d in site.dims if d not in kept)
+    sizes = dict(zip(site.dims, site.shape, strict=True))
+    layer_axis = kept.index(LAYER) - len(kept) if layers is not None else None
+    left = [d for d in kept if not (isinstance(layers, int) and d == LAYER)]
+    if isinstance(layers, int) and not -sizes[LAYER] <= layers < sizes[LAYER]:
+        raise InputError(f"coupling {coupling.name!r}: block {layers} of {site.name}, which has {sizes[LAYER]}")
+    if isinstance(layers, slice):
+        sizes[LAYER] = len(range(*layers.indices(sizes[LAYER])))
+    weights = 1
+    for d in site.dims:
+        if d not in kept:
+            weights *= sizes[d]
+    return _End(
+        site.name,
+        axes,
+        layer_axis,
+        layers,
+        tuple(left.index(d) for d in coupling.units),
+        weights,
+        tuple(sizes[d] for d in coupling.units),
+    )
+
+
+class CouplingGraph:
+    """All couplings among the masks of a set of sites, and their energy in time linear in the masks.
+
+    Args:
+        sites: the weights that have a mask of their own shape.
+        couplings: how they interact; `VIT_COUPLINGS` is the list for a `ViT`.
+
+    Raises:
+        InputError: if a coupling names an unknown site or unit, couples a site with itself, or joins
+            units of different number.
+
+    Example:
+        >>> sites = ViT(ViTConfig()).weight_sites()
+        >>> graph = CouplingGraph(sites, VIT_COUPLINGS).without("encoder.query", "encoder.key")
+        >>> float(graph.energy({site.name: torch.ones(site.shape) for site in sites}))  # doctest: +SKIP
+    """
+
+    def __init__(self, sites: Sequence[WeightSite], couplings: Iterable[Coupling]) -> None:
+        self.sites = by_name(sites)
+        self.couplings = tuple(couplings)
+        self._ends = [self._join(coupling) for coupling in self.couplings]
+
+    def _join(self, coupling: Coupling) -> tuple[_End, _End]:
+        for name in (coupling.first, coupling.second):
+            if name not in self.sites:
+                raise InputError(f"coupling {coupling.name!r}: no site {name!r}; there are {list(self.sites)}")
+        if coupling.first == coupling.second:
+            raise InputError(f"coupling {coupling.name!r}: joins a site with itself; couple two different sites")
+        first = _end(self.sites[coupling.first], coupling, coupling.first_layers)
+        second = _end(self.sites[coupling.second], coupling, coupling.second_layers)
+        if first.shape != second.shape:
+            raise InputError(
+                f"coupling {coupling.name!r}: units {coupling.units} are {first.shape} in {coupling.first} "
+                f"but {second.shape} in {coupling.second}; choose blocks that match"
+            )
+        return first, second
+
+    def energy(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Sum of all couplings' energies at masks (or mean masks) of shape ``(*batch, *site.shape)``; ``batch``."""
+        means: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+        def units(end: _End) -> Tensor:
+            key = (end.site, end.axes)
+            if key not in means:
+                mask = masks[end.site]
+                means[key] = 2 * (mask.mean(end.axes) if end.axes else mask) - 1
+            return end.select(means[key])
+
+        total: Tensor | None = None
+        for coupling, (first, second) in zip(self.couplings, self._ends, strict=True):
+            product = units(first) * units(second)
+            scale = coupling.strength * min(first.weights, second.weights)
+            term = scale * (product.flatten(-len(first.shape)).sum(-1) if first.shape else product)
+            total = term if total is None else total + term
+        if total is None:
+            site, mask = next((self.sites[name], mask) for name, mask in masks.items())
+            return mask.new_zeros(mask.shape[: mask.dim() - len(site.shape)])
+        return total
+
+    def without(self, first: str, second: str) -> Self:
+        """The graph without the couplings of two sites (named in either order)."""
+        pair = {first, second}
+        kept = [c for c in self.couplings if {c.first, c.second} != pair]
+        if len(kept) == len(self.couplings):
+            raise InputError(f"no coupling of {first!r} and {second!r}; there are {[c.name for c in self.couplings]}")
+        return type(self)(list(self.sites.values()), kept)
+
+    def adding(self, *couplings: Coupling) -> Self:
+        """The graph with more couplings."""
+        return type(self)(list(self.sites.values()), self.couplings + couplings)
+
+    def rescaled(self, factor: float, first: str | None = None, second: str | None = None) -> Self:
+        """The graph with the strengths of all couplings, or those of the named sites, times ``factor``."""
+        named = {name for name in (first, second) if name is not None}
+        if named and not any(named <= {c.first, c.second} for c in self.couplings):
+            raise InputError(f"no coupling of {sorted(named)}; there are {[c.name for c in self.couplings]}")
+        return type(self)(
+            list(self.sites.values()),
+            [
+                replace(c, strength=c.strength * factor) if named <= {c.first, c.second} else c
+                for c in self.couplings
+            ],
+        )
+
+    def join(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Masks by site to one vector: ``(*batch, total)``."""
+        return torch.cat([masks[name].flatten(-len(site.shape)) for name, site in self.sites.items()], -1)
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """One vector ``(*batch, total)`` to masks by site."""
+        parts = flat.split([site.numel for site in self.sites.values()], -1)
+        return {
+            name: part.unflatten(-1, site.shape) for part, (name, site) in zip(parts, self.sites.items(), strict=True)
+        }
+
+    def ising(self, fields: Mapping[str, Tensor], sweeps: int = 100) -> Ising:
+        """The `Ising` distribution of all masks as one vector; no coupling joins two masks of one site.
+
+        Args:
+            fields: log odds of each mask without couplings, by site, ``(*batch, *site.shape)``.
+            sweeps: Gibbs sweeps behind each draw.
+        """
+        blocks, start = [], 0
+        for site in self.sites.values():
+            blocks.append(slice(start, start + site.numel))
+            start += site.numel
+        return Ising(
+            self.join(fields), lambda spins: self.energy(self.split((spins + 1) / 2)), blocks, sweeps=sweeps
+        )

@@ -1,0 +1,242 @@
+"""A plain torch Vision Transformer whose weights are stacked by role. No Bayes inside.
+
+References:
+    Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
+"""
+
+import math
+from typing import Literal, Self
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import Config
+from .errors import InputError
+from .sites import LAYER, WeightSite
+
+
+class ViTConfig(Config):
+    """Geometry of a `ViT`. The defaults are the small MNIST geometry of the published study.
+
+    Attributes:
+        image_size: height and width of an image.
+        channels: colour channels.
+        patch_size: height and width of a patch; has to divide the image.
+        classes: number of classes.
+        dim: width of the residual stream; a multiple of ``heads``.
+        depth: number of blocks.
+        heads: attention heads of a block.
+        mlp_ratio: hidden units of a block's MLP, in multiples of ``dim``.
+        head_hidden: hidden units of the classifier; ``dim // 2`` if None.
+        pooling: what the classifier reads: the mean of all tokens, or a class token of its own.
+        position_embedding: whether tokens know where they are (the published model's do not).
+        pixel_mean, pixel_std: images come in [0, 1]; the network standardises them by these.
+    """
+
+    image_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt] = (28, 28)
+    channels: pydantic.PositiveInt = 1
+    patch_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt] = (7, 7)
+    classes: int = pydantic.Field(default=10, ge=2)
+    dim: pydantic.PositiveInt = 32
+    depth: pydantic.PositiveInt = 2
+    heads: pydantic.PositiveInt = 4
+    mlp_ratio: pydantic.PositiveFloat = 16
+    head_hidden: pydantic.PositiveInt | None = None
+    pooling: Literal["mean", "cls"] = "mean"
+    position_embedding: bool = True
+    pixel_mean: float = 0.5
+    pixel_std: pydantic.PositiveFloat = 0.5
+
+    @pydantic.field_validator("image_size", "patch_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> Self:
+        for size, patch in zip(self.image_size, self.patch_size, strict=True):
+            if size % patch:
+                raise ValueError(
+                    f"patch_size={patch} does not divide image_size={size}; "
+                    f"choose one of {[p for p in range(1, size + 1) if size % p == 0]}"
+                )
+        if self.dim % self.heads:
+            raise ValueError(
+                f"heads={self.heads} does not divide dim={self.dim}; "
+                f"choose one of {[h for h in range(1, self.dim + 1) if self.dim % h == 0]}"
+            )
+        if self.hidden < 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves no hidden unit at dim={self.dim}; choose a larger one")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Number of patches of an image."""
+        return math.prod(size // patch for size, patch in zip(self.image_size, self.patch_size, strict=True))
+
+    @property
+    def patch_dim(self) -> int:
+        """Number of pixel values of a patch."""
+        return self.channels * math.prod(self.patch_size)
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of a block's MLP."""
+        return round(self.dim * self.mlp_ratio)
+
+    @property
+    def classifier_hidden(self) -> int:
+        """Hidden units of the classifier."""
+        return self.head_hidden or max(1, self.dim // 2)
+
+
+class Encoder(nn.Module):
+    """Pre-norm transformer blocks; every parameter holds all blocks, stacked along its first dimension."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        depth, dim, heads, hidden = config.depth, config.dim, config.heads, config.hidden
+        inner = (heads, dim // heads)
+        self.query = nn.Parameter(torch.empty(depth, *inner, dim))
+        self.key = nn.Parameter(torch.empty(depth, *inner, dim))
+        self.value = nn.Parameter(torch.empty(depth, *inner, dim))
+        self.out = nn.Parameter(torch.empty(depth, dim, *inner))
+        self.up = nn.Parameter(torch.empty(depth, hidden, dim))
+        self.down = nn.Parameter(torch.empty(depth, dim, hidden))
+        self.query_bias = nn.Parameter(torch.zeros(depth, dim))
+        self.key_bias = nn.Parameter(torch.zeros(depth, dim))
+        self.value_bias = nn.Parameter(torch.zeros(depth, dim))
+        self.out_bias = nn.Parameter(torch.zeros(depth, dim))
+        self.up_bias = nn.Parameter(torch.zeros(depth, hidden))
+        self.down_bias = nn.Parameter(torch.zeros(depth, dim))
+        self.attention_norm = nn.Parameter(torch.ones(depth, dim))
+        self.attention_norm_bias = nn.Parameter(torch.zeros(depth, dim))
+        self.mlp_norm = nn.Parameter(torch.ones(depth, dim))
+        self.mlp_norm_bias = nn.Parameter(torch.zeros(depth, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, dim) -> (batch, tokens, dim)."""
+        batch, tokens, dim = x.shape
+        heads = self.query.shape[1]
+        query, key, value = (w.flatten(1, 2).unbind() for w in (self.query, self.key, self.value))
+        out, up, down = self.out.flatten(2).unbind(), self.up.unbind(), self.down.unbind()
+        query_bias, key_bias, value_bias = self.query_bias.unbind(), self.key_bias.unbind(), self.value_bias.unbind()
+        out_bias, up_bias, down_bias = self.out_bias.unbind(), self.up_bias.unbind(), self.down_bias.unbind()
+        norm1, norm1_bias = self.attention_norm.unbind(), self.attention_norm_bias.unbind()
+        norm2, norm2_bias = self.mlp_norm.unbind(), self.mlp_norm_bias.unbind()
+
+        def split(z: Tensor) -> Tensor:  # (batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim)
+            return z.view(batch, tokens, heads, -1).transpose(1, 2)
+
+        for i in range(len(query)):
+            z = F.layer_norm(x, (dim,), norm1[i], norm1_bias[i])
+            q = split(F.linear(z, query[i], query_bias[i]))
+            k = split(F.linear(z, key[i], key_bias[i]))
+            v = split(F.linear(z, value[i], value_bias[i]))
+            z = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x = x + F.linear(z, out[i], out_bias[i])
+            z = F.layer_norm(x, (dim,), norm2[i], norm2_bias[i])
+            x = x + F.linear(F.gelu(F.linear(z, up[i], up_bias[i])), down[i], down_bias[i])
+        return x
+
+
+class Classifier(nn.Module):
+    """Two-layer classifier on the pooled tokens."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        hidden = config.classifier_hidden
+        self.hidden = nn.Parameter(torch.empty(hidden, config.dim))
+        self.out = nn.Parameter(torch.empty(config.classes, hidden))
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+        self.out_bias = nn.Parameter(torch.zeros(config.classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, dim) -> (batch, classes)."""
+        return F.linear(F.relu(F.linear(x, self.hidden, self.hidden_bias)), self.out, self.out_bias)
+
+
+class ViT(nn.Module):
+    """A Vision Transformer: images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
+
+    The weights of one role of all blocks are one parameter (`weight_sites` names their dimensions), so
+    ``torch.func.functional_call(vit, {"encoder.up": draw, ...}, (images,))`` runs it on sampled weights.
+
+    Example:
+        >>> ViT(ViTConfig(image_size=8, patch_size=2, mlp_ratio=4))(torch.rand(3, 1, 8, 8)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = nn.Parameter(torch.empty(config.dim, config.patch_dim))
+        self.patch_embed_bias = nn.Parameter(torch.zeros(config.dim))
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if config.pooling == "cls" else None
+        tokens = config.tokens + (config.pooling == "cls")
+        self.position = nn.Parameter(torch.empty(tokens, config.dim)) if config.position_embedding else None
+        self.encoder = Encoder(config)
+        self.norm = nn.LayerNorm(config.dim)
+        self.head = Classifier(config)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every weight uniformly within one over the square root of its fan-in, as `nn.Linear` does."""
+        with torch.no_grad():
+            for site in self.weight_sites():
+                bound = 1 / math.sqrt(site.fan_in)
+                self.get_parameter(site.name).uniform_(-bound, bound)
+            for extra in (self.position, self.class_token):
+                if extra is not None:
+                    extra.normal_(std=0.02)
+
+    def weight_sites(self) -> list[WeightSite]:
+        """The weights that a prior may mask, in the order in which the network uses them."""
+        inner, wide = ("head", "head_dim"), "hidden"
+        table = {
+            "patch_embed": (("dim", "patch"), ("patch",), ("dim",)),
+            "encoder.query": ((LAYER, *inner, "dim"), ("dim",), inner),
+            "encoder.key": ((LAYER, *inner, "dim"), ("dim",), inner),
+            "encoder.value": ((LAYER, *inner, "dim"), ("dim",), inner),
+            "encoder.out": ((LAYER, "dim", *inner), inner, ("dim",)),
+            "encoder.up": ((LAYER, wide, "dim"), ("dim",), (wide,)),
+            "encoder.down": ((LAYER, "dim", wide), (wide,), ("dim",)),
+            "head.hidden": (("head_hidden", "dim"), ("dim",), ("head_hidden",)),
+            "head.out": (("class", "head_hidden"), ("head_hidden",), ("class",)),
+        }
+        return [
+            WeightSite(name, tuple(self.get_parameter(name).shape), dims, reads, writes)
+            for name, (dims, reads, writes) in table.items()
+        ]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) to normalised tokens (batch, tokens, dim).
+
+        Raises:
+            InputError: if the images are not of the configured size.
+        """
+        config = self.config
+        if images.dim() != 4 or images.shape[1:] != (config.channels, *config.image_size):
+            raise InputError(
+                f"images of shape {tuple(images.shape)}: this network takes "
+                f"(batch, {config.channels}, {config.image_size[0]}, {config.image_size[1]}); "
+                "resize them or change ViTConfig"
+            )
+        pixels = (images - config.pixel_mean) / config.pixel_std
+        patches = F.unfold(pixels, config.patch_size, stride=config.patch_size).transpose(1, 2)
+        x = F.linear(patches, self.patch_embed, self.patch_embed_bias)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+        if self.position is not None:
+            x = x + self.position
+        return self.norm(self.encoder(x))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Tokens (batch, tokens, dim) to logits (batch, classes)."""
+        return self.head(features.mean(1) if self.class_token is None else features[:, 0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) in [0, 1] to logits (batch, classes)."""
+        return self.forward_head(self.forward_features(images))

@@ -1,0 +1,26 @@
+"""Show a module's parameters to Pyro's handlers without the global parameter store."""
+
+import weakref
+
+from pyro.distributions import constraints
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import nn
+
+
+def announce_parameters(prefix: str, module: nn.Module) -> None:
+    """Tell `pyro.infer.SVI`, or any other handler that collects parameters, of every trainable one.
+
+    `pyro.module` would enter them in the global store, which hands the tensors of an older module of the
+    same name to a newer one. This sends the same messages and stores nothing.
+    """
+    if not any(isinstance(handler, TraceMessenger) and handler.param_only for handler in _PYRO_STACK):
+        return  # nobody collects parameters, and forty messages a step are not free
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            if not hasattr(parameter, "unconstrained"):
+                parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+            full = f"{prefix}$$${name}"
+            effectful(type="param")(lambda *_, value=parameter, **__: value)(
+                full, parameter, constraint=constraints.real, name=full
+            )

@@ -1,0 +1,129 @@
+"""The posterior predictive, streamed: one batch of images and one draw of the weights at a time."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from .errors import InputError
+from .models import IsingViT
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Posterior predictive of n images over k classes.
+
+    Attributes:
+        probs: mean probabilities over the draws, (n, k).
+        lower, upper: bounds of the central credible interval of each probability, (n, k).
+        entropy: of the mean probabilities, in nats, (n,): all uncertainty.
+        mutual_information: between label and weights, in nats, (n,): the part that more data would remove.
+    """
+
+    probs: Tensor
+    lower: Tensor
+    upper: Tensor
+    entropy: Tensor
+    mutual_information: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """Most probable class, (n,)."""
+        return self.probs.argmax(-1)
+
+
+def predict(
+    model: IsingViT,
+    guide: nn.Module,
+    images: Tensor,
+    draws: int = 50,
+    interval: float = 0.9,
+    batch_size: int = 500,
+    seed: int = 0,
+) -> Prediction:
+    """Average the network's predictions over draws of masks and weights from a guide.
+
+    The t-th draw is the same for all images. Memory beyond the result is that of one batch.
+
+    Args:
+        model, guide: a fitted pair.
+        images: (n, channels, height, width) within [0, 1], on any device.
+        draws: number of draws from the guide.
+        interval: mass of the credible intervals, within (0, 1).
+        batch_size: images at a time.
+        seed: of the draws.
+
+    Raises:
+        InputError: if a value is out of range.
+    """
+    if draws < 1:
+        raise InputError(f"draws={draws}: need at least one")
+    if not 0 < interval < 1:
+        raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
+    device = next(guide.parameters()).device
+    levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=device)
+    parts: list[tuple[Tensor, ...]] = []
+    with evaluating(model, guide), seeded(device):
+        for batch in images.split(batch_size):
+            batch = batch.to(device)
+            each = torch.stack([model.logits(batch, w).softmax(-1) for w in posterior_draws(model, guide, draws, seed)])
+            probs = each.mean(0)
+            entropy = torch.special.entr(probs).sum(-1)
+            expected = torch.special.entr(each).sum(-1).mean(0)
+            lower, upper = each.quantile(levels, 0)
+            parts.append((probs, lower, upper, entropy, (entropy - expected).clamp_min(0)))
+    return Prediction(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+def predict_plug_in(
+    model: IsingViT, guide: nn.Module, images: Tensor, masks: Mapping[str, Tensor] | None = None, batch_size: int = 500
+) -> Tensor:
+    """Probabilities (n, k) of one network: the posterior mean weights under given masks.
+
+    Args:
+        model, guide: a fitted pair; the guide is a `Guide`.
+        images: (n, channels, height, width) within [0, 1], on any device.
+        masks: by site name; the median-probability model if None.
+        batch_size: images at a time.
+    """
+    device = next(guide.parameters()).device
+    with evaluating(model, guide):
+        weights = guide.mean_weights(guide.median_masks() if masks is None else dict(masks))
+        return torch.cat(
+            [model.logits(batch.to(device), weights).softmax(-1).cpu() for batch in images.split(batch_size)]
+        )
+
+
+def posterior_draws(model: IsingViT, guide: nn.Module, draws: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Draws of all weights, masks applied, by site name. The t-th depends on seed and t alone."""
+    for draw in range(draws):
+        torch.manual_seed(seed * 1_000_003 + draw)
+        trace = poutine.trace(guide).get_trace()
+        yield poutine.replay(model.draw_weights, trace=trace)()
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """No gradients, evaluation mode, hidden from outer Pyro handlers; modes are put back at the end."""
+    before = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad(), poutine.block():
+            yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.train(training)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Torch's random state is put back at the end; set from ``seed`` at the start if there is one."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

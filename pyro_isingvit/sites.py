@@ -1,0 +1,78 @@
+"""What the model samples: one `WeightSite` for each role of a network's weights."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import InputError
+
+LAYER = "layer"
+"""The dimension that runs over the blocks of the encoder."""
+
+
+@dataclass(frozen=True)
+class WeightSite:
+    """A weight tensor that a prior and a guide speak about.
+
+    Attributes:
+        name: name of the parameter in the network, e.g. ``"encoder.up"``. The Pyro sample sites are
+            ``f"{name}.mask"`` and ``f"{name}.weight"``.
+        shape: shape of the weight.
+        dims: a name for each dimension; they become ArviZ coordinates.
+        reads: the dimensions the weight sums over when it is applied (its input units).
+        writes: the dimensions of what it produces (its output units).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.dims):
+            raise InputError(f"site {self.name!r}: shape {self.shape} needs {len(self.shape)} dims, got {self.dims}")
+        strangers = (set(self.reads) | set(self.writes)) - set(self.dims)
+        if strangers:
+            raise InputError(f"site {self.name!r}: reads and writes must be among dims {self.dims}, not {strangers}")
+
+    @property
+    def mask_name(self) -> str:
+        """Name of the Pyro site of the binary mask."""
+        return f"{self.name}.mask"
+
+    @property
+    def weight_name(self) -> str:
+        """Name of the Pyro site of the weight."""
+        return f"{self.name}.weight"
+
+    @property
+    def key(self) -> str:
+        """The name without dots, as `torch.nn.ParameterDict` wants it."""
+        return self.name.replace(".", "_")
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def fan_in(self) -> int:
+        """Number of inputs that one output of the weight sums over."""
+        return math.prod(size for size, dim in zip(self.shape, self.dims, strict=True) if dim in self.reads)
+
+    def axis(self, dim: str) -> int:
+        """The axis of a dimension, counted from the right, so that batch dimensions may stand before it."""
+        return self.dims.index(dim) - len(self.dims)
+
+
+def by_name(sites: Sequence[WeightSite]) -> dict[str, WeightSite]:
+    """The sites as a dictionary, in their order.
+
+    Raises:
+        InputError: if two sites share a name, or there is none.
+    """
+    table = {site.name: site for site in sites}
+    if len(table) != len(sites) or not table:
+        raise InputError(f"sites={[s.name for s in sites]}: need at least one site and different names")
+    return table
