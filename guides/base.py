@@ -86,6 +86,16 @@ class Guide(nn.Module):
         """Posterior mean of every weight given masks, by site name."""
         return {site.name: self.weight(site, masks.get(site.name)).mean for site in self.model.sites}
 
+    def hold_density(self, density: float) -> None:
+        """From now on keep the mean inclusion probability at ``density``.
+
+        Raises:
+            InputError: if this family cannot, or the density is out of range.
+        """
+        raise InputError(
+            f"target_density={density}: {type(self).__name__} cannot hold a density; use LikelihoodGuided"
+        )
+
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Trainable parameters as the groups of a torch optimiser."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": learning_rate}]

@@ -2,7 +2,8 @@ r"""Mean field whose masks follow the likelihood's own account of what each weig
 
 For a Bernoulli mask the exact natural gradient of the ELBO in its logit vanishes at
 
-.. math:: \mathrm{logit} = (L_+ - L_-)/T - \mathrm{KL}(q(w|1) \| p(w|1)) + \log\frac{\pi}{1-\pi} + \text{Ising local field}
+.. math:: \mathrm{logit} =
+   (L_+ - L_-)/T - \mathrm{KL}(q(w|1) \| p(w|1)) + \log\frac{\pi}{1-\pi} + \text{Ising local field}
 
 and this guide moves a share of the way there after every few batches. The same curvature gives the scale
 of each weight in closed form, :math:`1/s^2 = F/T + 1/S^2`.
@@ -57,7 +58,7 @@ class LikelihoodGuided(MeanField):
         model: IsingViT,
         initial_logit: float = 4.0,
         initial_scale: float = 5e-3,
-        rate: float = 0.02,
+        rate: float = 0.05,
         decay: float = 0.98,
         refresh_every: int = 10,
         target_density: float | None = None,
@@ -75,7 +76,9 @@ class LikelihoodGuided(MeanField):
         if refresh_every < 1:
             raise InputError(f"refresh_every={refresh_every}: must be at least 1")
         self.rate, self.refresh_every = rate, refresh_every
-        self.target_density = target_density
+        self.target_density: float | None = None
+        if target_density is not None:
+            self.hold_density(target_density)
         self.curvature = SquaredGradient(model.sites, decay)
         self.logit.requires_grad_(False)
         self.log_scale.requires_grad_(False)
@@ -83,18 +86,12 @@ class LikelihoodGuided(MeanField):
         self._circumstances = (1, 1, 1.0)
         self._since_refresh = 0
 
-    @property
-    def target_density(self) -> float | None:
-        """Mean inclusion probability to hold, or None to leave it to the prior."""
-        return self._target_density
+    def hold_density(self, density: float) -> None:
+        if not 0 < density < 1:
+            raise InputError(f"target_density={density}: a share of the weights lies between 0 and 1, e.g. 0.3")
+        self.target_density = density
 
-    @target_density.setter
-    def target_density(self, value: float | None) -> None:
-        if value is not None and not 0 < value < 1:
-            raise InputError(f"target_density={value}: a share of the weights lies strictly between 0 and 1, e.g. 0.3")
-        self._target_density = value
-
-    def on_weight_gradient(self, site: WeightSite, gradient: Tensor, batch_size: int) -> None:  # type: ignore[override]
+    def on_weight_gradient(self, site: WeightSite, gradient: Tensor, batch_size: int) -> None:
         """Keep what the backward pass found; it is taken in when the guide next runs."""
         self._gradients[site.key] = gradient
         self._circumstances = (batch_size, self.model.num_data or batch_size, self.model.temperature)

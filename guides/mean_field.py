@@ -85,4 +85,4 @@ class MeanField(Guide):
         known = {id(p) for p in logits}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         groups = [{"params": others, "lr": learning_rate}]
-        return groups + [{"params": logits, "lr": learning_rate * self.mask_rate}] if logits else groups
+        return [*groups, {"params": logits, "lr": learning_rate * self.mask_rate}] if logits else groups

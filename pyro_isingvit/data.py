@@ -57,7 +57,8 @@ class Images:
         if strange.any():
             where = int(strange.nonzero()[0])
             raise InputError(
-                f"labels[{where}]={int(labels[where])}: must lie within [0, {self.classes}); correct it or raise classes"
+                f"labels[{where}]={int(labels[where])}: must lie within [0, {self.classes}); "
+                "correct it or raise classes"
             )
 
     def __len__(self) -> int:
@@ -152,7 +153,7 @@ def _torchvision(name: str) -> Callable[[Path | None], Images]:
 
 def _npz(path: Path) -> Images:
     if not path.is_file():
-        raise InputError(f"dataset={str(path)!r}: no such file; save one with numpy.savez(path, images=..., labels=...)")
+        raise InputError(f"dataset={str(path)!r}: no such file; make one by numpy.savez(path, images=..., labels=...)")
     with np.load(path, allow_pickle=False) as arrays:
         missing = {"images", "labels"} - set(arrays.files)
         if missing:
@@ -215,6 +216,7 @@ class RandomAffine(Config):
         angle, shear = noise[0] * math.radians(self.degrees), torch.tan(noise[1] * math.radians(self.shear))
         scale, shift = 1 + noise[2] * self.scale, noise[3:] * 2 * self.translate
         cos, sin = angle.cos() * scale, angle.sin() * scale
-        rows = [torch.stack([cos, cos * shear - sin, shift[0]], -1), torch.stack([sin, sin * shear + cos, shift[1]], -1)]
-        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        first = torch.stack([cos, cos * shear - sin, shift[0]], -1)
+        second = torch.stack([sin, sin * shear + cos, shift[1]], -1)
+        grid = F.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)

@@ -28,6 +28,7 @@ LOGS = 50
 LOGGED_IMAGES = 1000
 """Held-out (else training) images behind the accuracy and NLL of each row, at most."""
 
+
 class FitConfig(Config):
     """How to train.
 
@@ -35,11 +36,11 @@ class FitConfig(Config):
         steps: optimiser steps in all.
         batch_size: images a step.
         learning_rate: peak rate of Adam.
-        warmup: share of the steps over which the rate rises to its peak; then it falls along a cosine.
+        warmup: share of the steps over which the rate rises to its peak; then it falls to zero along a cosine.
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
-        temperature: T of the power posterior, or ``"auto"``: the one of least negative log-likelihood on
-            the validation images, along a path from cold to hot through half of the Ising phase.
+        temperature: T of the power posterior, or ``"auto"``: half of the Ising phase follows a path from
+            cold to hot, and the validation images decide where to stay; see `temperature.follow_path`.
         target_density: hold the mean inclusion probability here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or None.
@@ -51,7 +52,7 @@ class FitConfig(Config):
     batch_size: pydantic.PositiveInt = 50
     learning_rate: pydantic.PositiveFloat = 2e-3
     warmup: float = pydantic.Field(default=0.2, gt=0, lt=1)
-    pilot: float = pydantic.Field(default=0.5, ge=0, le=1)
+    pilot: float = pydantic.Field(default=0.4, ge=0, le=1)
     fine_tune: float = pydantic.Field(default=0.0, ge=0, le=1)
     temperature: pydantic.PositiveFloat | Literal["auto"] = "auto"
     target_density: float | None = pydantic.Field(default=None, gt=0, lt=1)
@@ -65,6 +66,13 @@ class FitConfig(Config):
         if self.pilot + self.fine_tune > 1:
             raise ValueError(f"pilot={self.pilot} and fine_tune={self.fine_tune} are more than 1 together; lower one")
         return self
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step (from 0) as a share of its peak: a linear rise, then a cosine to zero."""
+        rise = self.warmup * self.steps
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / (self.steps - rise))))
 
     def torch_device(self) -> torch.device:
         """The device that ``device`` means here.
@@ -113,9 +121,7 @@ def fit(
     with (
         seeded(device, config.seed),
         pyro.validation_enabled(False),
-        Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress
-        ) as bar,
+        Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress) as bar,
     ):
         trainer = Trainer(model, guide, train.to(device), validation, config, bar)
         path = None
@@ -124,7 +130,8 @@ def fit(
         else:
             pilot, fine_tune = (round(share * config.steps) for share in (config.pilot, config.fine_tune))
             model.fix_masks({name: torch.ones(shape, device=device) for name, shape in guide.mask_shapes.items()})
-            trainer.run(pilot, "pilot")
+            if pilot:
+                trainer.run(pilot, "pilot")
             model.fix_masks(None)
             ising = config.steps - pilot - fine_tune
             if config.temperature == "auto" and ising:
@@ -152,7 +159,8 @@ class Trainer:
     ) -> None:
         device = train.images.device
         self.model, self.guide, self.train, self.config = model.to(device), guide.to(device), train, config
-        self.step, self.rows, self.started = 0, [], time.perf_counter()  # type: tuple[int, list[dict[str, Any]], float]
+        self.step, self.started = 0, time.perf_counter()
+        self.rows: list[dict[str, Any]] = []
         model.num_data = len(train)
         model.temperature = coldest(model, len(train)) if config.temperature == "auto" else config.temperature
         self.loss = TraceGraph_ELBO()(model, guide)
@@ -161,9 +169,7 @@ class Trainer:
         groups = [*guide.parameter_groups(rate), *([{"params": shared, "lr": rate}] if shared else [])]
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, fused=True)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, [group["lr"] for group in groups], total_steps=config.steps + 1, pct_start=config.warmup
-        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, config.rate_at)
         held_out = train if validation is None else validation.to(device)
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
         self.batches = _batches(len(train), config.batch_size, device)
@@ -215,9 +221,7 @@ class Trainer:
         }
         self.rows.append(row)
         density = f"  density {row['median_density']:.0%}" if "median_density" in row else ""
-        self.bar.update(
-            self.task, description=f"{phase:9} loss {loss:.3f}  accuracy {row['accuracy']:.1%}{density}"
-        )
+        self.bar.update(self.task, description=f"{phase:9} loss {loss:.3f}  accuracy {row['accuracy']:.1%}{density}")
 
 
 def _batches(total: int, size: int, device: torch.device) -> Iterator[Tensor]:
@@ -233,12 +237,7 @@ def _check(model: IsingViT, guide: Guide, train: Images, validation: Images | No
     if config.temperature == "auto" and validation is None:
         raise InputError('temperature="auto" is decided on held-out images: pass validation, or a number, e.g. 1e-3')
     if config.target_density is not None:
-        if not hasattr(guide, "target_density"):
-            raise InputError(
-                f"target_density={config.target_density}: {type(guide).__name__} cannot hold a density; "
-                "use LikelihoodGuided"
-            )
-        guide.target_density = config.target_density
+        guide.hold_density(config.target_density)
     for name, part in (("train", train), ("validation", validation)):
         if part is None:
             continue

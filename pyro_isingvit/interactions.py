@@ -204,10 +204,7 @@ class CouplingGraph:
             raise InputError(f"no coupling of {sorted(named)}; there are {[c.name for c in self.couplings]}")
         return type(self)(
             list(self.sites.values()),
-            [
-                replace(c, strength=c.strength * factor) if named <= {c.first, c.second} else c
-                for c in self.couplings
-            ],
+            [replace(c, strength=c.strength * factor) if named <= {c.first, c.second} else c for c in self.couplings],
         )
 
     def join(self, masks: Mapping[str, Tensor]) -> Tensor:
@@ -232,6 +229,4 @@ class CouplingGraph:
         for site in self.sites.values():
             blocks.append(slice(start, start + site.numel))
             start += site.numel
-        return Ising(
-            self.join(fields), lambda spins: self.energy(self.split((spins + 1) / 2)), blocks, sweeps=sweeps
-        )
+        return Ising(self.join(fields), lambda spins: self.energy(self.split((spins + 1) / 2)), blocks, sweeps=sweeps)

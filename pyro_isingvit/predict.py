@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from .errors import InputError
+from .guides import Guide
 from .models import IsingViT
 
 
@@ -79,12 +80,12 @@ def predict(
 
 
 def predict_plug_in(
-    model: IsingViT, guide: nn.Module, images: Tensor, masks: Mapping[str, Tensor] | None = None, batch_size: int = 500
+    model: IsingViT, guide: Guide, images: Tensor, masks: Mapping[str, Tensor] | None = None, batch_size: int = 500
 ) -> Tensor:
     """Probabilities (n, k) of one network: the posterior mean weights under given masks.
 
     Args:
-        model, guide: a fitted pair; the guide is a `Guide`.
+        model, guide: a fitted pair.
         images: (n, channels, height, width) within [0, 1], on any device.
         masks: by site name; the median-probability model if None.
         batch_size: images at a time.

@@ -7,7 +7,6 @@ from typing import Self
 
 import pandas as pd
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from .errors import InputError
@@ -74,7 +73,11 @@ class FitResult:
         parts = {"model": self.model.state_dict(), "guide": self.guide.state_dict()}
         if self.model.fixed_masks is not None:
             parts["fixed_masks"] = self.model.fixed_masks
-        tensors = {f"{part}/{k}": v.detach().cpu().contiguous() for part, state in parts.items() for k, v in state.items()}
+        tensors = {
+            f"{part}/{name}": tensor.detach().cpu().contiguous()
+            for part, state in parts.items()
+            for name, tensor in state.items()
+        }
         facts = {
             "format": FORMAT,
             "temperature": self.model.temperature,

@@ -33,11 +33,11 @@ def coldest(model: IsingViT, num_data: int) -> float:
 
 
 def follow_path(trainer: "Trainer", validation: Images, ising: int) -> pd.DataFrame:
-    """Train through rising temperatures and go back to the one of least validation NLL.
+    """Train through rising temperatures and go back to the one that the validation images favour.
 
     Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the
-    whole curve of NLL against density, as a lasso path does. Model, guide and optimiser are left as they
-    were at the best temperature.
+    whole curve of NLL against density, as a lasso path does. Chosen is the temperature of least
+    validation NLL; model, guide and optimiser are left as they were there.
 
     Args:
         trainer: at the start of its Ising phase.
@@ -49,30 +49,24 @@ def follow_path(trainer: "Trainer", validation: Images, ising: int) -> pd.DataFr
     """
     model, guide = trainer.model, trainer.guide
     steps = max(1, round(SHARE * ising / len(FACTORS)))
+    labels = validation.labels.cpu()
     rows: list[dict[str, Any]] = []
-    best: dict[str, Any] = {}
-    for factor in FACTORS:
-        if trainer.step + steps > trainer.config.steps:
-            break
+    parts: tuple[Any, ...] = model, guide, trainer.optimizer
+    best: list[dict[str, Any]] = []
+    for factor in FACTORS[: max(1, ising // steps)]:
         model.temperature = factor / FACTORS[0] * coldest(model, len(trainer.train))
-        trainer.run(steps, "ising")
+        trainer.run(steps, "path")
         probs = predict(model, guide, validation.images, draws=DRAWS).probs
-        nll = float(torch.nn.functional.nll_loss(probs.clamp_min(1e-12).log(), validation.labels.cpu()))
-        accuracy = float((probs.argmax(-1) == validation.labels.cpu()).float().mean())
+        nll = float(torch.nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels))
+        accuracy = float((probs.argmax(-1) == labels).float().mean())
         rows.append({"temperature": model.temperature, "nll": nll, "accuracy": accuracy, **densities(guide)})
-        if nll <= min(row["nll"] for row in rows):
-            states = {
-                "model": model.state_dict(),
-                "guide": guide.state_dict(),
-                "optimizer": trainer.optimizer.state_dict(),
-            }
-            best = copy.deepcopy(states) | {"temperature": model.temperature}
-        elif nll > PATIENCE * min(row["nll"] for row in rows):
+        least = min(row["nll"] for row in rows)
+        if nll == least:
+            best, temperature = [copy.deepcopy(part.state_dict()) for part in parts], model.temperature
+        elif nll > PATIENCE * least:
             break
-    model.load_state_dict(best["model"])
-    guide.load_state_dict(best["guide"])
-    trainer.optimizer.load_state_dict(best["optimizer"])
-    model.temperature = best["temperature"]
+    for part, state in zip(parts, best, strict=True):
+        part.load_state_dict(state)
+    model.temperature = temperature
     path = pd.DataFrame(rows)
-    path["chosen"] = path["temperature"] == model.temperature
-    return path
+    return path.assign(chosen=path["temperature"] == temperature)

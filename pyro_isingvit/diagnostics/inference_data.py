@@ -85,7 +85,7 @@ def to_inference_data(result: FitResult, data: Images | None = None, draws: int 
 def _from_dict(groups: dict[str, dict[str, np.ndarray]], dims: dict[str, list[str]], attrs: dict[str, Any]) -> Any:
     az = _arviz()
     if int(version("arviz").split(".")[0]) >= 1:
-        return az.from_dict(groups, dims=dims, attrs={"/": attrs} | {group: attrs for group in groups})
+        return az.from_dict(groups, dims=dims, attrs={"/": attrs} | dict.fromkeys(groups, attrs))
     return az.from_dict(**groups, dims=dims, attrs=attrs)
 
 

@@ -3,42 +3,44 @@
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from ..guides import Guide
 from .inclusion import inclusion_table
 
-DARK, LIGHT, ACCENT = "#1b3a5c", "#9dc3e6", "#d1495b"
-PHASE_SHADES = {"ising": "#eef3f8", "fine-tune": "#dde7f1"}
+DARK, LIGHT, ACCENT = "#1b3a5c", "#8ab6de", "#c8553d"
+PHASE_SHADES = {"path": "#e3ebf3", "ising": "#f1f5f9", "fine-tune": "#dde7f1"}
 
 
-def plot_training(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Loss and held-out NLL (left) and density (right) against steps, the phases shaded.
+def plot_loss(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Training loss and NLL of held-out images against steps, the phases shaded.
 
     Args:
         history: `FitResult.history`.
-        ax: where to draw; a new figure if None.
+        ax: where to draw; that of a new figure if None.
     """
-    ax = Figure(figsize=(8, 4), layout="constrained").subplots() if ax is None else ax
-    for phase, rows in history.groupby("phase", sort=False):
-        begin = max(0, history["step"].shift(fill_value=0)[rows.index[0]])
-        ax.axvspan(begin, rows["step"].iloc[-1], color=PHASE_SHADES.get(str(phase), "white"), lw=0, zorder=0)
-        ax.annotate(
-            str(phase), (begin, 1), xycoords=("data", "axes fraction"), xytext=(4, -12), textcoords="offset points"
-        )
-    ax.plot(history["step"], history["loss"], color=LIGHT, label="loss a training image (nats)")
-    ax.plot(history["step"], history["nll"], color=DARK, label="NLL a held-out image (nats)")
-    ax.set(xlabel="step", ylabel="nats", yscale="log", xlim=(0, history["step"].iloc[-1]))
-    ax.spines[["top", "right"]].set_visible(False)
-    handles, labels = ax.get_legend_handles_labels()
-    if "median_density" in history:
-        right = ax.twinx()
-        right.plot(history["step"], history["expected_density"], color=ACCENT, ls="--", label="expected density")
-        right.plot(history["step"], history["median_density"], color=ACCENT, label="density, median model")
-        right.set(ylim=(0, 1.02), ylabel="share of weights kept")
-        right.spines["top"].set_visible(False)
-        more = right.get_legend_handles_labels()
-        handles, labels = handles + more[0], labels + more[1]
-    ax.legend(handles, labels, loc="lower left", fontsize="small", frameon=False)
+    ax = _phases(history, ax)
+    ax.plot(history["step"], history["loss"], color=LIGHT, label="training loss (with the price of the weights)")
+    ax.plot(history["step"], history["nll"], color=DARK, label="NLL of held-out images, one network")
+    ax.set(ylabel="nats an image", yscale="log")
+    ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.legend(loc="lower left", fontsize="small", framealpha=0.8, edgecolor="none")
+    return ax
+
+
+def plot_density(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Share of the weights that is kept against steps, expected and in the median-probability model.
+
+    Args:
+        history: `FitResult.history` of a guide with masks.
+        ax: where to draw; that of a new figure if None.
+    """
+    ax = _phases(history, ax)
+    ax.plot(history["step"], history["expected_density"], color=LIGHT, label="mean inclusion probability")
+    ax.plot(history["step"], history["median_density"], color=DARK, label="share in the median-probability model")
+    ax.set(ylabel="weights kept", ylim=(0, 1.03))
+    ax.legend(loc="lower left", fontsize="small", framealpha=0.8, edgecolor="none")
     return ax
 
 
@@ -47,23 +49,76 @@ def plot_inclusion(guide: Guide, ax: Axes | None = None) -> Axes:
 
     Args:
         guide: a guide with masks.
-        ax: where to draw; a new figure if None.
+        ax: where to draw; that of a new figure if None.
     """
     table = inclusion_table(guide)
     names = [
-        site if pd.isna(layer) else f"{site.removeprefix('encoder.')}, block {int(layer) + 1}"
+        site if pd.isna(layer) else f"block {int(layer) + 1}  {site.removeprefix('encoder.')}"
         for site, layer in zip(table["site"], table["layer"], strict=True)
     ]
-    if ax is None:
-        ax = Figure(figsize=(7, 1.2 + 0.27 * len(table)), layout="constrained").subplots()
+    ax = _axes(7, 1.3 + 0.27 * len(table)) if ax is None else ax
     rows = range(len(table))
     ax.barh(rows, table["expected"], color=LIGHT, label="mean inclusion probability")
-    ax.plot(table["median"], rows, "o", color=DARK, ms=5, label="share in the median-probability model")
-    for row, weights in enumerate(table["weights"]):
-        ax.annotate(f"{weights:,}", (1, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize="small")
-    ax.annotate("weights", (1, -0.9), xytext=(6, 0), textcoords="offset points", va="center", fontsize="small")
+    ax.plot(table["median"], rows, "o", color=DARK, ms=5, clip_on=False, label="share in the median-probability model")
+    for row, label in [(-1, "weights"), *((row, f"{weights:,}") for row, weights in enumerate(table["weights"]))]:
+        ax.annotate(
+            label,
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(60, 0),
+            textcoords="offset points",
+            va="center",
+            ha="right",
+            fontsize="small",
+        )
     ax.set_yticks(rows, names)
-    ax.set(xlim=(0, 1), ylim=(len(table) - 0.4, -1.3), xlabel="inclusion")
+    ax.set(xlim=(0, 1), ylim=(len(table) - 0.4, -1.4), xlabel="inclusion")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2, fontsize="small", frameon=False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small", frameon=False)
+    return ax
+
+
+def figure_training(history: pd.DataFrame) -> Figure:
+    """`plot_loss` above `plot_density` (where there are masks)."""
+    panels = 2 if "median_density" in history else 1
+    figure = Figure(figsize=(8, 2.9 * panels), layout="constrained")
+    axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+    plot_loss(history, axes[0])
+    if panels == 2:
+        plot_density(history, axes[1])
+        axes[0].set_xlabel("")
+    return figure
+
+
+def figure_inclusion(guide: Guide) -> Figure:
+    """`plot_inclusion` as a figure."""
+    figure = plot_inclusion(guide).get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def _axes(width: float, height: float) -> Axes:
+    """Axes of a new figure that pyplot does not keep alive."""
+    return Figure(figsize=(width, height), layout="constrained").subplots()
+
+
+def _phases(history: pd.DataFrame, ax: Axes | None) -> Axes:
+    """Axes over the steps with the phases shaded and named above."""
+    ax = _axes(8, 3) if ax is None else ax
+    begin = 0
+    for phase, rows in history.groupby("phase", sort=False):
+        end = int(rows["step"].iloc[-1])
+        ax.axvspan(begin, end, color=PHASE_SHADES.get(str(phase), "white"), lw=0, zorder=0)
+        ax.annotate(
+            str(phase),
+            ((begin + end) / 2, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize="small",
+        )
+        begin = end
+    ax.set(xlabel="step", xlim=(0, begin))
+    ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -34,7 +34,7 @@ class Gaussian(Normal):
         Distribution.__init__(self, full, validate_args=validate_args)
 
     @property
-    def loc(self) -> Tensor:  # type: ignore[override]
+    def loc(self) -> Tensor:
         return self._loc.expand(self.batch_shape)
 
     @property
@@ -42,7 +42,7 @@ class Gaussian(Normal):
         return self._log_scale.expand(self.batch_shape)
 
     @property
-    def scale(self) -> Tensor:  # type: ignore[override]
+    def scale(self) -> Tensor:
         return self._scale.expand(self.batch_shape)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:

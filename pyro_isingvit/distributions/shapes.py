@@ -1,6 +1,7 @@
 """Shapes, fast: a step builds dozens of distributions."""
 
 import torch
+from torch import Tensor
 
 
 def common_shape(*shapes: torch.Size) -> torch.Size:
@@ -9,3 +10,11 @@ def common_shape(*shapes: torch.Size) -> torch.Size:
     if len(different) <= 1:
         return different.pop() if different else torch.Size()
     return torch.Size(torch.broadcast_shapes(*different))
+
+
+def sum_event(elements: Tensor, batch_shape: torch.Size, event_shape: torch.Size) -> Tensor:
+    """Sum over the event, after broadcasting to batch and event shape where elements fall short of them."""
+    full = batch_shape + event_shape
+    if elements.shape[elements.dim() - len(full) :] != full or elements.dim() < len(full):
+        elements = elements.expand(torch.broadcast_shapes(elements.shape, full))
+    return elements.flatten(elements.dim() - len(event_shape)).sum(-1) if event_shape else elements

@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence, register_kl
 from torch.distributions.utils import broadcast_all
 
 from .gaussian import Gaussian
-from .shapes import common_shape
+from .shapes import common_shape, sum_event
 
 
 class SpikeAndSlab(TorchDistribution):
@@ -54,17 +54,17 @@ class SpikeAndSlab(TorchDistribution):
         super().__init__(shape[:cut], shape[cut:], validate_args=validate_args)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, self.event_dim)
 
     @property
     def mean(self) -> Tensor:
-        return self._mix(self.slab.mean, None if self.spike is None else self.spike.mean)
+        return self._mix(self.slab.mean, None if self.spike is None else self.spike.mean).expand(self.shape())
 
     @property
     def variance(self) -> Tensor:
         # The mask is exactly 0 or 1, so no variance arises between the components.
-        return self._mix(self.slab.variance, None if self.spike is None else self.spike.variance)
+        return self._mix(self.slab.variance, None if self.spike is None else self.spike.variance).expand(self.shape())
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:
         new = self._get_checked_instance(SpikeAndSlab, _instance)
@@ -96,8 +96,10 @@ class SpikeAndSlab(TorchDistribution):
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """Fully reparametrised; a slab with `pathwise_log_prob` (see `Gaussian`) saves most of the backward pass."""
-        log_prob = self.log_prob(x) if self.spike is not None or not isinstance(self.slab, Gaussian) else self._sum(
-            self.mask * self.slab.pathwise_log_prob(x)
+        log_prob = (
+            self.log_prob(x)
+            if self.spike is not None or not isinstance(self.slab, Gaussian)
+            else self._sum(self.mask * self.slab.pathwise_log_prob(x))
         )
         return ScoreParts(log_prob, 0, log_prob)
 
@@ -106,8 +108,7 @@ class SpikeAndSlab(TorchDistribution):
         return self._sum(self._mix(self.slab.entropy(), None if self.spike is None else self.spike.entropy()))
 
     def _mix(self, slab: Tensor, spike: Tensor | None) -> Tensor:
-        mixed = self.mask * slab if spike is None else self.mask * slab + (1 - self.mask) * spike
-        return mixed.expand(self.shape())
+        return self.mask * slab if spike is None else self.mask * slab + (1 - self.mask) * spike
 
     def _missing(self, sample_shape: torch.Size, have: torch.Size) -> torch.Size:
         """Leading shape to draw, so that elements which share a component still get draws of their own."""
@@ -117,7 +118,7 @@ class SpikeAndSlab(TorchDistribution):
         return full[: len(full) - len(have)]
 
     def _sum(self, elements: Tensor) -> Tensor:
-        return elements.flatten(-self.event_dim).sum(-1) if self.event_dim else elements
+        return sum_event(elements, self.batch_shape, self.event_shape)
 
 
 @register_kl(SpikeAndSlab, SpikeAndSlab)

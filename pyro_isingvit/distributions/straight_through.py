@@ -14,7 +14,7 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions.utils import logits_to_probs, probs_to_logits
 
-from .shapes import common_shape
+from .shapes import common_shape, sum_event
 
 
 class StraightThroughBernoulli(TorchDistribution):
@@ -55,7 +55,7 @@ class StraightThroughBernoulli(TorchDistribution):
         super().__init__(full[:cut], full[cut:], validate_args=validate_args)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.boolean, self.event_dim)
 
     @property
@@ -117,4 +117,4 @@ class StraightThroughBernoulli(TorchDistribution):
         return self._sum(value * logits - F.softplus(logits))
 
     def _sum(self, elements: Tensor) -> Tensor:
-        return elements.flatten(-self.event_dim).sum(-1) if self.event_dim else elements
+        return sum_event(elements, self.batch_shape, self.event_shape)

@@ -54,8 +54,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "digits": {
         "train": 1000,
         "test": 500,
-        "network": {"patch_size": 2, "mlp_ratio": 4},
-        "fit": {"steps": 3000, "batch_size": 50, "learning_rate": 2e-3, "augment": GENTLE},
+        "network": {"patch_size": 4, "mlp_ratio": 8},
+        "fit": {"steps": 3000, "batch_size": 50, "learning_rate": 4e-3, "augment": GENTLE},
     },
     "mnist": {
         "train": 300,
@@ -79,7 +79,9 @@ def recipe(dataset: str, everything: Images) -> dict[str, Any]:
     channels, height, width = everything.images.shape[1:]
     known = RECIPES.get(dataset)
     if known is None:
-        patch = tuple(max(p for p in range(1, side + 1) if side % p == 0 and p <= side / 3.5) for side in (height, width))
+        patch = tuple(
+            max(p for p in range(1, side + 1) if side % p == 0 and p <= max(1, side / 3.5)) for side in (height, width)
+        )
         total = len(everything)
         known = {
             "train": max(1, total * 3 // 5),

@@ -160,7 +160,7 @@ def _scores(result: FitResult, test: Images, config: RunConfig) -> Scores:
 
 
 def _write(finished: Run, out: Path) -> None:
-    from ..diagnostics.plots import plot_inclusion, plot_training
+    from ..diagnostics.plots import figure_inclusion, figure_training
 
     draft = out.with_name(out.name + ".partial")
     shutil.rmtree(draft, ignore_errors=True)
@@ -173,10 +173,8 @@ def _write(finished: Run, out: Path) -> None:
     }
     (draft / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
     (draft / "metrics.json").write_text(json.dumps(finished.scores, indent=2) + "\n")
-    for name, ax in (("training", plot_training(result.history)), ("inclusion", plot_inclusion(result.guide))):
-        figure = ax.get_figure()
-        assert figure is not None
-        figure.savefig(draft / f"{name}.png", dpi=150)
+    figure_training(result.history).savefig(draft / "training.png", dpi=150)
+    figure_inclusion(result.guide).savefig(draft / "inclusion.png", dpi=150)
     if out.exists():
         shutil.rmtree(out)
     draft.rename(out)

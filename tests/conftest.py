@@ -1,0 +1,36 @@
+"""What the tests share: a tiny network, and images whose label can be learned in seconds."""
+
+import pytest
+import torch
+
+from pyro_isingvit import Images, IsingSpikeSlab, IsingViT, ViT, ViTConfig
+
+torch.set_num_threads(2)
+
+TINY = ViTConfig(image_size=4, patch_size=2, classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def tiny_network() -> ViT:
+    return ViT(TINY)
+
+
+@pytest.fixture
+def tiny_model(tiny_network: ViT) -> IsingViT:
+    return IsingViT(tiny_network, IsingSpikeSlab(tiny_network.weight_sites(), coupling=0.5), num_data=60)
+
+
+@pytest.fixture
+def stripes() -> Images:
+    """Sixty noisy 4x4 images: class k has row k bright."""
+    labels = torch.arange(60) % 3
+    images = 0.3 * torch.rand(60, 1, 4, 4)
+    images[torch.arange(60), 0, labels] += 0.6
+    return Images(images, labels, 3)

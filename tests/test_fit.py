@@ -1,0 +1,230 @@
+"""The training loop: phases, temperature, density, reproducibility, saving."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from pyro_isingvit import (
+    FitConfig,
+    FitResult,
+    Flat,
+    Images,
+    InputError,
+    IsingSpikeSlab,
+    IsingViT,
+    LikelihoodGuided,
+    MeanField,
+    PointEstimate,
+    RandomAffine,
+    TrainingError,
+    ViT,
+    fit,
+)
+from tests.conftest import TINY
+
+QUICK = {"steps": 60, "batch_size": 20, "learning_rate": 2e-2, "temperature": 1e-2, "device": "cpu"}
+
+
+def pair(family=LikelihoodGuided, seed=0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = ViT(TINY)
+    model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), coupling=0.5))
+    return model, family(model, **options)
+
+
+def quick_fit(stripes, family=LikelihoodGuided, validation=None, **settings):
+    return fit(*pair(family), stripes, validation, FitConfig(**QUICK | settings), progress=False)
+
+
+@pytest.mark.parametrize("family", [LikelihoodGuided, MeanField])
+def test_it_learns_and_prunes(stripes, family):
+    result = quick_fit(stripes, family, steps=500, temperature=3e-2)
+    probs = result.predict(stripes.images, draws=20).probs
+    assert (probs.argmax(-1) == stripes.labels).float().mean() > 0.95
+    assert result.densities()["median_density"] < 0.8
+    assert result.history["loss"].iloc[-1] < result.history["loss"].iloc[0]
+
+
+def test_phases_follow_each_other(stripes):
+    result = quick_fit(stripes, pilot=0.5, fine_tune=0.25)
+    steps = result.history.groupby("phase", sort=False)["step"].max().to_dict()
+    assert steps == {"pilot": 30, "ising": 45, "fine-tune": 60}
+    pilot = result.history[result.history["phase"] == "pilot"]
+    assert pilot["median_density"].eq(1).all()
+    for name, mask in result.model.fixed_masks.items():
+        assert torch.equal(mask, result.guide.median_masks()[name])
+
+
+def test_masks_are_all_on_in_the_pilot(stripes):
+    model, guide = pair()
+    seen = []
+    guide.weight, original = lambda site, mask: seen.append(bool((mask == 1).all())) or original(site, mask), guide.weight
+    fit(model, guide, stripes, config=FitConfig(**QUICK | {"steps": 5, "pilot": 1.0}), progress=False)
+    assert seen
+    assert all(seen)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.6])
+def test_target_density_is_held(stripes, density):
+    result = quick_fit(stripes, steps=400, target_density=density)
+    assert result.densities()["expected_density"] == pytest.approx(density, abs=0.02)
+
+
+def test_same_seed_same_result_and_no_trace_on_the_global_generator(stripes):
+    state = torch.get_rng_state()
+    augmented = {"augment": RandomAffine(degrees=5), "seed": 3}
+    first, second = (quick_fit(stripes, **augmented) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    other = quick_fit(stripes, **augmented | {"seed": 4})
+    for name, value in first.guide.state_dict().items():
+        assert torch.equal(value, second.guide.state_dict()[name]), name
+    assert not torch.equal(first.guide.loc["head_out"], other.guide.loc["head_out"])
+    assert torch.equal(first.predict(stripes.images).probs, second.predict(stripes.images).probs)
+    columns = [c for c in first.history if c != "seconds"]
+    pd.testing.assert_frame_equal(first.history[columns], second.history[columns])
+
+
+def test_temperature_auto_takes_the_least_validation_nll(stripes):
+    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=300)
+    path = result.path
+    assert path["temperature"].is_monotonic_increasing
+    assert len(path) >= 3
+    assert path.loc[path["nll"].idxmin(), "chosen"]
+    assert path["chosen"].sum() == 1
+    assert result.temperature == path.loc[path["chosen"], "temperature"].item()
+    assert result.history["temperature"].iloc[-1] == result.temperature
+    assert result.history["phase"].unique().tolist() == ["pilot", "path", "ising"]
+    assert result.history["step"].iloc[-1] == 300
+
+
+def test_temperature_auto_listens_to_the_validation_images(stripes):
+    """Against labels that are wrong by design, the network that says least is best: the hottest."""
+    wrong = Images(stripes.images, (stripes.labels + 1) % 3, 3)
+    right = quick_fit(stripes, validation=stripes, temperature="auto", steps=300)
+    misled = quick_fit(stripes, validation=wrong, temperature="auto", steps=300)
+    assert misled.temperature > right.temperature
+
+
+def test_point_estimate_is_plain_training(stripes):
+    """`Flat` with `PointEstimate` takes the very steps that a torch loop takes."""
+    network = ViT(TINY)
+    reference = ViT(TINY)
+    reference.load_state_dict(network.state_dict())
+    model = IsingViT(network, Flat(network.weight_sites()))
+    config = FitConfig(**QUICK | {"steps": 5, "batch_size": 60, "clip": 1e6, "temperature": 1.0})
+    result = fit(model, PointEstimate(model), stripes, config=config, progress=False)
+    optimizer = torch.optim.Adam(reference.parameters(), config.learning_rate)
+    for step in range(5):
+        optimizer.param_groups[0]["lr"] = config.learning_rate * config.rate_at(step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(reference(stripes.images), stripes.labels).backward()
+        optimizer.step()
+    expected = reference(stripes.images).softmax(-1).detach()
+    torch.testing.assert_close(result.predict_plug_in(stripes.images), expected, atol=1e-4, rtol=1e-3)
+    assert result.densities() == {}
+
+
+def test_learning_rate_rises_and_falls():
+    config = FitConfig(steps=100, warmup=0.2)
+    rates = [config.rate_at(step) for step in range(101)]
+    assert rates.index(max(rates)) == 20
+    assert rates[20] == 1
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0)
+    assert all(0 < rate <= 1 for rate in rates[:100])
+    assert FitConfig(steps=1).rate_at(0) > 0
+
+
+@pytest.mark.parametrize("fine_tune", [0.0, 0.3])
+def test_save_and_load(stripes, tmp_path, fine_tune):
+    result = quick_fit(stripes, validation=stripes, temperature="auto", fine_tune=fine_tune)
+    result.save(tmp_path / "fit")
+    again = FitResult.load(tmp_path / "fit", *pair(seed=9))
+    assert torch.equal(again.predict(stripes.images).probs, result.predict(stripes.images).probs)
+    assert again.temperature == result.temperature
+    assert (again.model.fixed_masks is None) == (fine_tune == 0)
+    pd.testing.assert_frame_equal(again.history, result.history)
+    pd.testing.assert_frame_equal(again.path, result.path)
+    assert not list((tmp_path / "fit").glob("*.p*"))
+    with pytest.raises(InputError, match="holds a posterior already"):
+        result.save(tmp_path / "fit")
+
+
+def test_load_refuses_what_does_not_fit(stripes, tmp_path):
+    with pytest.raises(InputError, match=r"no fit\.json there"):
+        FitResult.load(tmp_path, *pair())
+    quick_fit(stripes, steps=4).save(tmp_path / "fit")
+    other = ViT(TINY.model_copy(update={"dim": 8}))
+    model = IsingViT(other, IsingSpikeSlab(other.weight_sites(), coupling=0.5))
+    with pytest.raises(InputError, match="does not fit the model and guide given") as caught:
+        FitResult.load(tmp_path / "fit", model, LikelihoodGuided(model))
+    assert "\n" not in str(caught.value)
+    (tmp_path / "fit" / "posterior.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match="cannot be read"):
+        FitResult.load(tmp_path / "fit", *pair())
+    (tmp_path / "fit" / "fit.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(InputError, match="format=99; this version reads 1"):
+        FitResult.load(tmp_path / "fit", *pair())
+
+
+def test_a_diverging_fit_is_named(stripes):
+    model, guide = pair()
+    with torch.no_grad():
+        model.network.position.fill_(torch.nan)
+    with (
+        pytest.warns(UserWarning, match="NaN"),
+        pytest.raises(TrainingError, match=r"loss=nan at step .*lower learning_rate="),
+    ):
+        fit(model, guide, stripes, config=FitConfig(**QUICK), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_density": 0}, r"target_density=0: Input should be greater than 0"),
+        ({"target_density": 2}, r"target_density=2: Input should be less than 1"),
+        ({"steps": 0}, "steps=0"),
+        ({"pilot": 0.8, "fine_tune": 0.5}, r"pilot=0.8 and fine_tune=0.5 are more than 1"),
+        ({"temperature": -1.0}, "temperature.*=-1.0"),
+        ({"temperature": "hot"}, "temperature.*='hot'"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"stpes": 3}, "stpes=3"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message) as caught:
+        FitConfig(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_that_do_not_fit_together_are_refused(stripes):
+    model, guide = pair()
+    config = FitConfig(**QUICK)
+    with pytest.raises(InputError, match="pass validation"):
+        fit(model, guide, stripes, config=config.model_copy(update={"temperature": "auto"}))
+    with pytest.raises(InputError, match="made for another model"):
+        fit(pair()[0], guide, stripes, config=config)
+    with pytest.raises(InputError, match="MeanField cannot hold a density"):
+        fit(model, MeanField(model), stripes, config=FitConfig(**QUICK | {"target_density": 0.5}))
+    with pytest.raises(InputError, match=r"train.classes=5: the network has 3"):
+        fit(model, guide, Images(stripes.images, stripes.labels, 5), config=config)
+    with pytest.raises(InputError, match="device='tpu'"):
+        fit(model, guide, stripes, config=FitConfig(**QUICK | {"device": "tpu"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 0.0}, "rate=0.0"),
+        ({"decay": 1.0}, "decay=1.0"),
+        ({"refresh_every": 0}, "refresh_every=0"),
+        ({"target_density": 1.2}, "target_density=1.2"),
+        ({"initial_scale": 0.0}, "initial_scale=0.0"),
+    ],
+)
+def test_impossible_guides_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        pair(**options)
