@@ -92,9 +92,7 @@ class Guide(nn.Module):
         Raises:
             InputError: if this family cannot, or the density is out of range.
         """
-        raise InputError(
-            f"target_density={density}: {type(self).__name__} cannot hold a density; use LikelihoodGuided"
-        )
+        raise InputError(f"target_density={density}: {type(self).__name__} cannot hold a density; use LikelihoodGuided")
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Trainable parameters as the groups of a torch optimiser."""

@@ -105,6 +105,7 @@ def split(everything: Images, train: int, test: int, validation: int | None = No
         InputError: if there are not as many.
     """
     total = len(everything)
+    spared = max(1, total // 10) if validation is None else validation
     if validation is None:
         validation = max(1, min(train, 2000, total - train - test))
     for name, value in (("train", train), ("test", test), ("validation", validation)):
@@ -113,7 +114,7 @@ def split(everything: Images, train: int, test: int, validation: int | None = No
     if train + validation + test > total:
         raise InputError(
             f"train={train} with validation={validation} and test={test}: there are only {total} images; "
-            f"train={max(1, total - test - min(validation, total // 10))} or fewer would do"
+            f"train={max(1, total - test - spared)} or fewer would do"
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     ends = test, test + validation, test + validation + train

@@ -61,7 +61,10 @@ def test_phases_follow_each_other(stripes):
 def test_masks_are_all_on_in_the_pilot(stripes):
     model, guide = pair()
     seen = []
-    guide.weight, original = lambda site, mask: seen.append(bool((mask == 1).all())) or original(site, mask), guide.weight
+    guide.weight, original = (
+        lambda site, mask: seen.append(bool((mask == 1).all())) or original(site, mask),
+        guide.weight,
+    )
     fit(model, guide, stripes, config=FitConfig(**QUICK | {"steps": 5, "pilot": 1.0}), progress=False)
     assert seen
     assert all(seen)

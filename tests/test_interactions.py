@@ -139,7 +139,7 @@ def test_impossible_couplings_are_refused(sites, coupling, message):
 
 
 def test_removing_what_is_not_there_is_refused(sites):
-    with pytest.raises(InputError, match="no coupling of 'encoder.up' and 'head.out'"):
+    with pytest.raises(InputError, match=r"no coupling of 'encoder\.up' and 'head\.out'"):
         CouplingGraph(sites, VIT_COUPLINGS).without("encoder.up", "head.out")
 
 

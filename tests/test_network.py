@@ -35,7 +35,14 @@ def test_blocks_equal_torch_encoder_layers():
     expected = x
     for i in range(config.depth):
         layer = nn.TransformerEncoderLayer(
-            8, 2, dim_feedforward=24, dropout=0, activation=F.gelu, batch_first=True, norm_first=True, dtype=torch.double
+            8,
+            2,
+            dim_feedforward=24,
+            dropout=0,
+            activation=F.gelu,
+            batch_first=True,
+            norm_first=True,
+            dtype=torch.double,
         )
         e = network.encoder
         with torch.no_grad():
@@ -80,7 +87,10 @@ def test_sites_name_every_dimension_and_count_the_published_small_geometry():
 @pytest.mark.parametrize(
     ("geometry", "message"),
     [
-        ({"image_size": 28, "patch_size": 5}, r"patch_size=5 does not divide image_size=28; choose one of \[1, 2, 4, 7"),
+        (
+            {"image_size": 28, "patch_size": 5},
+            r"patch_size=5 does not divide image_size=28; choose one of \[1, 2, 4, 7",
+        ),
         ({"dim": 32, "heads": 5}, r"heads=5 does not divide dim=32"),
         ({"mlp_ratio": 0.001}, r"mlp_ratio=0.001 leaves no hidden unit"),
         ({"depth": 0}, r"depth=0"),
