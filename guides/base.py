@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.models.ising_vit import IsingViT, WeightGradientHook
+from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.parameters import announce_parameters
 from pyro_isingvit.sites import WeightSite
 
@@ -27,8 +27,8 @@ class Guide(nn.Module):
         mask_shapes: shape of the masks of every site that has them, by site name.
     """
 
-    on_weight_gradient: WeightGradientHook | None = None
-    """What `IsingViT.on_weight_gradient` is to be while this guide is trained."""
+    watches = False
+    """Whether a family learns from what `IsingViT.seen` keeps of each pass of training."""
 
     def __init__(self, model: IsingViT) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Guide(nn.Module):
         """The Pyro program. Takes the model's arguments and ignores them; returns the weights by site name."""
         announce_parameters("guide", self)
         model = self.model
-        model.on_weight_gradient = self.on_weight_gradient if self.training else None
+        model.watched = self.watches and self.training
         masks = self.draw_masks() if model.fixed_masks is None else model.fixed_masks
         return {
             site.name: pyro.sample(site.weight_name, self.weight(site, masks.get(site.name))) for site in model.sites

@@ -53,6 +53,8 @@ class LikelihoodGuided(MeanField):
         InputError: if a value is out of range, or the prior has no spike-and-slab weights.
     """
 
+    watches = True
+
     def __init__(
         self,
         model: IsingViT,
@@ -82,8 +84,6 @@ class LikelihoodGuided(MeanField):
         self.curvature = SquaredGradient(model.sites, decay)
         self.logit.requires_grad_(False)
         self.log_scale.requires_grad_(False)
-        self._gradients: dict[str, Tensor] = {}
-        self._circumstances = (1, 1, 1.0)
         self._since_refresh = 0
 
     def hold_density(self, density: float) -> None:
@@ -91,20 +91,19 @@ class LikelihoodGuided(MeanField):
             raise InputError(f"target_density={density}: a share of the weights lies between 0 and 1, e.g. 0.3")
         self.target_density = density
 
-    def on_weight_gradient(self, site: WeightSite, gradient: Tensor, batch_size: int) -> None:
-        """Keep what the backward pass found; it is taken in when the guide next runs."""
-        self._gradients[site.key] = gradient
-        self._circumstances = (batch_size, self.model.num_data or batch_size, self.model.temperature)
-
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        if self.training and self._gradients:
+        if self.training:
             self._learn()
         return super().forward(*args, **kwargs)
 
     def _learn(self) -> None:
-        self.curvature.update(self._gradients, *self._circumstances)
-        self._gradients = {}
-        if self.model.fixed_masks is None:
+        model, seen = self.model, self.model.seen
+        if seen is None or any(weight.grad is None for weight in seen.weights.values()):
+            return
+        model.seen = None
+        batch = len(seen.images)
+        self.curvature.update(seen.weights, batch, model.num_data or batch, model.temperature)
+        if model.fixed_masks is None:
             self._since_refresh += 1
             if self._since_refresh >= self.refresh_every:
                 self.refresh(1 - (1 - self.rate) ** self._since_refresh)

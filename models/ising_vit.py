@@ -1,6 +1,8 @@
 """A network as a probabilistic program: masks, their Ising factor, weights, labels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -16,8 +18,20 @@ from pyro_isingvit.sites import WeightSite
 
 from .priors import Prior
 
-WeightGradientHook = Callable[[WeightSite, Tensor, int], None]
-"""Called with a site, the gradient of the loss in the weight as it entered the network, and the batch size."""
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network saw in one pass of training.
+
+    Attributes:
+        images, labels: the batch.
+        weights: as they entered the network, by site name. After the backward pass, ``grad`` of each is the
+            gradient through the likelihood alone, without the prior and entropy of the weight.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    weights: dict[str, Tensor]
 
 
 class IsingViT(nn.Module):
@@ -43,9 +57,8 @@ class IsingViT(nn.Module):
         temperature: T > 0; `fit` sets it.
 
     Attributes:
-        on_weight_gradient: called in each backward pass with every site, the gradient of the loss in its
-            weight as it entered the network (the likelihood's alone, without the weight's prior and
-            entropy) and the batch size. A `Guide` sets it each time it runs.
+        watched: whether to keep what the network sees, for the guide to learn from; a `Guide` sets it.
+        seen: of the last pass while watched and gradients are on.
 
     Raises:
         InputError: if the prior is for other sites than the network's.
@@ -62,7 +75,8 @@ class IsingViT(nn.Module):
         self.network, self.prior = network, prior
         self.num_data, self.temperature = num_data, temperature
         self.fixed_masks: dict[str, Tensor] | None = None
-        self.on_weight_gradient: WeightGradientHook | None = None
+        self.watched = False
+        self.seen: Seen | None = None
         for site in self.sites:
             network.get_parameter(site.name).requires_grad_(False)
 
@@ -70,8 +84,9 @@ class IsingViT(nn.Module):
         """Images (batch, channels, height, width) in [0, 1] and labels (batch,) or None; returns the logits."""
         weights = self.draw_weights()
         batch = len(images)
-        if self.on_weight_gradient is not None and torch.is_grad_enabled():
-            weights = {site.name: self._watched(site, weights[site.name], batch) for site in self.sites}
+        if self.watched and torch.is_grad_enabled():
+            weights = {name: _entering(weight) for name, weight in weights.items()}
+            self.seen = Seen(images, labels, weights)
         logits = self.logits(images, weights).float()
         with (
             pyro.plate("data", self.num_data or batch, subsample=images),
@@ -94,10 +109,7 @@ class IsingViT(nn.Module):
         return functional_call(self.network, dict(weights), (images,))
 
     def fix_masks(self, masks: Mapping[str, Tensor] | None) -> None:
-        """Condition on masks, by site name: they are sampled neither here nor in guides. None frees them again.
-
-        ``on_weight_gradient`` and this are how the phases of `fit` differ; both belong to the model alone.
-        """
+        """Condition on masks, by site name: they are sampled neither here nor in guides. None frees them again."""
         self.fixed_masks = None if masks is None else dict(masks)
 
     def _draw_masks(self) -> dict[str, Tensor]:
@@ -115,14 +127,17 @@ class IsingViT(nn.Module):
         alone = self.prior.potential({name: mask.detach() for name, mask in masks.items()})
         return self.prior.log_normaliser() if alone is not None and alone.requires_grad else 0.0
 
-    def _watched(self, site: WeightSite, weight: Tensor, batch: int) -> Tensor:
-        """A view of the sampled weight, whose gradient is the network's alone."""
-        if not weight.requires_grad:
-            return weight
-        entering, hook = weight.view_as(weight), self.on_weight_gradient
-        assert hook is not None
-        entering.register_hook(lambda gradient: hook(site, gradient, batch))
-        return entering
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"seen": None}  # tensors within a graph can be neither copied nor pickled
 
     def extra_repr(self) -> str:
         return f"num_data={self.num_data}, temperature={self.temperature}"
+
+
+def _entering(weight: Tensor) -> Tensor:
+    """A view of a sampled weight that keeps its gradient."""
+    if not weight.requires_grad:
+        return weight
+    entering = weight.view_as(weight)
+    entering.retain_grad()
+    return entering

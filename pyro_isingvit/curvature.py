@@ -8,7 +8,7 @@ References:
     LeCun, Denker & Solla, "Optimal Brain Damage", NeurIPS 1989.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class SquaredGradient(nn.Module):
 
     def __init__(self, sites: Sequence[WeightSite], decay: float = 0.98) -> None:
         super().__init__()
-        self.decay = decay
+        self.sites, self.decay = list(sites), decay
         self.average = nn.ParameterDict(
             {site.key: nn.Parameter(torch.zeros(site.shape), requires_grad=False) for site in sites}
         )
@@ -41,12 +41,21 @@ class SquaredGradient(nn.Module):
     """Total weight of the gradients in the average, below 1; a batch counts ``1 - decay``."""
 
     @torch.no_grad()
-    def update(self, gradients: dict[str, Tensor], batch_size: int, num_data: int, temperature: float) -> None:
-        """Take in the gradients of one batch's ELBO in the weights, by site key (tempered, scaled to all data)."""
-        # The ELBO's gradient is N / T times the mean gradient, so N * B * mean ** 2 is its square times this:
+    def update(self, weights: Mapping[str, Tensor], batch_size: int, num_data: int, temperature: float) -> None:
+        """Take in one batch.
+
+        Args:
+            weights: by site name; ``grad`` of each is that of the tempered log-likelihood, scaled to all data.
+            batch_size: images in the batch.
+            num_data: images in all.
+            temperature: of the likelihood.
+        """
+        averages = [self.average[site.key] for site in self.sites]
+        gradients = [weights[site.name].grad for site in self.sites]
+        # That gradient is N / T times the mean gradient, so N * B * mean ** 2 is its square times this:
         share = (1 - self.decay) * temperature**2 * batch_size / num_data
-        for key, gradient in gradients.items():
-            self.average[key].mul_(self.decay).addcmul_(gradient, gradient, value=share)
+        torch._foreach_mul_(averages, self.decay)
+        torch._foreach_addcmul_(averages, gradients, gradients, value=share)
         self.weight.mul_(self.decay).add_(1 - self.decay)
 
     def curvature(self, site: WeightSite) -> Tensor:

@@ -174,15 +174,13 @@ class CouplingGraph:
                 means[key] = 2 * (mask.mean(end.axes) if end.axes else mask) - 1
             return end.select(means[key])
 
-        total: Tensor | None = None
+        site, mask = next((self.sites[name], mask) for name, mask in masks.items() if name in self.sites)
+        total = mask.new_zeros(mask.shape[: mask.dim() - len(site.shape)])
         for coupling, (first, second) in zip(self.couplings, self._ends, strict=True):
             product = units(first) * units(second)
-            scale = coupling.strength * min(first.weights, second.weights)
-            term = scale * (product.flatten(-len(first.shape)).sum(-1) if first.shape else product)
-            total = term if total is None else total + term
-        if total is None:
-            site, mask = next((self.sites[name], mask) for name, mask in masks.items())
-            return mask.new_zeros(mask.shape[: mask.dim() - len(site.shape)])
+            if first.shape:
+                product = product.sum(tuple(range(-len(first.shape), 0)))
+            total = torch.add(total, product, alpha=coupling.strength * min(first.weights, second.weights))
         return total
 
     def without(self, first: str, second: str) -> Self:

@@ -51,8 +51,7 @@ class IndependentSpikeSlab(Prior):
         return self.inclusion
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
-        probs = self.zero + self.inclusion_of(site)
-        return StraightThroughBernoulli(probs, event_dim=len(site.shape), shape=site.shape)
+        return StraightThroughBernoulli(logits=self._log_odds(site), event_dim=len(site.shape), shape=site.shape)
 
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:
         if mask is None:
@@ -65,6 +64,10 @@ class IndependentSpikeSlab(Prior):
     def spike(self, site: WeightSite) -> TorchDistributionMixin | None:
         """A weight that is out: batch shape equal to the site's, or None for exactly zero."""
         return self._centred(site, self.spike_scale) if self.spike_scale else None
+
+    def _log_odds(self, site: WeightSite) -> Tensor:
+        probs = self.inclusion_of(site)
+        return self.zero + math.log(probs / (1 - probs)) if isinstance(probs, float) else self.zero + probs.logit()
 
     def _centred(self, site: WeightSite, scale: float) -> Gaussian:
         return Gaussian(self.zero, self.zero + math.log(scale) - 0.5 * math.log(site.fan_in), site.shape)

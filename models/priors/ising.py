@@ -50,10 +50,7 @@ class IsingSpikeSlab(IndependentSpikeSlab):
 
     def ising(self, sweeps: int = 100) -> Ising:
         """The prior of all masks as one distribution; ``self.couplings.split`` parts a draw into sites."""
-        log_odds = {
-            site.name: (self.zero + self.inclusion_of(site)).logit().expand(site.shape)
-            for site in self.couplings.sites.values()
-        }
+        log_odds = {site.name: self._log_odds(site).expand(site.shape) for site in self.couplings.sites.values()}
         return self.couplings.rescaled(self.coupling).ising(log_odds, sweeps)
 
     def _warn_of_phases(self) -> None:

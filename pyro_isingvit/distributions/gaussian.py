@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from pyro.distributions import Normal, constraints
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, register_kl
 
 from .shapes import common_shape
 
@@ -71,3 +71,10 @@ class Gaussian(Normal):
             standard = (value - self._loc) / self._scale
             constant = torch.addcmul(torch.full_like(standard, -LOG_SQRT_TAU), standard, standard, value=-0.5)
         return constant - self._log_scale
+
+
+@register_kl(Gaussian, Gaussian)
+def _kl_gaussian(q: Gaussian, p: Gaussian) -> Tensor:
+    precision = 0.5 / p._scale.square()
+    kl = (q._scale.square() + (q._loc - p._loc).square()) * precision + (p._log_scale - q._log_scale - 0.5)
+    return kl.expand(common_shape(q.batch_shape, p.batch_shape))

@@ -114,6 +114,8 @@ class StraightThroughBernoulli(TorchDistribution):
         return self._sum(F.softplus(self.logits) - self.probs * self.logits)
 
     def _log_mass(self, value: Tensor, logits: Tensor) -> Tensor:
+        if not logits.shape:  # one probability for all: count the ones
+            return self._sum(value) * logits - self.event_shape.numel() * F.softplus(logits)
         return self._sum(value * logits - F.softplus(logits))
 
     def _sum(self, elements: Tensor) -> Tensor:
