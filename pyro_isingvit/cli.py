@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -105,12 +106,15 @@ def _given(**options: Any) -> dict[str, Any]:
 def _show(finished: Run) -> None:
     config, result = finished.config, finished.result
     table = Table(
-        title=f"{config.dataset}: {config.train} training images, {config.test} test images, "
-        f"temperature {result.temperature:.2g}, seed {config.fit.seed}"
+        title=f"{config.dataset}: {config.train} training and {config.test} test images, "
+        f"temperature {result.temperature:.2g}, seed {config.fit.seed}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        caption="kept: share of the weights in the median-probability model\nexpected: mean inclusion probability",
+        caption_justify="left",
     )
     table.add_column("", no_wrap=True)
-    columns = ("accuracy", "NLL", "ECE", "Brier", "kept (median)", "kept (expected)", "seconds")
-    for column in columns:
+    for column in ("accuracy", "NLL", "ECE", "Brier", "kept", "expected", "seconds"):
         table.add_column(column, justify="right")
     for method, score in finished.scores.items():
         table.add_row(

@@ -1,0 +1,141 @@
+"""The command line from end to end on small runs, and its refusals."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from pyro_isingvit import FitResult
+from pyro_isingvit.cli import main
+from pyro_isingvit.experiments.run import build, evaluate
+
+QUICK = ("--train", "100", "--test", "50", "--steps", "60", "--device", "cpu")
+
+
+@pytest.fixture
+def isingvit(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder: arguments to (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["isingvit", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_a_run_folder_holds_everything(isingvit, tmp_path):
+    code, out, _ = isingvit("fit", *QUICK, "--seed", 3)
+    assert code == 0
+    for word in ("ising", "median network", "deterministic", "accuracy", "ECE", "kept"):
+        assert word in out
+    assert "…" not in out
+    folder = tmp_path / "runs" / "digits"
+    assert {path.name for path in folder.iterdir()} == {
+        "fit.json",
+        "history.csv",
+        "inclusion.png",
+        "metrics.json",
+        "path.csv",
+        "posterior.safetensors",
+        "run.json",
+        "training.png",
+    }
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["seed"] == facts["config"]["fit"]["seed"] == 3
+    assert facts["versions"].keys() >= {"python", "torch", "pyro-ppl"}
+    for picture in ("inclusion.png", "training.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_repeats_the_figures_of_the_run(isingvit, tmp_path):
+    isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-3, "--out", "mine")
+    written = json.loads((tmp_path / "mine" / "metrics.json").read_text())
+    assert written.keys() == {"ising", "median network"}
+    code, out, _ = isingvit("evaluate", "mine")
+    assert code == 0
+    assert f"{written['ising']['accuracy']:.2%}" in out
+    assert evaluate("mine").scores == written
+    config = evaluate("mine").config
+    assert FitResult.load("mine", *build(config)).temperature == 1e-3
+
+
+def test_an_existing_run_is_kept_unless_told_otherwise(isingvit, tmp_path):
+    isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-3)
+    before = (tmp_path / "runs" / "digits" / "fit.json").read_text()
+    code, _, err = isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-2)
+    assert code == 2
+    assert err == "isingvit: --out='runs/digits' exists: give another folder or --overwrite\n"
+    assert (tmp_path / "runs" / "digits" / "fit.json").read_text() == before
+    code, _, _ = isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-2, "--overwrite")
+    assert code == 0
+    assert json.loads((tmp_path / "runs" / "digits" / "fit.json").read_text())["temperature"] == 1e-2
+
+
+def test_own_images_from_a_file(isingvit, tmp_path):
+    labels = np.arange(120) % 3
+    images = np.random.default_rng(0).random((120, 12, 12), dtype=np.float32) / 2
+    images[np.arange(120), labels] += 0.5
+    np.savez(tmp_path / "stripes.npz", images=images, labels=labels)
+    code, _, _ = isingvit("fit", "--dataset", "stripes.npz", "--steps", 40, "--no-compare", "--no-augment")
+    assert code == 0
+    config = json.loads((tmp_path / "runs" / "stripes" / "run.json").read_text())["config"]
+    assert config["network"]["image_size"] == [12, 12]
+    assert config["network"]["classes"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "mnits"], "dataset='mnits': unknown; choose one of"),
+        (["--dataset", "mnist"], "data_root=None: MNIST is read from files"),
+        (["--dataset", "mnist", "--data-root", "nowhere"], "data_root='nowhere': no MNIST there"),
+        (["--dataset", "none.npz"], "dataset='none.npz': no such file"),
+        (["--patch-size", "3"], "patch_size=3 does not divide image_size=8; choose one of [1, 2, 4, 8]"),
+        (["--target-density", "0"], "target_density=0"),
+        (["--target-density", "2"], "target_density=2"),
+        (["--train", "5000"], "train=5000"),
+        (["--steps", "9", "--epochs", "9"], "--epochs=9 and --steps=9: give one"),
+        (["--device", "tpu"], "device='tpu': not available here"),
+        (["--temperature", "hot"], "temperature"),
+        (["--dataset", "label.npz"], "labels[2]=7: must lie within [0, 3)"),
+        (["--dataset", "nan.npz"], "images[1] holds NaN or infinity: remove or repair 1 image(s)"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(isingvit, tmp_path, arguments, message):
+    images = np.zeros((4, 8, 8), np.float32)
+    np.savez(tmp_path / "label.npz", images=images, labels=np.array([0, 1, 7, 2]), classes=3)
+    images[1, 2, 3] = np.nan
+    np.savez(tmp_path / "nan.npz", images=images, labels=np.arange(4))
+    code, out, err = isingvit("fit", *arguments)
+    assert code == 2
+    assert err.startswith("isingvit: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no run.json there"),
+        ("{", "not a run's configuration"),
+        ('{"config": {"network": {"dim": 0}}}', "dim=0: Input should be greater than 0"),
+    ],
+)
+def test_evaluate_refuses_what_is_no_run(isingvit, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    code, _, err = isingvit("evaluate", tmp_path)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,30 @@
+"""All code of the README runs, in its order, in one session; long fits are cut short."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+QUICK = {"steps=3000": "steps=60", "draws=100": "draws=5", "range(100)": "range(3)"}
+
+
+def test_every_block_of_python_runs(capsys):
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 6
+    code = "\n".join(blocks)
+    for slow, fast in QUICK.items():
+        assert slow in code
+        code = code.replace(slow, fast)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "median_density" in capsys.readouterr().out
+
+
+def test_the_main_job_takes_ten_lines():
+    first = re.search(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    statements = [line for line in first[1].splitlines() if line and not line.startswith("import ")]
+    assert len(statements) <= 10
+
+
+def test_every_path_it_names_exists():
+    root = Path(__file__).parent.parent
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (root / path).exists(), path
