@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
 import pandas as pd
@@ -39,8 +39,8 @@ class FitConfig(Config):
         warmup: share of the steps over which the rate rises to its peak; then it falls to zero along a cosine.
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
-        temperature: T of the power posterior, or ``"auto"``: half of the Ising phase follows a path from
-            cold to hot, and the validation images decide where to stay; see `temperature.follow_path`.
+        temperature: T of the power posterior, or ``"auto"``: the Ising phase begins with a path from cold
+            to hot, and the validation images decide where to stay; see `temperature.follow_path`.
         target_density: hold the mean inclusion probability here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or None.
@@ -52,7 +52,7 @@ class FitConfig(Config):
     batch_size: pydantic.PositiveInt = 50
     learning_rate: pydantic.PositiveFloat = 2e-3
     warmup: float = pydantic.Field(default=0.2, gt=0, lt=1)
-    pilot: float = pydantic.Field(default=0.4, ge=0, le=1)
+    pilot: float = pydantic.Field(default=0.5, ge=0, le=1)
     fine_tune: float = pydantic.Field(default=0.0, ge=0, le=1)
     temperature: pydantic.PositiveFloat | Literal["auto"] = "auto"
     target_density: float | None = pydantic.Field(default=None, gt=0, lt=1)
@@ -67,7 +67,7 @@ class FitConfig(Config):
             raise ValueError(f"pilot={self.pilot} and fine_tune={self.fine_tune} are more than 1 together; lower one")
         return self
 
-    def rate_at(self, step: int) -> float:
+    def rate_at(self, step: float) -> float:
         """Learning rate of a step (from 0) as a share of its peak: a linear rise, then a cosine to zero."""
         rise = self.warmup * self.steps
         if step < rise:
@@ -160,6 +160,7 @@ class Trainer:
         device = train.images.device
         self.model, self.guide, self.train, self.config = model.to(device), guide.to(device), train, config
         self.step, self.started = 0, time.perf_counter()
+        self.position, self.stride = 0.0, 1.0  # along the schedule of the learning rate, and what a step adds
         self.rows: list[dict[str, Any]] = []
         model.num_data = len(train)
         model.temperature = coldest(model, len(train)) if config.temperature == "auto" else config.temperature
@@ -169,14 +170,14 @@ class Trainer:
         groups = [*guide.parameter_groups(rate), *([{"params": shared, "lr": rate}] if shared else [])]
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, config.rate_at)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         held_out = train if validation is None else validation.to(device)
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
         self.batches = _batches(len(train), config.batch_size, device)
         self.bar, self.task = bar, bar.add_task("", total=config.steps)
 
-    def run(self, steps: int, phase: str) -> None:
-        """Train for some steps at the model's temperature; a row of history now and then."""
+    def run(self, steps: int, phase: str, after_step: Callable[[], None] | None = None) -> None:
+        """Train for some steps at the model's temperature; a row of history now and then and at the end."""
         model, config, every = self.model, self.config, math.ceil(self.config.steps / LOGS)
         scale = model.temperature / len(self.train)  # of a gradient in nats to one per image
         total, count = torch.zeros((), device=self.train.images.device), 0
@@ -188,18 +189,27 @@ class Trainer:
             with pyro.validation_enabled(i == 0):
                 loss = self.loss(images, labels)
             loss.backward()
+            for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * config.rate_at(self.position)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             torch._foreach_mul_(gradients, scale)
             nn.utils.clip_grad_norm_(self.parameters, config.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self.schedule.step()
             self.step += 1
+            self.position += self.stride
             total, count = total + loss.detach() * scale, count + 1
             self.bar.advance(self.task)
+            if after_step is not None:
+                after_step()
             if self.step % every == 0 or i == steps - 1:
                 self._log(phase, float(total) / count)
                 total, count = torch.zeros_like(total), 0
+
+    def go_back(self, position: float) -> None:
+        """Set the learning rate back along its schedule; what is left of it is spread over the steps left."""
+        self.position = position
+        self.stride = (self.config.steps - position) / max(1, self.config.steps - self.step)
 
     def _log(self, phase: str, loss: float) -> None:
         if not math.isfinite(loss):

@@ -106,8 +106,8 @@ def test_temperature_auto_takes_the_least_validation_nll(stripes):
 def test_temperature_auto_listens_to_the_validation_images(stripes):
     """Against labels that are wrong by design, the network that says least is best: the hottest."""
     wrong = Images(stripes.images, (stripes.labels + 1) % 3, 3)
-    right = quick_fit(stripes, validation=stripes, temperature="auto", steps=300)
-    misled = quick_fit(stripes, validation=wrong, temperature="auto", steps=300)
+    right = quick_fit(stripes, validation=stripes, temperature="auto", steps=600, pilot=0.2)
+    misled = quick_fit(stripes, validation=wrong, temperature="auto", steps=600, pilot=0.2)
     assert misled.temperature > right.temperature
 
 

@@ -61,7 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "train": 300,
         "test": 6000,
         "network": {"patch_size": 7},
-        "fit": {"steps": 4500, "batch_size": 20, "learning_rate": 1e-3, "augment": RandomAffine()},
+        "fit": {"steps": 4500, "batch_size": 20, "learning_rate": 2e-3, "augment": RandomAffine()},
     },
 }
 RECIPES["fashion-mnist"] = RECIPES["mnist"] | {
