@@ -1,23 +1,32 @@
 """What a guide is: the methods that a variational family consists of, and the program around them."""
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Normal, TransformedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+from torch.distributions import biject_to
 
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.models.ising_vit import IsingViT
+from pyro_isingvit.models.ising_vit import IsingViT, Watcher
 from pyro_isingvit.parameters import announce_parameters
 from pyro_isingvit.sites import WeightSite
+
+INITIAL_HYPER_SCALE = 0.1
+"""Posterior scale that a prior's own latent variables start from, unconstrained."""
 
 
 class Guide(nn.Module):
     """A variational family for the masks and weights of a model.
 
-    Subclasses implement `mask` and `weight`; a structured family overrides `draw_masks`. All learned
+    Subclasses implement `mask` and `weight`; a structured family overrides `draw_masks`. Latent variables of
+    the prior's own (an inclusion probability, a scale) get a `hyper` distribution each. All learned
     numbers are `nn.Parameter`s of the guide, none live in Pyro's global store.
 
     Args:
@@ -25,20 +34,42 @@ class Guide(nn.Module):
 
     Attributes:
         mask_shapes: shape of the masks of every site that has them, by site name.
+
+    Raises:
+        InputError: if the prior's masks have a shape that does not fit their site.
     """
 
-    watches = False
-    """Whether a family learns from what `IsingViT.seen` keeps of each pass of training."""
+    watcher: Watcher | None = None
+    """What `IsingViT.watcher` is to be while this guide is trained."""
 
     def __init__(self, model: IsingViT) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple: its parameters are not the guide's
         self.mask_shapes: dict[str, torch.Size] = {}
-        with poutine.block():
+        self._hypers: dict[str, dict[str, TorchDistributionMixin]] = {"mask": {}, "weight": {}}
+        prior, masks = model.prior, {}
+        with poutine.block(), torch.random.fork_rng(), torch.no_grad():
             for site in model.sites:
-                base = model.prior.mask(site)
+                base = self._discover("mask", prior.mask, site)
                 if base is not None:
                     self.mask_shapes[site.name] = _checked_mask_shape(site, base)
+                    masks[site.name] = torch.ones(base.event_shape, device=prior.zero.device)
+            if masks:
+                self._discover("mask", prior.potential, masks)
+            for site in model.sites:
+                self._discover("weight", prior.weight, site, masks.get(site.name))
+            starts = {
+                name: biject_to(fn.support).inv(fn.sample((101,)).median(0).values)
+                for fns in self._hypers.values()
+                for name, fn in fns.items()
+            }
+        self.hyper_loc = nn.ParameterDict({_key(name): nn.Parameter(start) for name, start in starts.items()})
+        self.hyper_log_scale = nn.ParameterDict(
+            {
+                _key(name): nn.Parameter(torch.full_like(start, math.log(INITIAL_HYPER_SCALE)))
+                for name, start in starts.items()
+            }
+        )
 
     @property
     def model(self) -> IsingViT:
@@ -53,6 +84,18 @@ class Guide(nn.Module):
         """Distribution of a weight given its mask (None for a site without): event shape ``site.shape``."""
         raise NotImplementedError(f"{type(self).__name__} must implement weight(site, mask)")
 
+    def hyper(self, name: str, prior: TorchDistributionMixin) -> TorchDistributionMixin:
+        """Distribution of a latent variable of the prior's own; a normal one in unconstrained space.
+
+        Args:
+            name: of its sample site.
+            prior: its distribution under the prior, as the guide was made.
+        """
+        loc, log_scale = self.hyper_loc[_key(name)], self.hyper_log_scale[_key(name)]
+        transform = biject_to(prior.support)
+        q = TransformedDistribution(Normal(loc, log_scale.exp()).to_event(transform.domain.event_dim), transform)
+        return q.to_event(prior.event_dim - q.event_dim)
+
     def draw_masks(self) -> dict[str, Tensor]:
         """Sample the masks of all sites that have them, by site name."""
         return {
@@ -65,8 +108,13 @@ class Guide(nn.Module):
         """The Pyro program. Takes the model's arguments and ignores them; returns the weights by site name."""
         announce_parameters("guide", self)
         model = self.model
-        model.watched = self.watches and self.training
-        masks = self.draw_masks() if model.fixed_masks is None else model.fixed_masks
+        model.watcher = self.watcher if self.training else None
+        if model.fixed_masks is None:
+            self._draw_hypers("mask")
+            masks = self.draw_masks()
+        else:
+            masks = model.fixed_masks
+        self._draw_hypers("weight")
         return {
             site.name: pyro.sample(site.weight_name, self.weight(site, masks.get(site.name))) for site in model.sites
         }
@@ -98,10 +146,38 @@ class Guide(nn.Module):
         """Trainable parameters as the groups of a torch optimiser."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": learning_rate}]
 
+    @contextmanager
+    def hypers_at_median(self) -> Iterator[None]:
+        """The prior's own latent variables at their posterior medians, hidden from outer handlers."""
+        with torch.no_grad():
+            data = {
+                name: biject_to(fn.support)(self.hyper_loc[_key(name)])
+                for fns in self._hypers.values()
+                for name, fn in fns.items()
+            }
+        with poutine.block(), poutine.condition(data=data):
+            yield
+
+    def _discover(self, kind: str, part: Callable[..., Any], *args: Any) -> Any:
+        """Run a method of the prior and remember the latent variables it samples."""
+        trace = poutine.trace(part).get_trace(*args)
+        for name, node in trace.nodes.items():
+            if node["type"] == "sample" and not node["is_observed"]:
+                self._hypers[kind][name] = node["fn"]
+        return trace.nodes["_RETURN"]["value"]
+
+    def _draw_hypers(self, kind: str) -> None:
+        for name, fn in self._hypers[kind].items():
+            pyro.sample(name, self.hyper(name, fn))
+
 
 def initial_weights(model: IsingViT) -> dict[str, Tensor]:
     """A copy of the network's own weights by the key of their site: where guides start."""
     return {site.key: model.network.get_parameter(site.name).detach().clone() for site in model.sites}
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def _checked_mask_shape(site: WeightSite, base: TorchDistributionMixin) -> torch.Size:

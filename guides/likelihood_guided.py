@@ -13,6 +13,8 @@ References:
     LeCun, Denker & Solla, "Optimal Brain Damage", NeurIPS 1989.
 """
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_isingvit.curvature import SquaredGradient
+from pyro_isingvit.curvature import ESTIMATORS, SquaredGradient
 from pyro_isingvit.distributions import SpikeAndSlab
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
@@ -44,8 +46,9 @@ class LikelihoodGuided(MeanField):
         model: whose posterior this approximates; its prior's weights are spike-and-slab.
         initial_logit, initial_scale: see `MeanField`.
         rate: share of the way to its target that a mask's logit goes with each batch.
-        decay: of the average of squared gradients, see `SquaredGradient`.
         refresh_every: batches between updates, which are then as large as that many small ones.
+        estimator: of the likelihood's pull: a name of `pyro_isingvit.curvature.ESTIMATORS`, or what makes one
+            from the model.
         target_density: hold the mean inclusion probability here, by solving for the external field at
             each update, in place of the prior's own; within (0, 1).
 
@@ -53,16 +56,14 @@ class LikelihoodGuided(MeanField):
         InputError: if a value is out of range, or the prior has no spike-and-slab weights.
     """
 
-    watches = True
-
     def __init__(
         self,
         model: IsingViT,
         initial_logit: float = 4.0,
         initial_scale: float = 5e-3,
         rate: float = 0.05,
-        decay: float = 0.98,
         refresh_every: int = 10,
+        estimator: str | Callable[[IsingViT], SquaredGradient] = "squared_gradient",
         target_density: float | None = None,
     ) -> None:
         super().__init__(model, initial_logit, initial_scale)
@@ -72,16 +73,19 @@ class LikelihoodGuided(MeanField):
                 f"prior={type(model.prior).__name__} has no spike-and-slab weight at {bare or 'some sites'}; "
                 "use MeanField or one of Pyro's AutoGuides"
             )
-        for name, value in (("rate", rate), ("decay", decay)):
-            if not 0 < value < 1:
-                raise InputError(f"{name}={value}: must lie strictly between 0 and 1")
+        if not 0 < rate < 1:
+            raise InputError(f"rate={rate}: must lie strictly between 0 and 1")
         if refresh_every < 1:
             raise InputError(f"refresh_every={refresh_every}: must be at least 1")
         self.rate, self.refresh_every = rate, refresh_every
         self.target_density: float | None = None
         if target_density is not None:
             self.hold_density(target_density)
-        self.curvature = SquaredGradient(model.sites, decay)
+        if isinstance(estimator, str):
+            if estimator not in ESTIMATORS:
+                raise InputError(f"estimator={estimator!r}: choose one of {list(ESTIMATORS)}")
+            estimator = ESTIMATORS[estimator]
+        self.estimator = estimator(model)
         self.logit.requires_grad_(False)
         self.log_scale.requires_grad_(False)
         self._since_refresh = 0
@@ -96,28 +100,35 @@ class LikelihoodGuided(MeanField):
             self._learn()
         return super().forward(*args, **kwargs)
 
+    def watcher(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+        return self.estimator.capture(weights)
+
+    @torch.no_grad()
     def _learn(self) -> None:
         model, seen = self.model, self.model.seen
         if seen is None or any(weight.grad is None for weight in seen.weights.values()):
             return
         model.seen = None
-        batch = len(seen.images)
-        self.curvature.update(seen.weights, batch, model.num_data or batch, model.temperature)
+        self.estimator.update(self, seen)
         if model.fixed_masks is None:
             self._since_refresh += 1
             if self._since_refresh >= self.refresh_every:
+                self.estimator.prepare(self, seen)
                 self.refresh(1 - (1 - self.rate) ** self._since_refresh)
                 self._since_refresh = 0
 
     @torch.no_grad()
     def refresh(self, share: float = 1.0) -> None:
         """Move every mask's logit and every weight's log scale a share of the way to its optimum."""
-        prior_fields = self.prior_fields()
+        temperature = self.model.temperature
+        self.model.prior.observe_weights({site.name: self.loc[site.key] for site in self.model.sites})
+        prior_fields, slabs = self.prior_fields(), self._prior_slabs()
         targets = {}
         for site in self.model.sites:
-            target = self.likelihood_pull(site) - self.weight_divergence(site)
+            pull = self.estimator.pull(site, self.loc[site.key]) / temperature
+            target = pull - _divergence(self.slab(site), slabs[site.name])
             targets[site.key] = target.sum_to_size(self.mask_shapes[site.name]) + prior_fields[site.name]
-            precision = self._tempered_curvature(site) + 1 / self._prior_weight(site).slab.variance
+            precision = self.estimator.curvature(site) / temperature + 1 / slabs[site.name].variance
             self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
         if self.target_density is not None:
             shift = _field_for_density(torch.cat([t.flatten() for t in targets.values()]), self.target_density)
@@ -125,18 +136,11 @@ class LikelihoodGuided(MeanField):
         for key, target in targets.items():
             self.logit[key].lerp_(target.clamp(-LOGIT_BOUND, LOGIT_BOUND), share)
 
-    def likelihood_pull(self, site: WeightSite) -> Tensor:
-        """``(L+ - L-) / T`` for each weight: what the tempered log-likelihood loses if it goes. ``site.shape``."""
-        return 0.5 * self.loc[site.key].detach() ** 2 * self._tempered_curvature(site)
-
-    def weight_divergence(self, site: WeightSite) -> Tensor:
-        """KL of each weight's slab from the prior's, the price of keeping it. Shape ``site.shape``."""
-        q, p = self.slab(site), self._prior_weight(site).slab
-        try:
-            return kl_divergence(q, p)
-        except NotImplementedError:  # one draw; the average over updates does the rest
-            draw = q.sample()
-            return q.log_prob(draw) - p.log_prob(draw)
+    @torch.no_grad()
+    def sample_parts(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A draw of all masks, and of all weights as if they were in; by site name."""
+        masks = {site.name: self.mask(site).sample() for site in self.model.sites}
+        return masks, {site.name: self.slab(site).sample() for site in self.model.sites}
 
     def prior_fields(self) -> dict[str, Tensor]:
         """Prior log odds of each mask given the posterior means of all others, by site name.
@@ -144,7 +148,7 @@ class LikelihoodGuided(MeanField):
         Base measure and potential are linear in each mask, so these are gradients.
         """
         prior, sites = self.model.prior, self.model.sites
-        with torch.enable_grad():
+        with torch.enable_grad(), self.hypers_at_median():
             masks = {name: mean.requires_grad_() for name, mean in self.inclusion_probabilities().items()}
             zeros = {name: torch.zeros_like(mask, requires_grad=True) for name, mask in masks.items()}
             base = torch.stack([_base(prior, site).log_prob(zeros[site.name]) for site in sites]).sum()
@@ -155,19 +159,29 @@ class LikelihoodGuided(MeanField):
             pulls = torch.autograd.grad(potential, list(masks.values()), materialize_grads=True)
         return {name: field + pull for (name, field), pull in zip(fields.items(), pulls, strict=True)}
 
-    def _tempered_curvature(self, site: WeightSite) -> Tensor:
-        return self.curvature.curvature(site) / self.model.temperature
-
-    def _prior_weight(self, site: WeightSite) -> SpikeAndSlab:
-        prior = self.model.prior.weight(site, torch.ones_like(self.logit[site.key]))
-        assert isinstance(prior, SpikeAndSlab)
-        return prior
+    def _prior_slabs(self) -> dict[str, torch.distributions.Distribution]:
+        slabs = {}
+        with self.hypers_at_median():
+            for site in self.model.sites:
+                weight = self.model.prior.weight(site, torch.ones_like(self.logit[site.key]))
+                assert isinstance(weight, SpikeAndSlab)
+                slabs[site.name] = weight.slab
+        return slabs
 
 
 def _base(prior: Prior, site: WeightSite) -> TorchDistributionMixin:
     base = prior.mask(site)
     assert base is not None
     return base
+
+
+def _divergence(q: torch.distributions.Distribution, p: torch.distributions.Distribution) -> Tensor:
+    """KL(q || p) of each element; from one draw where there is no closed form, as updates average over many."""
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        draw = q.sample()
+        return q.log_prob(draw) - p.log_prob(draw)
 
 
 def _field_for_density(logits: Tensor, density: float) -> Tensor:

@@ -63,7 +63,8 @@ class MeanField(Guide):
             }
         )
         ones = {name: torch.ones(shape) for name, shape in self.mask_shapes.items()}
-        priors = {site.name: model.prior.weight(site, ones.get(site.name)) for site in model.sites}
+        with self.hypers_at_median():
+            priors = {site.name: model.prior.weight(site, ones.get(site.name)) for site in model.sites}
         self._spikes = {name: prior.spike for name, prior in priors.items() if isinstance(prior, SpikeAndSlab)}
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin:

@@ -1,6 +1,25 @@
 """The generative side: the model and its priors."""
 
 from .ising_vit import IsingViT
-from .priors import Flat, IndependentSpikeSlab, IsingSpikeSlab, Prior
+from .priors import (
+    Flat,
+    HierarchicalSpikeSlab,
+    IndependentSpikeSlab,
+    IsingSpikeSlab,
+    LatticeSpikeSlab,
+    Prior,
+    RegularisedHorseshoe,
+    StructuredSpikeSlab,
+)
 
-__all__ = ["Flat", "IndependentSpikeSlab", "IsingSpikeSlab", "IsingViT", "Prior"]
+__all__ = [
+    "Flat",
+    "HierarchicalSpikeSlab",
+    "IndependentSpikeSlab",
+    "IsingSpikeSlab",
+    "IsingViT",
+    "LatticeSpikeSlab",
+    "Prior",
+    "RegularisedHorseshoe",
+    "StructuredSpikeSlab",
+]

@@ -1,6 +1,7 @@
 """A network as a probabilistic program: masks, their Ising factor, weights, labels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch.func import functional_call
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.network import ViT
 from pyro_isingvit.parameters import announce_parameters
-from pyro_isingvit.sites import WeightSite
 
 from .priors import Prior
+
+Watcher = Callable[[Mapping[str, Tensor]], AbstractContextManager[Any]]
+"""Called with the weights as they enter the network, by site name; the forward pass runs within what it returns."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,9 @@ class IsingViT(nn.Module):
         temperature: T > 0; `fit` sets it.
 
     Attributes:
-        watched: whether to keep what the network sees, for the guide to learn from; a `Guide` sets it.
-        seen: of the last pass while watched and gradients are on.
+        watcher: of the network's passes in training, for a guide to learn from; a `Guide` sets it each time
+            it runs. None if nobody watches.
+        seen: of the last pass that was watched.
 
     Raises:
         InputError: if the prior is for other sites than the network's.
@@ -75,7 +79,7 @@ class IsingViT(nn.Module):
         self.network, self.prior = network, prior
         self.num_data, self.temperature = num_data, temperature
         self.fixed_masks: dict[str, Tensor] | None = None
-        self.watched = False
+        self.watcher: Watcher | None = None
         self.seen: Seen | None = None
         for site in self.sites:
             network.get_parameter(site.name).requires_grad_(False)
@@ -83,11 +87,13 @@ class IsingViT(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] and labels (batch,) or None; returns the logits."""
         weights = self.draw_weights()
-        batch = len(images)
-        if self.watched and torch.is_grad_enabled():
+        batch, context = len(images), nullcontext()
+        if self.watcher is not None and torch.is_grad_enabled():
             weights = {name: _entering(weight) for name, weight in weights.items()}
             self.seen = Seen(images, labels, weights)
-        logits = self.logits(images, weights).float()
+            context = self.watcher(weights)
+        with context:
+            logits = self.logits(images, weights).float()
         with (
             pyro.plate("data", self.num_data or batch, subsample=images),
             poutine.scale(scale=1 / self.temperature),
@@ -124,11 +130,15 @@ class IsingViT(nn.Module):
         """0 where the factor's normaliser is a constant."""
         if not any(parameter.requires_grad for parameter in self.prior.parameters()):
             return 0.0
-        alone = self.prior.potential({name: mask.detach() for name, mask in masks.items()})
-        return self.prior.log_normaliser() if alone is not None and alone.requires_grad else 0.0
+        detached = {name: mask.detach() for name, mask in masks.items()}
+        alone = self.prior.potential(detached)
+        return self.prior.log_normaliser(detached) if alone is not None and alone.requires_grad else 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"seen": None}  # tensors within a graph can be neither copied nor pickled
+        return self.__dict__ | {
+            "seen": None,
+            "watcher": None,
+        }  # tensors within a graph can be neither copied nor pickled
 
     def extra_repr(self) -> str:
         return f"num_data={self.num_data}, temperature={self.temperature}"

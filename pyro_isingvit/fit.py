@@ -52,7 +52,7 @@ class FitConfig(Config):
     batch_size: pydantic.PositiveInt = 50
     learning_rate: pydantic.PositiveFloat = 2e-3
     warmup: float = pydantic.Field(default=0.2, gt=0, lt=1)
-    pilot: float = pydantic.Field(default=0.5, ge=0, le=1)
+    pilot: float = pydantic.Field(default=0.6, ge=0, le=1)
     fine_tune: float = pydantic.Field(default=0.0, ge=0, le=1)
     temperature: pydantic.PositiveFloat | Literal["auto"] = "auto"
     target_density: float | None = pydantic.Field(default=None, gt=0, lt=1)

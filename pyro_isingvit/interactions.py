@@ -4,8 +4,9 @@ References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from typing import Self
 
 import torch
@@ -93,6 +94,18 @@ class _End:
             return mean
         return mean.permute(*range(batch), *(batch + i for i in self.order))
 
+    def spread(self, units: Tensor, site: WeightSite) -> Tensor:
+        """The reverse of averaging and `select`: a value for each unit to one for each weight of the site."""
+        kept = units.permute(*(self.order.index(i) for i in range(len(self.order))))
+        if self.layers is None:
+            return kept.reshape([1 if i - len(site.shape) in self.axes else n for i, n in enumerate(site.shape)])
+        axis = len(site.shape) + site.axis(LAYER)
+        sizes = [n if i == axis or i - len(site.shape) not in self.axes else 1 for i, n in enumerate(site.shape)]
+        whole = kept.new_zeros(sizes)
+        index = (*(slice(None),) * axis, self.layers)
+        whole[index] = kept.reshape(whole[index].shape)
+        return whole
+
 
 def _end(site: WeightSite, coupling: Coupling, layers: Layers) -> _End:
     missing = set(coupling.units) - set(site.dims)
@@ -163,25 +176,77 @@ class CouplingGraph:
             )
         return first, second
 
-    def energy(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """Sum of all couplings' energies at masks (or mean masks) of shape ``(*batch, *site.shape)``; ``batch``."""
-        means: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+    def energy(self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Sum of all couplings' energies.
 
-        def units(end: _End) -> Tensor:
-            key = (end.site, end.axes)
-            if key not in means:
-                mask = masks[end.site]
-                means[key] = 2 * (mask.mean(end.axes) if end.axes else mask) - 1
-            return end.select(means[key])
+        Args:
+            masks: masks, or mean masks, of shape ``(*batch, *site.shape)`` by site name.
+            squares: how much each weight counts at its unit, shape ``site.shape``; all alike if None.
 
+        Returns:
+            shape ``batch``.
+        """
         site, mask = next((self.sites[name], mask) for name, mask in masks.items() if name in self.sites)
         total = mask.new_zeros(mask.shape[: mask.dim() - len(site.shape)])
+        units = self._units(masks, squares)
         for coupling, (first, second) in zip(self.couplings, self._ends, strict=True):
             product = units(first) * units(second)
             if first.shape:
                 product = product.sum(tuple(range(-len(first.shape), 0)))
             total = torch.add(total, product, alpha=coupling.strength * min(first.weights, second.weights))
         return total
+
+    def backward_fields(
+        self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """What the masks behind say to those before them, by site name.
+
+        The log odds of a mask of ``coupling.first`` change by ``2 * strength`` times the mean spin of
+        ``coupling.second`` at the shared unit, summed over couplings.
+
+        Args:
+            masks, squares: see `energy`; of no batch. Of sites still unknown none may be behind those asked for.
+
+        Returns:
+            For each site that is first in a coupling, a tensor that broadcasts to its shape.
+        """
+        units = self._units(masks, squares)
+        fields: dict[str, Tensor] = {}
+        for coupling, (first, second) in zip(self.couplings, self._ends, strict=True):
+            if second.site in masks:
+                pull = 2 * coupling.strength * first.spread(units(second), self.sites[first.site])
+                fields[first.site] = fields[first.site] + pull if first.site in fields else pull
+        return fields
+
+    def _units(self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None) -> Callable[[_End], Tensor]:
+        """A function of an end of a coupling to the mean spins at its units, computed once for each site and axes."""
+        means: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+        def units(end: _End) -> Tensor:
+            key = (end.site, end.axes)
+            if key not in means:
+                mask = masks[end.site]
+                if end.axes and squares is not None:
+                    share = squares[end.site]
+                    mask = mask * share / share.sum(end.axes, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+                    means[key] = 2 * mask.sum(end.axes) - 1
+                else:
+                    means[key] = 2 * (mask.mean(end.axes) if end.axes else mask) - 1
+            return end.select(means[key])
+
+        return units
+
+    def order(self) -> list[str]:
+        """Names of all sites, those behind first: each comes after every ``second`` of the couplings it is first in.
+
+        Raises:
+            InputError: if there is a circle.
+        """
+        behind = {name: {c.second for c in self.couplings if c.first == name} for name in self.sites}
+        try:
+            return list(TopologicalSorter(behind).static_order())
+        except CycleError as error:
+            raise InputError(f"couplings run in a circle, {error.args[1]}: turn one of them round") from None
 
     def without(self, first: str, second: str) -> Self:
         """The graph without the couplings of two sites (named in either order)."""
@@ -216,15 +281,28 @@ class CouplingGraph:
             name: part.unflatten(-1, site.shape) for part, (name, site) in zip(parts, self.sites.items(), strict=True)
         }
 
-    def ising(self, fields: Mapping[str, Tensor], sweeps: int = 100) -> Ising:
+    def ising(
+        self,
+        fields: Mapping[str, Tensor],
+        strength: float | Tensor = 1.0,
+        squares: Mapping[str, Tensor] | None = None,
+        sweeps: int = 100,
+    ) -> Ising:
         """The `Ising` distribution of all masks as one vector; no coupling joins two masks of one site.
 
         Args:
-            fields: log odds of each mask without couplings, by site, ``(*batch, *site.shape)``.
+            fields: log odds of each mask without couplings, by site; they broadcast to ``site.shape``.
+            strength: multiplies all couplings.
+            squares: see `energy`.
             sweeps: Gibbs sweeps behind each draw.
         """
         blocks, start = [], 0
         for site in self.sites.values():
             blocks.append(slice(start, start + site.numel))
             start += site.numel
-        return Ising(self.join(fields), lambda spins: self.energy(self.split((spins + 1) / 2)), blocks, sweeps=sweeps)
+        whole = {name: fields[name].expand(site.shape) for name, site in self.sites.items()}
+
+        def interaction(spins: Tensor) -> Tensor:
+            return strength * self.energy(self.split((spins + 1) / 2), squares)
+
+        return Ising(self.join(whole), interaction, blocks, sweeps=sweeps)

@@ -222,7 +222,7 @@ def test_arguments_that_do_not_fit_together_are_refused(stripes):
     ("options", "message"),
     [
         ({"rate": 0.0}, "rate=0.0"),
-        ({"decay": 1.0}, "decay=1.0"),
+        ({"estimator": "hessian"}, "estimator='hessian': choose one of"),
         ({"refresh_every": 0}, "refresh_every=0"),
         ({"target_density": 1.2}, "target_density=1.2"),
         ({"initial_scale": 0.0}, "initial_scale=0.0"),

@@ -2,7 +2,20 @@
 
 from .base import Prior
 from .flat import Flat
+from .hierarchical import HierarchicalSpikeSlab
+from .horseshoe import RegularisedHorseshoe
 from .independent import IndependentSpikeSlab
 from .ising import IsingSpikeSlab
+from .lattice import LatticeSpikeSlab
+from .structured import StructuredSpikeSlab
 
-__all__ = ["Flat", "IndependentSpikeSlab", "IsingSpikeSlab", "Prior"]
+__all__ = [
+    "Flat",
+    "HierarchicalSpikeSlab",
+    "IndependentSpikeSlab",
+    "IsingSpikeSlab",
+    "LatticeSpikeSlab",
+    "Prior",
+    "RegularisedHorseshoe",
+    "StructuredSpikeSlab",
+]

@@ -16,8 +16,8 @@ class Prior(nn.Module):
 
     Override what differs: `mask` (base measure of a site's masks, or None for no masks), `potential`
     (interaction of the masks), `weight` (a weight given its mask) or just its `slab`. Each may itself
-    call `pyro.sample` or hold `nn.Parameter`s. As it stands: no masks, and weights
-    ``Normal(0, 1 / sqrt(fan_in))``.
+    call `pyro.sample` (a guide then has a `hyper` for that site) or hold `nn.Parameter`s. As it stands: no
+    masks, and weights ``Normal(0, 1 / sqrt(fan_in))``.
 
     Args:
         sites: the network's `weight_sites()`.
@@ -54,17 +54,23 @@ class Prior(nn.Module):
         """
         return None
 
-    def log_normaliser(self) -> Tensor:
+    def log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor:
         """log Z of base measure times ``exp(potential)``; asked for only where `potential` has parameters.
+
+        Args:
+            masks: the current draw, for those who put a pseudo-likelihood in place of log Z.
 
         Raises:
             NotImplementedError: unless overridden.
         """
         raise NotImplementedError(
             f"{type(self).__name__}.potential depends on learned parameters, so its normaliser does too: override "
-            "log_normaliser() with log Z (Ising.log_normaliser for small systems) or a pseudo-likelihood in "
+            "log_normaliser(masks) with log Z (Ising.log_normaliser for small systems) or a pseudo-likelihood in "
             "its place, or detach the parameters"
         )
+
+    def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Told the posterior means of all weights, by site name, before masks are updated in closed form."""
 
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:
         """A weight given its mask (None where `mask` is): event shape equal to the site's."""

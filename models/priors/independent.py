@@ -5,16 +5,23 @@ References:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Gaussian, SpikeAndSlab, StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.sites import WeightSite
+from pyro_isingvit.sites import LAYER, WeightSite, by_name
 
 from .base import Prior
+
+Inclusion = float | Mapping[str, float | Sequence[float]]
+"""One probability; or one for each named role, or one for each block of it. Roles not named have `DEFAULT`."""
+
+DEFAULT = 0.2
+"""Prior inclusion probability where none is given."""
 
 
 class IndependentSpikeSlab(Prior):
@@ -22,33 +29,39 @@ class IndependentSpikeSlab(Prior):
 
     Args:
         sites: the network's `weight_sites()`.
-        inclusion: prior probability that a weight is in, within (0, 1).
+        inclusion: prior probability that a weight is in, within (0, 1); see `Inclusion`, e.g.
+            ``{"encoder.up": [0.1, 0.3], "head.out": 0.9}``.
         slab_scale: scale of a weight that is in, in multiples of ``1 / sqrt(fan_in)``.
         spike_scale: the same for one that is out; 0 puts it exactly at zero.
+        learn_slab_scale: whether each role's slab scale is a parameter, learned with the guide (empirical Bayes).
 
     Raises:
-        InputError: if a value is out of range.
+        InputError: if a value is out of range, or a role is unknown.
     """
 
     def __init__(
         self,
         sites: Sequence[WeightSite],
-        inclusion: float = 0.2,
+        inclusion: Inclusion = DEFAULT,
         slab_scale: float = 1.0,
         spike_scale: float = 0.0,
+        learn_slab_scale: bool = False,
     ) -> None:
         super().__init__(sites)
-        if not 0 < inclusion < 1:
-            raise InputError(f"inclusion={inclusion}: a prior probability lies strictly between 0 and 1, e.g. 0.2")
         if slab_scale <= 0:
             raise InputError(f"slab_scale={slab_scale}: must be positive, e.g. 1.0")
         if not 0 <= spike_scale < slab_scale:
             raise InputError(f"spike_scale={spike_scale}: must lie within [0, slab_scale={slab_scale}); 0 is exact")
         self.inclusion, self.slab_scale, self.spike_scale = inclusion, slab_scale, spike_scale
+        self._inclusions = _by_site(by_name(sites), inclusion)
+        self.log_slab_scale = nn.ParameterDict(
+            {site.key: nn.Parameter(torch.tensor(math.log(slab_scale))) for site in sites} if learn_slab_scale else {}
+        )
 
     def inclusion_of(self, site: WeightSite) -> float | Tensor:
         """Prior inclusion probability of a site's masks; a scalar, or a tensor that broadcasts to its shape."""
-        return self.inclusion
+        probs = self._inclusions[site.name]
+        return probs.to(self.zero.device) if isinstance(probs, Tensor) else probs
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
         return StraightThroughBernoulli(logits=self._log_odds(site), event_dim=len(site.shape), shape=site.shape)
@@ -59,15 +72,38 @@ class IndependentSpikeSlab(Prior):
         return SpikeAndSlab(mask, self.slab(site), self.spike(site), len(site.shape))
 
     def slab(self, site: WeightSite) -> TorchDistributionMixin:
-        return self._centred(site, self.slab_scale)
+        learned = site.key in self.log_slab_scale
+        return self._centred(site, self.log_slab_scale[site.key] if learned else math.log(self.slab_scale))
 
     def spike(self, site: WeightSite) -> TorchDistributionMixin | None:
         """A weight that is out: batch shape equal to the site's, or None for exactly zero."""
-        return self._centred(site, self.spike_scale) if self.spike_scale else None
+        return self._centred(site, math.log(self.spike_scale)) if self.spike_scale else None
 
     def _log_odds(self, site: WeightSite) -> Tensor:
         probs = self.inclusion_of(site)
         return self.zero + math.log(probs / (1 - probs)) if isinstance(probs, float) else self.zero + probs.logit()
 
-    def _centred(self, site: WeightSite, scale: float) -> Gaussian:
-        return Gaussian(self.zero, self.zero + math.log(scale) - 0.5 * math.log(site.fan_in), site.shape)
+    def _centred(self, site: WeightSite, log_scale: float | Tensor) -> Gaussian:
+        return Gaussian(self.zero, self.zero + (log_scale - 0.5 * math.log(site.fan_in)), site.shape)
+
+
+def _by_site(sites: Mapping[str, WeightSite], inclusion: Inclusion) -> dict[str, float | Tensor]:
+    """The probability of each site, as a tensor over its blocks where it differs among them."""
+    given = inclusion if isinstance(inclusion, Mapping) else dict.fromkeys(sites, inclusion)
+    unknown = set(given) - set(sites)
+    if unknown:
+        raise InputError(f"inclusion={inclusion}: no site {sorted(unknown)}; there are {list(sites)}")
+    table: dict[str, float | Tensor] = {}
+    for name, site in sites.items():
+        value = given.get(name, DEFAULT)
+        each = [value] if isinstance(value, (int, float)) else list(value)
+        if not all(0 < p < 1 for p in each):
+            raise InputError(f"inclusion={value}: a prior probability lies strictly between 0 and 1, e.g. 0.2")
+        if isinstance(value, (int, float)):
+            table[name] = float(value)
+            continue
+        if LAYER not in site.dims or len(each) != site.shape[site.axis(LAYER)]:
+            raise InputError(f"inclusion={value} of {name}: needs one value for each of its blocks; dims {site.dims}")
+        shape = [-1 if dim == LAYER else 1 for dim in site.dims]
+        table[name] = torch.tensor(each).view(shape)
+    return table

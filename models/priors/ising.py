@@ -2,65 +2,140 @@
 
 References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
+    Besag, "Statistical Analysis of Non-Lattice Data", The Statistician 1975.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Ising
-from pyro_isingvit.interactions import VIT_COUPLINGS, CouplingGraph
+from pyro_isingvit.distributions.ising import EXACT_LIMIT
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
 from pyro_isingvit.sites import WeightSite
 
-from .independent import IndependentSpikeSlab
+from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
 
 
 class IsingSpikeSlab(IndependentSpikeSlab):
-    """`IndependentSpikeSlab` times ``exp(coupling * energy(masks))``, with the energy of a `CouplingGraph`.
+    r"""`IndependentSpikeSlab` whose masks are coupled where their weights meet, by a `CouplingGraph`.
 
-    ``inclusion`` is the external field: the probability a mask would have without its neighbours. Under a
-    strong coupling the prior has two phases, all in and all out, and the mean-field posterior falls into
-    one of them whatever the data say; a `UserWarning` says so.
+    ``inclusion`` is the external field: the probability a mask would have without its neighbours.
+
+    * ``direction="symmetric"``: times ``exp(coupling * energy(masks))``. Under a strong coupling this has two
+      phases, all in and all out, and the mean-field posterior falls into one of them whatever the data say;
+      a `UserWarning` says so.
+    * ``direction="backward"``, as published: the masks behind (nearer to the output) come first, and each mask
+      is Bernoulli with log odds ``field + 2 * coupling * mean spin behind``. This is normalised as it stands.
 
     Args:
         sites: the network's `weight_sites()`.
-        inclusion, slab_scale, spike_scale: see `IndependentSpikeSlab`.
+        inclusion, slab_scale, spike_scale, learn_slab_scale: see `IndependentSpikeSlab`.
         coupling: common strength J; the log odds of a mask change by up to 2 J for each coupling it is in.
-        couplings: the graph; that of a `ViT` if omitted.
+        couplings: the graph, with strengths of its own that J multiplies; that of a `ViT` if omitted.
+        weighting: how the mean spin of a unit counts its weights: all alike, or by the square of their
+            magnitude, as published. Magnitudes are those that `observe_weights` was told last, which guides
+            that update masks in closed form do; until then all are alike.
+        direction: see above.
+        learn_coupling: whether J is a parameter. A symmetric prior then is normalised exactly up to
+            `EXACT_LIMIT` masks, and by Besag's pseudo-likelihood beyond.
+
+    Raises:
+        InputError: if a value is out of range.
     """
 
     def __init__(
         self,
         sites: Sequence[WeightSite],
-        inclusion: float = 0.2,
+        inclusion: Inclusion = DEFAULT,
         slab_scale: float = 1.0,
         spike_scale: float = 0.0,
         coupling: float = 1.0,
         couplings: CouplingGraph | None = None,
+        weighting: Literal["uniform", "magnitude"] = "uniform",
+        direction: Literal["symmetric", "backward"] = "symmetric",
+        learn_coupling: bool = False,
+        learn_slab_scale: bool = False,
     ) -> None:
-        super().__init__(sites, inclusion, slab_scale, spike_scale)
-        self.coupling = coupling
-        self.couplings = CouplingGraph(sites, VIT_COUPLINGS) if couplings is None else couplings
-        self._warn_of_phases()
+        super().__init__(sites, inclusion, slab_scale, spike_scale, learn_slab_scale)
+        for name, value, choices in (
+            ("weighting", weighting, ("uniform", "magnitude")),
+            ("direction", direction, ("symmetric", "backward")),
+        ):
+            if value not in choices:
+                raise InputError(f"{name}={value!r}: choose one of {choices}")
+        self.coupling: float | Tensor = nn.Parameter(torch.tensor(float(coupling))) if learn_coupling else coupling
+        self.couplings = CouplingGraph(sites, self._default_couplings()) if couplings is None else couplings
+        self.weighting, self.direction = weighting, direction
+        self.squares: dict[str, Tensor] | None = None
+        if direction == "symmetric":
+            self._warn_of_phases()
 
     def potential(self, masks: Mapping[str, Tensor]) -> Tensor | None:
-        return self.coupling * self.couplings.energy(masks)
+        masks = self._at_units(masks)
+        if self.direction == "symmetric":
+            return self.coupling * self.couplings.energy(masks, self.squares)
+        pulls = self.couplings.backward_fields(masks, self.squares)
+        total = self.zero
+        for name, pull in pulls.items():
+            field, base = self.coupling * pull, self._log_odds(self.sites[name])
+            term = masks[name] * field - F.softplus(base + field) + F.softplus(base)
+            total = total + term.sum()
+        return total
+
+    def log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor:
+        if not isinstance(self.coupling, nn.Parameter):
+            return super().log_normaliser(masks)  # a subclass has other parameters
+        if self.direction == "backward":
+            return self.zero
+        masks = self._at_units(masks)
+        prior, state = self.ising(), self.couplings.join(masks)
+        field = prior.field
+        if len(field) <= EXACT_LIMIT:
+            return prior.log_normaliser() + (field / 2 - F.softplus(field)).sum()
+        pull = self.couplings.ising(dict.fromkeys(self.couplings.sites, self.zero)).local_field(state)
+        log_odds = field + self.coupling * pull
+        pseudo = (state * log_odds - F.softplus(log_odds)).sum()
+        base = (state * field - F.softplus(field)).sum()
+        return base + self.coupling * self.couplings.energy(masks, self.squares) - pseudo
+
+    def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the magnitudes of ``weighting="magnitude"`` from weights by site name (empirical Bayes)."""
+        if self.weighting == "magnitude":
+            self.squares = {name: weight.detach().square() for name, weight in weights.items()}
 
     def ising(self, sweeps: int = 100) -> Ising:
-        """The prior of all masks as one distribution; ``self.couplings.split`` parts a draw into sites."""
-        log_odds = {site.name: self._log_odds(site).expand(site.shape) for site in self.couplings.sites.values()}
-        return self.couplings.rescaled(self.coupling).ising(log_odds, sweeps)
+        """The prior of all masks as one distribution; ``self.couplings.split`` parts a draw into sites.
 
+        Raises:
+            InputError: if the prior is directed.
+        """
+        if self.direction != "symmetric":
+            raise InputError(f"direction={self.direction!r}: only a symmetric prior is an Ising distribution")
+        log_odds = {name: self._log_odds(self.sites[name]) for name in self.couplings.sites}
+        return self.couplings.ising(log_odds, self.coupling, self.squares, sweeps)
+
+    def _default_couplings(self) -> Sequence[Coupling]:
+        return VIT_COUPLINGS
+
+    def _at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Masks in the shapes of the graph's sites."""
+        return masks
+
+    @torch.no_grad()
     def _warn_of_phases(self) -> None:
         prior = self.ising()
         low, high = (prior.mean_field(torch.full_like(prior.field, start), 50, 1e-3) for start in (0.0, 1.0))
         if (high - low).mean() > 0.1:
             warnings.warn(
-                f"coupling={self.coupling} with inclusion={self.inclusion}: the prior has two phases (mean-field "
-                f"densities {float(low.mean()):.2f} and {float(high.mean()):.2f}), so a posterior may turn all masks "
-                "on or off; lower the coupling",
+                f"coupling={float(self.coupling)} with inclusion={self.inclusion}: the prior has two phases "
+                f"(mean-field densities {float(low.mean()):.2f} and {float(high.mean()):.2f}), so a posterior may "
+                "turn all masks on or off; lower the coupling",
                 UserWarning,
                 stacklevel=3,
             )

@@ -55,7 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "train": 1000,
         "test": 500,
         "network": {"patch_size": 4, "mlp_ratio": 8},
-        "fit": {"steps": 3000, "batch_size": 50, "learning_rate": 4e-3, "augment": GENTLE},
+        "fit": {"steps": 3000, "batch_size": 50, "learning_rate": 4e-3, "pilot": 0.4, "augment": GENTLE},
     },
     "mnist": {
         "train": 300,

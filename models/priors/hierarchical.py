@@ -1,0 +1,58 @@
+"""Inclusion probabilities that are themselves unknown, one for each role or block.
+
+References:
+    Scott & Berger, "Bayes and Empirical-Bayes Multiplicity Adjustment in the Variable-Selection Problem",
+    Annals of Statistics 2010.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pyro
+from pyro.distributions import Beta
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+
+from pyro_isingvit.distributions import StraightThroughBernoulli
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.sites import LAYER, WeightSite
+
+from .independent import DEFAULT, IndependentSpikeSlab
+
+
+class HierarchicalSpikeSlab(IndependentSpikeSlab):
+    """``inclusion ~ Beta`` for each role (or each block of it), a sample site ``<site>.inclusion``; then as usual.
+
+    Args:
+        sites: the network's `weight_sites()`.
+        inclusion: mean of the Beta distribution.
+        concentration: its sum of pseudo-counts: how many masks' worth it knows beforehand.
+        by: share one probability among a ``"role"``, or among each ``"layer"`` of it.
+        slab_scale, spike_scale, learn_slab_scale: see `IndependentSpikeSlab`.
+
+    Raises:
+        InputError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[WeightSite],
+        inclusion: float = DEFAULT,
+        concentration: float = 10.0,
+        by: Literal["role", "layer"] = "layer",
+        slab_scale: float = 1.0,
+        spike_scale: float = 0.0,
+        learn_slab_scale: bool = False,
+    ) -> None:
+        super().__init__(sites, inclusion, slab_scale, spike_scale, learn_slab_scale)
+        if concentration <= 0:
+            raise InputError(f"concentration={concentration}: must be positive, e.g. 10")
+        if by not in ("role", "layer"):
+            raise InputError(f"by={by!r}: choose 'role' or 'layer'")
+        self.concentration, self.by, self.mean_inclusion = concentration, by, inclusion
+
+    def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
+        shape = [n if d == LAYER and self.by == "layer" else 1 for n, d in zip(site.shape, site.dims, strict=True)]
+        ones = (self.zero + self.concentration).expand(shape)
+        beta = Beta(ones * self.mean_inclusion, ones * (1 - self.mean_inclusion)).to_event(len(shape))
+        inclusion = pyro.sample(f"{site.name}.inclusion", beta)
+        return StraightThroughBernoulli(inclusion, event_dim=len(site.shape), shape=site.shape)

@@ -1,0 +1,106 @@
+"""Masks of whole heads, hidden units and patch features.
+
+References:
+    Louizos, Ullrich & Welling, "Bayesian Compression for Deep Learning", NeurIPS 2017.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from pyro_isingvit.distributions import StraightThroughBernoulli
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
+from pyro_isingvit.sites import LAYER, WeightSite, by_name
+
+from .ising import IsingSpikeSlab
+
+HEAD, UNIT = (LAYER, "head"), (LAYER, "hidden")
+
+VIT_LEVELS: Mapping[str, tuple[str, ...]] = {
+    "patch_embed": ("patch",),
+    "encoder.query": HEAD,
+    "encoder.key": HEAD,
+    "encoder.value": HEAD,
+    "encoder.out": HEAD,
+    "encoder.up": UNIT,
+    "encoder.down": UNIT,
+    "head.hidden": ("head_hidden",),
+    "head.out": ("head_hidden",),
+}
+"""For each role of a `ViT`, the dimensions along which its masks differ: heads, hidden units, pixels of a patch."""
+
+
+class StructuredSpikeSlab(IsingSpikeSlab):
+    """`IsingSpikeSlab` with one mask for all weights of a role at a head, a hidden unit, or a patch feature.
+
+    The masks of the roles that meet at a head or unit are coupled, so that they leave together.
+
+    Args:
+        sites: the network's `weight_sites()`.
+        levels: for some sites, the dimensions along which masks differ; the others have one for each weight.
+        options: of `IsingSpikeSlab`.
+
+    Raises:
+        InputError: if a site or a dimension is unknown.
+
+    Example: whole heads, but single weights elsewhere.
+
+        >>> heads = {role: HEAD for role in ("encoder.query", "encoder.key", "encoder.value", "encoder.out")}
+        >>> prior = StructuredSpikeSlab(sites, levels=heads)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, sites: Sequence[WeightSite], levels: Mapping[str, tuple[str, ...]] = VIT_LEVELS, **options: Any
+    ) -> None:
+        table = by_name(sites)
+        for name, dims in levels.items():
+            if name not in table:
+                raise InputError(f"levels: no site {name!r}; there are {list(table)}")
+            if not set(dims) <= set(table[name].dims):
+                raise InputError(f"levels={dims} of {name}: must be among its dims {table[name].dims}")
+        self.levels = {name: tuple(levels.get(name, site.dims)) for name, site in table.items()}
+        if options.get("couplings") is None:
+            options["couplings"] = CouplingGraph([self._grouped(site) for site in sites], self._shared())
+        super().__init__(sites, **options)
+
+    def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
+        shape = [n if d in self.levels[site.name] else 1 for n, d in zip(site.shape, site.dims, strict=True)]
+        return StraightThroughBernoulli(logits=self._log_odds(site), event_dim=len(shape), shape=shape)
+
+    def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
+        super().observe_weights(weights)
+        if self.squares is not None:
+            self.squares = {
+                name: square.sum([i for i, d in enumerate(self.sites[name].dims) if d not in self.levels[name]])
+                for name, square in self.squares.items()
+            }
+
+    def _at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: mask.reshape(self.couplings.sites[name].shape) for name, mask in masks.items()}
+
+    def _grouped(self, site: WeightSite) -> WeightSite:
+        """The site as its masks see it: without the dimensions that share one."""
+        kept = [(n, d) for n, d in zip(site.shape, site.dims, strict=True) if d in self.levels[site.name]]
+        shape, dims = tuple(n for n, _ in kept), tuple(d for _, d in kept)
+        return replace(
+            site,
+            shape=shape,
+            dims=dims,
+            reads=tuple(d for d in site.reads if d in dims),
+            writes=tuple(d for d in site.writes if d in dims),
+        )
+
+    def _shared(self) -> list[Coupling]:
+        """The couplings of a `ViT` at the units that both sides' masks still tell apart."""
+        couplings = []
+        for coupling in VIT_COUPLINGS:
+            if coupling.first in self.levels and coupling.second in self.levels:
+                both = set(self.levels[coupling.first]) & set(self.levels[coupling.second])
+                units = tuple(unit for unit in coupling.units if unit in both)
+                if set(units) - {LAYER}:
+                    couplings.append(replace(coupling, units=units))
+        return couplings
