@@ -87,7 +87,8 @@ class IsingViT(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] and labels (batch,) or None; returns the logits."""
         weights = self.draw_weights()
-        batch, context = len(images), nullcontext()
+        batch = len(images)
+        context: AbstractContextManager[Any] = nullcontext()
         if self.watcher is not None and torch.is_grad_enabled():
             weights = {name: _entering(weight) for name, weight in weights.items()}
             self.seen = Seen(images, labels, weights)

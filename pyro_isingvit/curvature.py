@@ -103,7 +103,7 @@ class LevenbergMarquardt(SquaredGradient):
         def linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             entered, caught = weights[name], self._caught[name]
             into = caught.as_strided(weight.shape, weight.stride(), weight.storage_offset() - entered.storage_offset())
-            return _CatchingLinear.apply(x, weight, bias, into)  # type: ignore[no-untyped-call]
+            return _CatchingLinear.apply(x, weight, bias, into)
 
         return _LinearMode(weights, linear)
 
@@ -326,7 +326,7 @@ class _CatchingLinear(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, signal: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         rows, inputs = signal.flatten(0, -2), x.flatten(0, -2)
         ctx.into.add_(rows.square().mT @ inputs.square())
