@@ -1,8 +1,23 @@
-"""The variational side, one guide a file. To write one, subclass any and override `mask` or `weight`."""
+"""Guides, one a file. To write one, subclass `Guide` or any of these and override one method."""
 
+from .auto import Auto
+from .backward_ising import BackwardIsing
 from .base import Guide
 from .likelihood_guided import LikelihoodGuided
+from .low_rank import LowRank
 from .mean_field import MeanField
 from .point import PointEstimate
+from .relaxed import Relaxed
+from .score_function import ScoreFunction
 
-__all__ = ["Guide", "LikelihoodGuided", "MeanField", "PointEstimate"]
+__all__ = [
+    "Auto",
+    "BackwardIsing",
+    "Guide",
+    "LikelihoodGuided",
+    "LowRank",
+    "MeanField",
+    "PointEstimate",
+    "Relaxed",
+    "ScoreFunction",
+]

@@ -42,6 +42,9 @@ class Guide(nn.Module):
     watcher: Watcher | None = None
     """What `IsingViT.watcher` is to be while this guide is trained."""
 
+    plated = False
+    """What `IsingViT.plated` is to be."""
+
     def __init__(self, model: IsingViT) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple: its parameters are not the guide's
@@ -99,7 +102,7 @@ class Guide(nn.Module):
     def draw_masks(self) -> dict[str, Tensor]:
         """Sample the masks of all sites that have them, by site name."""
         return {
-            site.name: pyro.sample(site.mask_name, self.mask(site))
+            site.name: self.model.sample(site, site.mask_name, self.mask(site))
             for site in self.model.sites
             if site.name in self.mask_shapes
         }
@@ -109,6 +112,7 @@ class Guide(nn.Module):
         announce_parameters("guide", self)
         model = self.model
         model.watcher = self.watcher if self.training else None
+        model.plated = self.plated
         if model.fixed_masks is None:
             self._draw_hypers("mask")
             masks = self.draw_masks()
@@ -116,13 +120,14 @@ class Guide(nn.Module):
             masks = model.fixed_masks
         self._draw_hypers("weight")
         return {
-            site.name: pyro.sample(site.weight_name, self.weight(site, masks.get(site.name))) for site in model.sites
+            site.name: model.sample(site, site.weight_name, self.weight(site, masks.get(site.name)))
+            for site in model.sites
         }
 
     @torch.no_grad()
     def inclusion_probabilities(self) -> dict[str, Tensor]:
         """Posterior probability of each mask being 1, by site name."""
-        return {site.name: self.mask(site).mean for site in self.model.sites if site.name in self.mask_shapes}
+        return {site.name: self.mask(site).mean.detach() for site in self.model.sites if site.name in self.mask_shapes}
 
     @torch.no_grad()
     def median_masks(self) -> dict[str, Tensor]:

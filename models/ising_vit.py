@@ -1,7 +1,7 @@
 """A network as a probabilistic program: masks, their Ising factor, weights, labels."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,15 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Categorical
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.network import ViT
 from pyro_isingvit.parameters import announce_parameters
+from pyro_isingvit.sites import WeightSite
 
 from .priors import Prior
 
@@ -63,6 +66,8 @@ class IsingViT(nn.Module):
         watcher: of the network's passes in training, for a guide to learn from; a `Guide` sets it each time
             it runs. None if nobody watches.
         seen: of the last pass that was watched.
+        plated: whether masks and weights are sampled in plates over their dimensions, so that Pyro knows which
+            terms are local; a `Guide` sets it each time it runs.
 
     Raises:
         InputError: if the prior is for other sites than the network's.
@@ -80,6 +85,7 @@ class IsingViT(nn.Module):
         self.num_data, self.temperature = num_data, temperature
         self.fixed_masks: dict[str, Tensor] | None = None
         self.watcher: Watcher | None = None
+        self.plated = False
         self.seen: Seen | None = None
         for site in self.sites:
             network.get_parameter(site.name).requires_grad_(False)
@@ -107,9 +113,19 @@ class IsingViT(nn.Module):
         announce_parameters("model", self)
         masks = self._draw_masks() if self.fixed_masks is None else self.fixed_masks
         return {
-            site.name: pyro.sample(site.weight_name, self.prior.weight(site, masks.get(site.name)))
+            site.name: self.sample(site, site.weight_name, self.prior.weight(site, masks.get(site.name)))
             for site in self.sites
         }
+
+    def sample(self, site: WeightSite, name: str, fn: TorchDistributionMixin, **infer: Any) -> Tensor:
+        """`pyro.sample` of a site's masks or weights, in plates over its dimensions if the model is plated."""
+        if not self.plated:
+            return pyro.sample(name, fn, infer=infer)
+        with ExitStack() as plates:
+            for dim, size in zip(site.dims, site.shape, strict=True):
+                # A plate that takes no subsample, and so can be entered for the masks and again for the weights.
+                plates.enter_context(IndepMessenger(f"{site.name}.{dim}", size, site.axis(dim)))
+            return pyro.sample(name, fn.to_event(-fn.event_dim), infer=infer)
 
     def logits(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The network's logits (batch, classes) with the given weights, by site name, in place of its own."""
@@ -121,7 +137,7 @@ class IsingViT(nn.Module):
 
     def _draw_masks(self) -> dict[str, Tensor]:
         bases = {site: self.prior.mask(site) for site in self.sites}
-        masks = {site.name: pyro.sample(site.mask_name, base) for site, base in bases.items() if base is not None}
+        masks = {site.name: self.sample(site, site.mask_name, base) for site, base in bases.items() if base is not None}
         potential = self.prior.potential(masks) if masks else None
         if potential is not None:
             pyro.factor("ising", potential - self._log_normaliser(masks))

@@ -4,7 +4,8 @@ References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Self
@@ -139,6 +140,16 @@ def _end(site: WeightSite, coupling: Coupling, layers: Layers) -> _End:
     )
 
 
+def _layers(site: WeightSite, layers: Layers) -> list[int | None]:
+    """The blocks of a site that a coupling chooses, in order; [None] for a site without blocks."""
+    if LAYER not in site.dims:
+        return [None]
+    every = range(site.shape[site.axis(LAYER)])
+    if isinstance(layers, int):
+        return [every[layers]]
+    return list(every if layers is None else every[layers])
+
+
 class CouplingGraph:
     """All couplings among the masks of a set of sites, and their energy in time linear in the masks.
 
@@ -196,27 +207,22 @@ class CouplingGraph:
             total = torch.add(total, product, alpha=coupling.strength * min(first.weights, second.weights))
         return total
 
-    def backward_fields(
-        self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """What the masks behind say to those before them, by site name.
-
-        The log odds of a mask of ``coupling.first`` change by ``2 * strength`` times the mean spin of
-        ``coupling.second`` at the shared unit, summed over couplings.
+    def backward_pulls(
+        self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None = None, first: str | None = None
+    ) -> Iterator[tuple[int, Coupling, Tensor]]:
+        """Twice the mean spin behind (of ``coupling.second``) for each mask before it (of ``coupling.first``).
 
         Args:
-            masks, squares: see `energy`; of no batch. Of sites still unknown none may be behind those asked for.
+            masks, squares: see `energy`; without batch dimensions.
+            first: only couplings of which this site is the first.
 
-        Returns:
-            For each site that is first in a coupling, a tensor that broadcasts to its shape.
+        Yields:
+            The coupling's index, itself, and a tensor that broadcasts to the shape of its first site.
         """
         units = self._units(masks, squares)
-        fields: dict[str, Tensor] = {}
-        for coupling, (first, second) in zip(self.couplings, self._ends, strict=True):
-            if second.site in masks:
-                pull = 2 * coupling.strength * first.spread(units(second), self.sites[first.site])
-                fields[first.site] = fields[first.site] + pull if first.site in fields else pull
-        return fields
+        for index, (coupling, (before, behind)) in enumerate(zip(self.couplings, self._ends, strict=True)):
+            if first is None or coupling.first == first:
+                yield index, coupling, before.spread(2 * units(behind), self.sites[before.site])
 
     def _units(self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None) -> Callable[[_End], Tensor]:
         """A function of an end of a coupling to the mean spins at its units, computed once for each site and axes."""
@@ -236,13 +242,23 @@ class CouplingGraph:
 
         return units
 
-    def order(self) -> list[str]:
-        """Names of all sites, those behind first: each comes after every ``second`` of the couplings it is first in.
+    def backward_order(self) -> list[tuple[str, int | None]]:
+        """Every block of every site (None for a site without blocks), those behind first.
+
+        Each comes after all that are ``second`` in a coupling in which it is first.
 
         Raises:
             InputError: if there is a circle.
         """
-        behind = {name: {c.second for c in self.couplings if c.first == name} for name in self.sites}
+        behind: dict[tuple[str, int | None], set[tuple[str, int | None]]] = {}
+        for name, site in self.sites.items():
+            behind.update({(name, layer): set() for layer in _layers(site, None)})
+        for coupling in self.couplings:
+            first = _layers(self.sites[coupling.first], coupling.first_layers)
+            second = _layers(self.sites[coupling.second], coupling.second_layers)
+            matched = LAYER in coupling.units
+            for a, b in zip(first, second, strict=True) if matched else itertools.product(first, second):
+                behind[coupling.first, a].add((coupling.second, b))
         try:
             return list(TopologicalSorter(behind).static_order())
         except CycleError as error:

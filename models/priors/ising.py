@@ -80,7 +80,9 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         masks = self._at_units(masks)
         if self.direction == "symmetric":
             return self.coupling * self.couplings.energy(masks, self.squares)
-        pulls = self.couplings.backward_fields(masks, self.squares)
+        pulls: dict[str, Tensor] = {}
+        for _, coupling, pull in self.couplings.backward_pulls(masks, self.squares):
+            pulls[coupling.first] = pulls.get(coupling.first, self.zero) + coupling.strength * pull
         total = self.zero
         for name, pull in pulls.items():
             field, base = self.coupling * pull, self._log_odds(self.sites[name])

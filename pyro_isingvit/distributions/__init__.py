@@ -1,8 +1,9 @@
 """The distributions that the model is made of."""
 
+from .concrete import StraightThroughConcrete
 from .gaussian import Gaussian
 from .ising import Ising
 from .spike_slab import SpikeAndSlab
 from .straight_through import StraightThroughBernoulli
 
-__all__ = ["Gaussian", "Ising", "SpikeAndSlab", "StraightThroughBernoulli"]
+__all__ = ["Gaussian", "Ising", "SpikeAndSlab", "StraightThroughBernoulli", "StraightThroughConcrete"]

@@ -67,14 +67,14 @@ class SpikeAndSlab(TorchDistribution):
         return self._mix(self.slab.variance, None if self.spike is None else self.spike.variance).expand(self.shape())
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:
-        new = self._get_checked_instance(SpikeAndSlab, _instance)
         shape = torch.Size(batch_shape) + self.event_shape
-        new.mask = self.mask.expand(shape)
-        new.slab = self.slab.expand(shape)
-        new.spike = None if self.spike is None else self.spike.expand(shape)
-        super(SpikeAndSlab, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        spike = None if self.spike is None else self.spike.expand(shape)
+        return type(self)(self.mask.expand(shape), self.slab.expand(shape), spike, self.event_dim, self._validate_args)
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Self:
+        """More dimensions to the event, or fewer. (`Independent` would drop `score_parts`.)"""
+        more = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
+        return type(self)(self.mask, self.slab, self.spike, self.event_dim + more, self._validate_args)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         slab = self.slab.rsample(self._missing(sample_shape, self.slab.batch_shape))

@@ -4,6 +4,7 @@ References:
     Bengio, Leonard & Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -75,18 +76,19 @@ class StraightThroughBernoulli(TorchDistribution):
         return self.probs * (1 - self.probs)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:
-        new = self._get_checked_instance(StraightThroughBernoulli, _instance)
-        new._logits = self._logits
-        super(StraightThroughBernoulli, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        return self._reshaped(torch.Size(batch_shape), self.event_shape)
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Self:
+        """More dimensions to the event, or fewer. (`Independent` would drop `score_parts`.)"""
+        more = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
+        shape, cut = self.shape(), len(self.batch_shape) - more
+        return self._reshaped(shape[:cut], shape[cut:])
+
+    def _reshaped(self, batch_shape: torch.Size, event_shape: torch.Size) -> Self:
+        new = copy.copy(self)
+        super(StraightThroughBernoulli, new).__init__(batch_shape, event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
-
-    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> "StraightThroughBernoulli":
-        """More dimensions to the event. (`Independent` would drop `score_parts`.)"""
-        more = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
-        return StraightThroughBernoulli(
-            logits=self._logits, event_dim=self.event_dim + more, shape=self.shape(), validate_args=self._validate_args
-        )
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         probs = logits_to_probs(self._logits, is_binary=True)

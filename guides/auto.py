@@ -1,0 +1,57 @@
+"""Pyro's own automatic guides, for priors without masks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_median, init_to_value
+from torch import Tensor
+
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.models.ising_vit import IsingViT
+from pyro_isingvit.parameters import announce_parameters
+
+from .base import Guide
+
+
+class Auto(Guide):
+    """Any of `pyro.infer.autoguide` over all weights and the prior's own latent variables.
+
+    Args:
+        model: whose prior has no masks.
+        family: e.g. `AutoNormal`, `AutoLowRankMultivariateNormal`.
+        options: of the family; by default weights start from the network's own.
+
+    Raises:
+        InputError: if the prior has masks.
+    """
+
+    def __init__(self, model: IsingViT, family: Callable[..., AutoGuide] = AutoNormal, **options: Any) -> None:
+        super().__init__(model)
+        if self.mask_shapes:
+            raise InputError(f"prior={type(model.prior).__name__} has masks, which Pyro's AutoGuides cannot draw")
+        self.hyper_loc.clear()
+        self.hyper_log_scale.clear()
+        start = {site.weight_name: model.network.get_parameter(site.name).detach().clone() for site in model.sites}
+        options.setdefault("init_loc_fn", init_to_value(values=start, fallback=init_to_median()))
+        options.setdefault("init_scale", 5e-3)
+        with pyro.settings.context(module_local_params=True), poutine.block(), torch.random.fork_rng():
+            self.family = family(model.draw_weights, **options)
+            self.family()  # it makes its parameters when first called
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        announce_parameters("guide", self)
+        self.model.watcher, self.model.plated = None, False
+        with pyro.settings.context(module_local_params=True):
+            values = self.family()
+        return {site.name: values[site.weight_name] for site in self.model.sites}
+
+    @torch.no_grad()
+    def mean_weights(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Posterior median of every weight, by site name."""
+        with pyro.settings.context(module_local_params=True):
+            values = self.family.median()
+        return {site.name: values[site.weight_name] for site in self.model.sites}

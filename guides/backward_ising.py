@@ -1,0 +1,130 @@
+"""Masks drawn from the output backwards, each layer given those behind it.
+
+References:
+    Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
+    Hoffman & Blei, "Structured Stochastic Variational Inference", AISTATS 2015.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_isingvit.distributions import StraightThroughBernoulli
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.interactions import CouplingGraph
+from pyro_isingvit.models.ising_vit import IsingViT
+from pyro_isingvit.sites import LAYER, WeightSite
+
+from .mean_field import MeanField
+
+MARGINAL_DRAWS = 32
+"""Draws behind inclusion probabilities, each of which averages exact conditional probabilities."""
+
+
+class BackwardIsing(MeanField):
+    r"""Structured masks: the guide's mirror of the prior's couplings.
+
+    .. math:: \mathrm{logit}\, q(m = 1 \mid \text{behind}) = \mathrm{logit} + \sum_c 2 \kappa_c \bar s_c
+
+    with :math:`\bar s_c` the mean spin, at the unit they share, of the weights behind in coupling c, and one
+    learned strength :math:`\kappa_c` for each coupling. All at zero it is `MeanField`.
+
+    Args:
+        model, initial_logit, initial_scale, mask_rate: see `MeanField`; the strengths learn at the masks' rate.
+        couplings: which masks follow which; those of the prior if None.
+        initial_strength: of every coupling.
+
+    Raises:
+        InputError: if there are no couplings to mirror, they run in a circle, or masks are not the graph's.
+    """
+
+    def __init__(
+        self,
+        model: IsingViT,
+        initial_logit: float = 4.0,
+        initial_scale: float = 5e-3,
+        mask_rate: float = 20.0,
+        couplings: CouplingGraph | None = None,
+        initial_strength: float = 0.0,
+    ) -> None:
+        super().__init__(model, initial_logit, initial_scale, mask_rate)
+        graph = getattr(model.prior, "couplings", None) if couplings is None else couplings
+        if not isinstance(graph, CouplingGraph) or not graph.couplings:
+            raise InputError(f"prior={type(model.prior).__name__} has no couplings to mirror; pass couplings=")
+        for name, site in graph.sites.items():
+            if name not in self.mask_shapes or self.mask_shapes[name].numel() != site.numel:
+                raise InputError(f"couplings: site {name!r} of shape {site.shape} is not that of the prior's masks")
+        self.graph, self._order = graph, graph.backward_order()
+        self._sites = {site.name: site for site in model.sites}
+        self._behind = {name: {c.second for c in graph.couplings if c.first == name} for name in graph.sites}
+        self.strength = nn.Parameter(torch.full((len(graph.couplings),), initial_strength))
+
+    def draw_masks(self) -> dict[str, Tensor]:
+        masks = {}
+        for name, (drawn, logits) in self._backward().items():
+            site = self._sites[name]
+            shape = self.logit[site.key].shape
+            fn = _Drawn(drawn.reshape(shape), logits.reshape(shape))
+            masks[name] = self.model.sample(site, site.mask_name, fn)
+        return masks
+
+    @torch.no_grad()
+    def inclusion_probabilities(self) -> dict[str, Tensor]:
+        draws: list[dict[str, Tensor]] = []
+        device = self.strength.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            for _ in range(MARGINAL_DRAWS):
+                draws.append({name: logits.sigmoid() for name, (_, logits) in self._backward().items()})
+        return {
+            name: torch.stack([probs[name] for probs in draws]).mean(0).reshape(shape)
+            for name, shape in self.mask_shapes.items()
+        }
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        weights, masks = super().parameter_groups(learning_rate)
+        weights["params"] = [p for p in weights["params"] if p is not self.strength]
+        masks["params"] = [*masks["params"], self.strength]
+        return [weights, masks]
+
+    def _backward(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A draw of all masks, those behind first, and their log odds given those; by site name, in the graph's shapes.
+
+        Block by block, since the masks of one block follow those of the next.
+        """
+        own = {name: self.logit[self._sites[name].key].reshape(site.shape) for name, site in self.graph.sites.items()}
+        drawn = {name: list(_blocks(torch.zeros_like(logit), site)) for (name, site), logit in self._with(own)}
+        logits = {name: list(_blocks(logit, site)) for (name, site), logit in self._with(own)}
+        for name, layer in self._order:
+            site, block = self.graph.sites[name], layer or 0
+            behind = {other: _joined(drawn[other], self.graph.sites[other]) for other in self._behind[name]}
+            for index, _, pull in self.graph.backward_pulls(behind, first=name):
+                whole = _blocks(pull.expand(site.shape), site)
+                logits[name][block] = logits[name][block] + self.strength[index] * whole[block]
+            drawn[name][block] = StraightThroughBernoulli(logits=logits[name][block]).rsample()
+        return {
+            name: (_joined(drawn[name], site), _joined(logits[name], site)) for name, site in self.graph.sites.items()
+        }
+
+    def _with(self, values: dict[str, Tensor]) -> Any:
+        return zip(self.graph.sites.items(), values.values(), strict=True)
+
+
+class _Drawn(StraightThroughBernoulli):
+    """The distribution of a draw that has been made already, block by block."""
+
+    def __init__(self, draw: Tensor, logits: Tensor) -> None:
+        super().__init__(logits=logits, event_dim=logits.dim())
+        self.draw = draw
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.draw
+
+
+def _blocks(whole: Tensor, site: WeightSite) -> tuple[Tensor, ...]:
+    return whole.unbind(site.axis(LAYER)) if LAYER in site.dims else (whole,)
+
+
+def _joined(blocks: list[Tensor], site: WeightSite) -> Tensor:
+    return torch.stack(blocks, len(site.dims) + site.axis(LAYER)) if LAYER in site.dims else blocks[0]

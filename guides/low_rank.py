@@ -1,0 +1,87 @@
+r"""Correlated masks: a Gaussian copula of low rank.
+
+References:
+    Ranganath, Tran & Blei, "Hierarchical Variational Models", ICML 2016.
+    Tran, Blei & Airoldi, "Copula Variational Inference", NeurIPS 2015.
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Normal
+from torch import Tensor, nn
+
+from pyro_isingvit.distributions import StraightThroughBernoulli
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.models.ising_vit import IsingViT
+
+from .mean_field import MeanField
+
+
+class LowRank(MeanField):
+    r"""A mask is 1 where a Gaussian is positive whose correlations have rank r.
+
+    .. math:: m_i = [\,a_i + u_i^\top z + \epsilon_i > 0\,], \quad z \sim N(0, I_r), \; \epsilon_i \sim N(0, 1)
+
+    with :math:`a_i` such that the inclusion probability is exactly :math:`\sigma(\mathrm{logit}_i)`. The density
+    of the masks alone is out of reach; the ELBO is the one of masks and z together, with a learned linear
+    Gaussian :math:`r(z \mid m)` on the model's side (a hierarchical variational model). It is a bound for any r.
+
+    Args:
+        model, initial_logit, initial_scale, mask_rate: see `MeanField`; the copula learns at the masks' rate.
+        rank: r.
+        initial_factor: scale of the first u; zero would be `MeanField`, and stay there.
+
+    Raises:
+        InputError: if a value is out of range, or the model has no masks.
+    """
+
+    def __init__(
+        self,
+        model: IsingViT,
+        initial_logit: float = 4.0,
+        initial_scale: float = 5e-3,
+        mask_rate: float = 20.0,
+        rank: int = 4,
+        initial_factor: float = 0.1,
+    ) -> None:
+        super().__init__(model, initial_logit, initial_scale, mask_rate)
+        if rank < 1:
+            raise InputError(f"rank={rank}: must be at least 1")
+        if not self.mask_shapes:
+            raise InputError(f"prior={type(model.prior).__name__} has no masks to correlate; use MeanField")
+        self.rank = rank
+        shapes = {site.key: self.mask_shapes[site.name] for site in model.sites if site.name in self.mask_shapes}
+        self.factor = nn.ParameterDict(
+            {key: nn.Parameter(initial_factor * torch.randn(rank, *shape)) for key, shape in shapes.items()}
+        )
+        self.readout = nn.ParameterDict({key: nn.Parameter(torch.zeros(rank, *shape)) for key, shape in shapes.items()})
+        self.readout_log_scale = nn.Parameter(torch.zeros(rank))
+
+    def draw_masks(self) -> dict[str, Tensor]:
+        normal = Normal(torch.zeros_like(self.readout_log_scale), 1.0).to_event(1)
+        z = pyro.sample("copula", normal, infer={"is_auxiliary": True})
+        masks = {}
+        recovered: Tensor | float = 0.0
+        for site in self.model.sites:
+            if site.name not in self.mask_shapes:
+                continue
+            factor, probs = self.factor[site.key], self.logit[site.key].sigmoid()
+            threshold = torch.special.ndtri(probs) * (1 + factor.square().sum(0)).sqrt()
+            given_z = torch.special.ndtr(threshold + torch.tensordot(z, factor, 1))
+            margin = torch.finfo(probs.dtype).eps
+            fn = StraightThroughBernoulli(given_z.clamp(margin, 1 - margin), event_dim=probs.dim())
+            masks[site.name] = self.model.sample(site, site.mask_name, fn)
+            surprise = (masks[site.name] - probs).flatten()
+            recovered = recovered + self.readout[site.key].flatten(1) @ surprise
+        reverse = Normal(recovered, self.readout_log_scale.exp()).to_event(1)
+        pyro.factor("copula.reverse", -reverse.log_prob(z), has_rsample=True)
+        return masks
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        weights, masks = super().parameter_groups(learning_rate)
+        copula = [*self.factor.values(), *self.readout.values(), self.readout_log_scale]
+        known = {id(p) for p in copula}
+        weights["params"] = [p for p in weights["params"] if id(p) not in known]
+        return [weights, masks, {"params": copula, "lr": learning_rate}]

@@ -1,0 +1,104 @@
+"""Plain Bernoulli masks with the score-function gradient, and baselines that tame it.
+
+References:
+    Mnih & Gregor, "Neural Variational Inference and Learning in Belief Networks", ICML 2014.
+    Schulman, Heess, Weber & Abbeel, "Gradient Estimation Using Stochastic Computation Graphs", NeurIPS 2015.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pyro.distributions import Bernoulli
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.models.ising_vit import IsingViT
+from pyro_isingvit.sites import WeightSite
+
+from .mean_field import MeanField
+
+BASELINE_DECAY = 0.9
+"""Of the decaying average of each mask's downstream cost."""
+
+BASELINE_HIDDEN = 16
+"""Hidden units of the neural baseline."""
+
+
+class ScoreFunction(MeanField):
+    """`MeanField` with the unbiased score-function gradient of `TraceGraph_ELBO` in place of the straight-through one.
+
+    Masks and weights are sampled in plates, so that the prior and entropy of one mask count for that mask
+    alone. The likelihood counts for all, and its variance grows with their number: for small networks.
+
+    Args:
+        model, initial_logit, initial_scale, mask_rate: see `MeanField`; one mask for each weight.
+        baseline: what is taken from the cost: nothing, its ``"decaying_average"``, or a ``"neural"`` function
+            of the images' mean plus one number for each mask.
+
+    Raises:
+        InputError: if the baseline is unknown, or several weights share a mask.
+    """
+
+    plated = True
+
+    def __init__(
+        self,
+        model: IsingViT,
+        initial_logit: float = 4.0,
+        initial_scale: float = 5e-3,
+        mask_rate: float = 20.0,
+        baseline: Literal["none", "decaying_average", "neural"] = "decaying_average",
+    ) -> None:
+        super().__init__(model, initial_logit, initial_scale, mask_rate)
+        if baseline not in ("none", "decaying_average", "neural"):
+            raise InputError(f"baseline={baseline!r}: choose 'none', 'decaying_average' or 'neural'")
+        masked = [site for site in model.sites if site.name in self.mask_shapes]
+        shared = [site.name for site in masked if self.mask_shapes[site.name] != site.shape]
+        if shared:
+            raise InputError(
+                f"prior={type(model.prior).__name__}: one mask for several weights at {shared}; use MeanField"
+            )
+        self.baseline = baseline
+        self.offset = nn.ParameterDict(
+            {s.key: nn.Parameter(torch.zeros(s.shape), requires_grad=baseline == "neural") for s in masked}
+            if baseline != "none"
+            else {}
+        )
+        self.net = (
+            nn.Sequential(nn.LazyLinear(BASELINE_HIDDEN), nn.Tanh(), nn.Linear(BASELINE_HIDDEN, 1))
+            if baseline == "neural"
+            else None
+        )
+        self._context: Tensor | None = None
+
+    def mask(self, site: WeightSite) -> TorchDistributionMixin:
+        logit = self.logit[site.key]
+        return Bernoulli(logits=logit).to_event(logit.dim())
+
+    def forward(self, images: Tensor | None = None, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        self._context = None if images is None else images.detach().flatten(1).mean(0)
+        return super().forward(images, *args, **kwargs)
+
+    def draw_masks(self) -> dict[str, Tensor]:
+        return {
+            site.name: self.model.sample(site, site.mask_name, self.mask(site), baseline=self._baseline(site))
+            for site in self.model.sites
+            if site.name in self.mask_shapes
+        }
+
+    def _baseline(self, site: WeightSite) -> dict[str, Any]:
+        """Pyro's options; the averages live in this module, not in the global store."""
+        if self.baseline == "none" or not self.training or not torch.is_grad_enabled():
+            return {}
+        offset = self.offset[site.key]
+        if self.baseline == "decaying_average":
+            # The gradient of Pyro's squared error in the baseline is minus twice what the cost exceeds it by.
+            value = offset.detach().clone().requires_grad_()
+            value.register_hook(lambda gradient: offset.data.add_(gradient, alpha=-0.5 * (1 - BASELINE_DECAY)))
+            return {"baseline_value": value}
+        # In nats of all data, from numbers of order one; the squared error is brought back to order one too.
+        unit = (self.model.num_data or 1) / self.model.temperature
+        value = offset + self.net(self._context) if self.net is not None and self._context is not None else offset
+        value.register_hook(lambda gradient: gradient / unit)
+        return {"baseline_value": unit * value}
