@@ -5,6 +5,7 @@ References:
     Hoffman & Blei, "Structured Stochastic Variational Inference", AISTATS 2015.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,6 +82,17 @@ class BackwardIsing(MeanField):
             name: torch.stack([probs[name] for probs in draws]).mean(0).reshape(shape)
             for name, shape in self.mask_shapes.items()
         }
+
+    def mask_log_prob(self, masks: Mapping[str, Tensor]) -> Tensor:
+        at_units = {name: masks[name].reshape(site.shape) for name, site in self.graph.sites.items()}
+        logits = {
+            name: self.logit[self._sites[name].key].reshape(site.shape) for name, site in self.graph.sites.items()
+        }
+        for index, coupling, pull in self.graph.backward_pulls(at_units):
+            logits[coupling.first] = logits[coupling.first] + self.strength[index] * pull
+        return torch.stack(
+            [StraightThroughBernoulli(logits=logits[n], event_dim=m.dim()).log_prob(m) for n, m in at_units.items()]
+        ).sum()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         weights, masks = super().parameter_groups(learning_rate)

@@ -1,7 +1,7 @@
 """What a guide is: the methods that a variational family consists of, and the program around them."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,6 +123,17 @@ class Guide(nn.Module):
             site.name: model.sample(site, site.weight_name, self.weight(site, masks.get(site.name)))
             for site in model.sites
         }
+
+    def mask_log_prob(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """log q of masks, by site name, of all sites together; a scalar.
+
+        Raises:
+            NotImplementedError: if the family has no tractable one.
+        """
+        logs = [
+            self.mask(site).log_prob(masks[site.name]) for site in self.model.sites if site.name in self.mask_shapes
+        ]
+        return torch.stack(logs).sum()
 
     @torch.no_grad()
     def inclusion_probabilities(self) -> dict[str, Tensor]:

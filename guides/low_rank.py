@@ -5,6 +5,7 @@ References:
     Tran, Blei & Airoldi, "Copula Variational Inference", NeurIPS 2015.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -78,6 +79,9 @@ class LowRank(MeanField):
         reverse = Normal(recovered, self.readout_log_scale.exp()).to_event(1)
         pyro.factor("copula.reverse", -reverse.log_prob(z), has_rsample=True)
         return masks
+
+    def mask_log_prob(self, masks: Mapping[str, Tensor]) -> Tensor:
+        raise NotImplementedError("the density of the masks of a Gaussian copula is out of reach")
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         weights, masks = super().parameter_groups(learning_rate)

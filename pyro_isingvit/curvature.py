@@ -271,17 +271,16 @@ def hessian_diagonal(model: "IsingViT", seen: "Seen", chunk: int = 128) -> dict[
     result = {}
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         for name, weight in weights.items():
+            slope = torch.func.grad(lambda w, name=name: loss(weights | {name: w}))
+            _, product = torch.func.vjp(slope, weight)  # the Hessian is symmetric
 
-            def row(
-                unit: Tensor, name: str = name, weight: Tensor = weight
-            ) -> Tensor:  # one product with the Hessian, and of it the entry asked for
-                slope = torch.func.grad(lambda w: loss(weights | {name: w}))
-                return (torch.func.jvp(slope, (weight,), (unit.view_as(weight),))[1].flatten() * unit).sum()
+            def entry(unit: Tensor, product: Any = product, weight: Tensor = weight) -> Tensor:
+                return (product(unit.view_as(weight))[0].flatten() * unit).sum()
 
             rows = []
             for indices in torch.arange(weight.numel(), device=weight.device).split(chunk):
                 units = F.one_hot(indices, weight.numel()).to(weight.dtype)
-                rows.append(torch.func.vmap(row)(units))
+                rows.append(torch.func.vmap(entry)(units))
             result[name] = torch.cat(rows).view_as(weight)
     return result
 

@@ -13,12 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from .config import Config
+from .conformance import check_pair
 from .data import Images, RandomAffine
 from .elbo import TraceGraph_ELBO
 from .errors import InputError, TrainingError
 from .guides import Guide
 from .models import IsingViT
-from .predict import predict_plug_in, seeded
+from .predict import evaluating, predict_plug_in, seeded
 from .result import FitResult, densities
 from .temperature import coldest, follow_path
 
@@ -248,12 +249,15 @@ def _check(model: IsingViT, guide: Guide, train: Images, validation: Images | No
         raise InputError('temperature="auto" is decided on held-out images: pass validation, or a number, e.g. 1e-3')
     if config.target_density is not None:
         guide.hold_density(config.target_density)
+    device = next(model.network.parameters()).device
     for name, part in (("train", train), ("validation", validation)):
         if part is None:
             continue
         with torch.no_grad():
-            classes = model.network(part.images[:1].to(next(model.network.parameters()).device)).shape[-1]
+            classes = model.network(part.images[:1].to(device)).shape[-1]
         if classes != part.classes:
             raise InputError(
                 f"{name}.classes={part.classes}: the network has {classes}; set ViTConfig(classes={part.classes})"
             )
+    with seeded(device), evaluating(model, guide):
+        check_pair(model, guide, train.images[:1].to(device), train.labels[:1].to(device))

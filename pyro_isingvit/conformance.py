@@ -1,0 +1,74 @@
+"""Do a model and a guide speak of the same sites? Errors that name the site and the fix."""
+
+from typing import Any
+
+import pyro
+from pyro import poutine
+from torch import Tensor
+
+from .errors import InputError
+from .guides import Guide
+from .models import IsingViT
+
+
+def check_pair(model: IsingViT, guide: Guide, images: Tensor, labels: Tensor) -> None:
+    """Draw once from a guide and run the model against it.
+
+    Args:
+        model, guide: the pair.
+        images, labels: a batch, on their device.
+
+    Raises:
+        InputError: if the guide misses a site or samples one too many, or a draw is of the wrong shape, not
+            finite, or a mask other than zeros and ones.
+    """
+    with pyro.validation_enabled(False):
+        drawn = _latent(poutine.trace(guide).get_trace(images, labels))
+        family, prior = type(guide).__name__, type(model.prior).__name__
+        for site in model.sites:
+            expected = {site.weight_name: site.shape}
+            if model.fixed_masks is None and site.name in guide.mask_shapes:
+                expected[site.mask_name] = tuple(guide.mask_shapes[site.name])
+            for name, shape in expected.items():
+                if name in drawn:
+                    _check_draw(name, drawn[name], shape, family, mask=name == site.mask_name)
+                else:
+                    raise InputError(f"guide={family} misses the site {name!r}: sample it in draw_masks or forward")
+        replayed = poutine.replay(model, trace=poutine.trace(guide).get_trace(images, labels))
+        wanted = _latent(poutine.trace(replayed).get_trace(images, labels))
+    missing, strange = wanted.keys() - drawn.keys(), drawn.keys() - wanted.keys()
+    if missing:
+        raise InputError(f"guide={family} misses the sites {sorted(missing)} of prior={prior}: sample them too")
+    if strange:
+        raise InputError(
+            f"guide={family} samples {sorted(strange)}, which prior={prior} does not have: leave them out, or mark "
+            "them infer={'is_auxiliary': True}"
+        )
+
+
+def _latent(trace: Any) -> dict[str, Tensor]:
+    """Values of a trace's latent sites, without plates and auxiliary ones."""
+    return {
+        name: node["value"]
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and not node["is_observed"]
+        and not node["infer"].get("is_auxiliary")
+        and not poutine.util.site_is_subsample(node)
+    }
+
+
+def _check_draw(name: str, value: Tensor, shape: tuple[int, ...], family: str, mask: bool) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise InputError(
+            f"guide={family} draws {name!r} of shape {tuple(value.shape)}; expected {tuple(shape)}: expand its "
+            "distribution and use to_event"
+        )
+    if not value.isfinite().all():
+        raise InputError(f"guide={family} draws {name!r} with NaN or infinity: look at its parameters")
+    if mask and not ((value == 0) | (value == 1)).all():
+        wrong = value[(value != 0) & (value != 1)].flatten()[0]
+        raise InputError(
+            f"guide={family} draws {name!r} with {float(wrong):g}: a mask is exactly 0 or 1; use "
+            "StraightThroughBernoulli, or StraightThroughConcrete for a relaxation"
+        )

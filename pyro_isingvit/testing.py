@@ -1,0 +1,232 @@
+"""A conformance suite for your own priors and guides.
+
+Subclass in a test module and say how to make one; pytest collects the inherited checks::
+
+    class TestMyPrior(PriorConformance):
+        def make_prior(self, sites):
+            return MyPrior(sites)
+
+
+    class TestMyGuide(GuideConformance):
+        def make_guide(self, model):
+            return MyGuide(model)
+"""
+
+import itertools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from .conformance import check_pair
+from .data import Images
+from .elbo import TraceGraph_ELBO
+from .fit import FitConfig, fit
+from .guides import Guide, LikelihoodGuided, MeanField
+from .models import IndependentSpikeSlab, IsingSpikeSlab, IsingViT, Prior
+from .network import ViT, ViTConfig
+from .predict import seeded
+from .result import FitResult
+from .sites import WeightSite
+
+TINY = ViTConfig(image_size=(4, 4), patch_size=(2, 2), classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
+"""A network for every check that runs it: 286 weights."""
+
+ENUMERABLE = ViTConfig(
+    image_size=(1, 2), patch_size=(1, 1), classes=2, dim=1, depth=1, heads=1, mlp_ratio=1, head_hidden=1
+)
+"""A network of ten weights, all of whose masks can be listed."""
+
+DRAWS = 4000
+"""Draws of masks behind a comparison of frequencies."""
+
+STANDARD_ERRORS = 5.0
+"""A frequency may be off by this many: about 1 of 10^6 right ones is refused."""
+
+
+class Conformance:
+    """What both suites share: a model, data, and checks of the pair."""
+
+    def make_prior(self, sites: Sequence[WeightSite]) -> Prior:
+        """The prior; override to test yours."""
+        return IsingSpikeSlab(sites, coupling=0.5)
+
+    def make_guide(self, model: IsingViT) -> Guide:
+        """The guide; override to test yours."""
+        return LikelihoodGuided(model) if isinstance(model.prior, IndependentSpikeSlab) else MeanField(model)
+
+    def pair(self, config: ViTConfig = TINY, seed: int = 0) -> tuple[IsingViT, Guide]:
+        """A new model and guide."""
+        with seeded(torch.device("cpu"), seed):
+            network = ViT(config)
+            model = IsingViT(network, self.make_prior(network.weight_sites()), num_data=60, temperature=0.1)
+            return model, self.make_guide(model)
+
+    def data(self) -> Images:
+        """Sixty noisy images of which class k has row k bright."""
+        with seeded(torch.device("cpu"), 0):
+            labels = torch.arange(60) % 3
+            images = 0.3 * torch.rand(60, 1, 4, 4)
+        images[torch.arange(60), 0, labels] += 0.6
+        return Images(images, labels, 3)
+
+    def test_model_and_guide_have_the_same_sites(self) -> None:
+        model, guide = self.pair()
+        data = self.data()
+        with seeded(torch.device("cpu"), 0):
+            check_pair(model, guide, data.images, data.labels)
+
+    def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(self) -> None:
+        model, guide = self.pair()
+        data, loss = self.data(), TraceGraph_ELBO()(model, guide)
+        reached: dict[str, bool] = {}
+        with seeded(torch.device("cpu"), 0):
+            for _ in range(20):  # one draw may miss a parameter
+                loss.zero_grad()
+                loss(data.images, data.labels).backward()
+                for name, parameter in loss.named_parameters():
+                    if parameter.requires_grad:
+                        gradient = parameter.grad
+                        assert gradient is None or gradient.isfinite().all(), f"{name}: gradient is not finite"
+                        reached[name] = reached.get(name, False) or (gradient is not None and bool(gradient.any()))
+        unreached = [name for name, yes in reached.items() if not yes]
+        assert not unreached, f"no gradient in {unreached}"
+
+    def test_temperature_divides_the_likelihood_alone(self) -> None:
+        """Equal draws at T, T/2 and T/4: the negative ELBO grows by c, then 2 c, with c the likelihood's share."""
+        model, guide = self.pair()
+        guide.eval()
+        data, losses = self.data(), []
+        for model.temperature in (1.0, 0.5, 0.25):
+            with seeded(torch.device("cpu"), 1), torch.no_grad():
+                losses.append(TraceGraph_ELBO().loss(model, guide, data.images, data.labels))
+        first, second = losses[1] - losses[0], losses[2] - losses[1]
+        assert abs(second - 2 * first) <= 1e-3 * abs(second) + 1e-3 * abs(losses[0])
+        assert first > 0
+
+    def test_it_fits_saves_and_loads(self) -> None:
+        model, guide = self.pair()
+        data = self.data()
+        config = FitConfig(steps=40, batch_size=20, learning_rate=1e-2, temperature=0.1, pilot=0.25, device="cpu")
+        result = fit(model, guide, data, config=config, progress=False)
+        probs = result.predict(data.images, draws=3).probs
+        assert probs.isfinite().all()
+        with tempfile.TemporaryDirectory() as folder:
+            result.save(Path(folder) / "fit")
+            again = FitResult.load(Path(folder) / "fit", *self.pair(seed=1))
+        torch.testing.assert_close(again.predict(data.images, draws=3).probs, probs)
+
+
+class PriorConformance(Conformance):
+    """Checks of a prior: implement `make_prior`.
+
+    Attributes:
+        multilinear: whether its potential is linear in each mask, so that coordinate updates are exact.
+    """
+
+    multilinear = True
+
+    def test_shapes(self) -> None:
+        model, guide = self.pair()  # a guide refuses masks of the wrong shape
+        masks = {name: torch.ones(shape) for name, shape in guide.mask_shapes.items()}
+        with guide.hypers_at_median():
+            for site in model.sites:
+                fn = model.prior.weight(site, masks.get(site.name))
+                assert fn.batch_shape == (), f"{site.name}: weight has batch shape {tuple(fn.batch_shape)}"
+                assert fn.event_shape == site.shape, f"{site.name}: weight has event shape {tuple(fn.event_shape)}"
+            potential = model.prior.potential(masks) if masks else None
+        assert potential is None or potential.shape == ()
+
+    def test_a_dropped_weight_is_smaller(self) -> None:
+        model, guide = self.pair()
+        with guide.hypers_at_median(), seeded(torch.device("cpu"), 0):
+            for site in model.sites:
+                if site.name in guide.mask_shapes:
+                    kept, dropped = (
+                        model.prior.weight(site, fill(guide.mask_shapes[site.name])).sample((50,)).square().mean()
+                        for fill in (torch.ones, torch.zeros)
+                    )
+                    assert dropped < kept, f"{site.name}: mask 0 gives larger weights than mask 1"
+
+    def test_potential_is_linear_in_each_mask(self) -> None:
+        model, guide = self.pair(ENUMERABLE)
+        names = list(guide.mask_shapes)
+        with seeded(torch.device("cpu"), 0), guide.hypers_at_median():
+            masks = {n: torch.bernoulli(torch.full(guide.mask_shapes[n], 0.5)).requires_grad_() for n in names}
+            potential = model.prior.potential(masks) if masks else None
+            if potential is None or not potential.requires_grad or not self.multilinear:
+                return
+            slopes = torch.autograd.grad(potential, list(masks.values()), materialize_grads=True)
+            for name, slope in zip(names, slopes, strict=True):
+                for i in range(slope.numel()):
+                    ends = []
+                    for value in (0.0, 1.0):
+                        changed = {n: m.detach().clone() for n, m in masks.items()}
+                        changed[name].view(-1)[i] = value
+                        end = model.prior.potential(changed)
+                        assert end is not None
+                        ends.append(end.item())
+                    assert abs(ends[1] - ends[0] - slope.view(-1)[i].item()) < 1e-3, f"{name}: not linear"
+
+
+class GuideConformance(Conformance):
+    """Checks of a guide: implement `make_guide`.
+
+    Attributes:
+        marginal_error: how far its inclusion probabilities may be off, for families that average over draws.
+    """
+
+    marginal_error = 1e-3
+
+    def test_inclusion_probabilities_are_the_frequencies_of_its_draws(self) -> None:
+        _, guide = self.pair(ENUMERABLE)
+        _spread(guide)
+        probs = guide.inclusion_probabilities()
+        if not probs:
+            return
+        with seeded(torch.device("cpu"), 0), torch.no_grad(), poutine.block():
+            draws = [guide.draw_masks() for _ in range(DRAWS)]
+        for name, p in probs.items():
+            frequency = torch.stack([draw[name] for draw in draws]).mean(0)
+            allowed = STANDARD_ERRORS * (p * (1 - p) / DRAWS).sqrt() + self.marginal_error
+            assert ((frequency - p).abs() < allowed).all(), f"{name}: drawn {frequency}, said {p}"
+
+    def test_density_of_its_masks_sums_to_one(self) -> None:
+        _, guide = self.pair(ENUMERABLE)
+        _spread(guide)
+        if not guide.mask_shapes:
+            return
+        total, first = 0.0, {name: torch.zeros(shape) for name, shape in guide.mask_shapes.items()}
+        try:
+            for masks in all_masks(guide):
+                q = guide.mask_log_prob(masks).exp().item()
+                total += q
+                first = {name: first[name] + q * masks[name] for name in first}
+        except NotImplementedError:
+            return
+        assert abs(total - 1) < 1e-4, f"sums to {total}"
+        for name, p in guide.inclusion_probabilities().items():
+            assert (first[name] - p).abs().max() < self.marginal_error, f"{name}: exactly {first[name]}, said {p}"
+
+
+def all_masks(guide: Guide) -> list[dict[str, Tensor]]:
+    """Every state of the masks of a small model, by site name."""
+    shapes = guide.mask_shapes
+    states = []
+    for bits in itertools.product((0.0, 1.0), repeat=sum(shape.numel() for shape in shapes.values())):
+        parts = torch.tensor(bits).split([shape.numel() for shape in shapes.values()])
+        states.append({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)})
+    return states
+
+
+def _spread(guide: Guide) -> None:
+    """Move a guide away from where it starts, so that its masks are uncertain."""
+    with seeded(torch.device("cpu"), 5), torch.no_grad():
+        for name, parameter in guide.named_parameters():
+            if name.startswith("logit."):
+                parameter.normal_()
+            elif name == "strength":
+                parameter.fill_(0.7)

@@ -1,0 +1,173 @@
+"""All our own priors and guides through the suite that users inherit, and the errors of pairs that do not match."""
+
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_isingvit import FitConfig, InputError, fit
+from pyro_isingvit.guides import (
+    Auto,
+    BackwardIsing,
+    LikelihoodGuided,
+    LowRank,
+    MeanField,
+    PointEstimate,
+    Relaxed,
+    ScoreFunction,
+)
+from pyro_isingvit.guides.backward_ising import MARGINAL_DRAWS
+from pyro_isingvit.models import (
+    Flat,
+    HierarchicalSpikeSlab,
+    IndependentSpikeSlab,
+    IsingSpikeSlab,
+    IsingViT,
+    LatticeSpikeSlab,
+    Prior,
+    RegularisedHorseshoe,
+    StructuredSpikeSlab,
+)
+from pyro_isingvit.testing import GuideConformance, PriorConformance
+
+PRIORS = {
+    "plain": Prior,
+    "independent": IndependentSpikeSlab,
+    "continuous_spike": partial(IndependentSpikeSlab, spike_scale=0.1),
+    "learned_slab": partial(IndependentSpikeSlab, learn_slab_scale=True),
+    "ising": partial(IsingSpikeSlab, coupling=0.5),
+    "ising_magnitude": partial(IsingSpikeSlab, coupling=0.5, weighting="magnitude"),
+    "ising_backward": partial(IsingSpikeSlab, direction="backward"),
+    "ising_learned": partial(IsingSpikeSlab, coupling=0.3, learn_coupling=True),
+    "hierarchical": HierarchicalSpikeSlab,
+    "structured": partial(StructuredSpikeSlab, coupling=0.3),
+    "lattice": LatticeSpikeSlab,
+    "horseshoe": RegularisedHorseshoe,
+}
+
+GUIDES = {
+    "mean_field": MeanField,
+    "likelihood_guided": LikelihoodGuided,
+    "levenberg_marquardt": partial(LikelihoodGuided, estimator="levenberg_marquardt"),
+    "paired_draws": partial(LikelihoodGuided, estimator="paired_draws"),
+    "disarm": partial(LikelihoodGuided, estimator="disarm"),
+    "backward_ising": partial(BackwardIsing, initial_strength=0.3),
+    "low_rank": LowRank,
+    "relaxed": Relaxed,
+    "score_function": partial(ScoreFunction, baseline="none"),
+    "score_function_average": ScoreFunction,
+    "score_function_neural": partial(ScoreFunction, baseline="neural"),
+}
+
+
+class TestPriors(PriorConformance):
+    @pytest.fixture(autouse=True, params=PRIORS)
+    def _prior(self, request):
+        self.prior, self.multilinear = PRIORS[request.param], request.param != "ising_backward"
+
+    def make_prior(self, sites):
+        return self.prior(sites)
+
+
+class TestGuides(GuideConformance):
+    @pytest.fixture(autouse=True, params=GUIDES)
+    def _guide(self, request):
+        self.guide = GUIDES[request.param]
+        if request.param == "backward_ising":
+            self.marginal_error = 4 * 0.25 / MARGINAL_DRAWS**0.5  # conditional probabilities scatter by .25 at most
+
+    def make_guide(self, model):
+        return self.guide(model)
+
+
+class TestAuto(GuideConformance):
+    @pytest.fixture(autouse=True, params=[Prior, RegularisedHorseshoe])
+    def _prior(self, request):
+        self.prior = request.param
+
+    def make_prior(self, sites):
+        return self.prior(sites)
+
+    def make_guide(self, model):
+        return Auto(model)
+
+
+class TestPointEstimate(GuideConformance):
+    def make_prior(self, sites):
+        return Flat(sites)
+
+    def make_guide(self, model):
+        return PointEstimate(model)
+
+
+def fit_briefly(model, guide, stripes):
+    fit(model, guide, stripes, config=FitConfig(steps=3, temperature=0.1, device="cpu"), progress=False)
+
+
+class Forgetful(MeanField):
+    def forward(self, *args, **kwargs):
+        with pyro.poutine.block(hide=["head.out.weight"]):
+            return super().forward(*args, **kwargs)
+
+
+class Talkative(MeanField):
+    def draw_masks(self):
+        pyro.sample("mood", dist.Normal(0.0, 1.0))
+        return super().draw_masks()
+
+
+class Squashed(MeanField):
+    def weight(self, site, mask):
+        return dist.Normal(self.loc[site.key].flatten(), 1.0).to_event(1)
+
+
+class Fuzzy(MeanField):
+    def mask(self, site):
+        logit = self.logit[site.key]
+        return dist.Uniform(torch.zeros_like(logit) + 0.3, 1.0).to_event(logit.dim())
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (Forgetful, r"guide=Forgetful misses the site 'head\.out\.weight': sample it"),
+        (Talkative, r"guide=Talkative samples \['mood'\], which prior=IsingSpikeSlab does not have"),
+        (Squashed, r"draws 'patch_embed\.weight' of shape \(16,\); expected \(4, 4\)"),
+        (Fuzzy, r"draws 'patch_embed\.mask' with 0\.\d+: a mask is exactly 0 or 1"),
+    ],
+)
+def test_a_guide_that_does_not_match_is_named(tiny_model, stripes, family, message):
+    with pytest.raises(InputError, match=message):
+        fit_briefly(tiny_model, family(tiny_model), stripes)
+
+
+class Sideways(IsingSpikeSlab):
+    def mask(self, site):
+        return super().mask(site).to_event(-1)
+
+
+def test_masks_of_a_wrong_shape_are_named(tiny_network):
+    model = IsingViT(tiny_network, Sideways(tiny_network.weight_sites()))
+    with pytest.raises(InputError, match=r"prior\.mask at site 'patch_embed' has batch shape \(4,\).*use to_event"):
+        MeanField(model)
+
+
+@pytest.mark.parametrize(
+    ("family", "prior", "message"),
+    [
+        (LikelihoodGuided, RegularisedHorseshoe, "has no spike-and-slab weight at .*use MeanField"),
+        (Auto, IsingSpikeSlab, "prior=IsingSpikeSlab has masks, which Pyro's AutoGuides cannot draw"),
+        (PointEstimate, IsingSpikeSlab, "has masks; PointEstimate has none"),
+        (BackwardIsing, IndependentSpikeSlab, "has no couplings to mirror; pass couplings="),
+        (ScoreFunction, StructuredSpikeSlab, "one mask for several weights at"),
+        (LowRank, Prior, "has no masks to correlate"),
+        (partial(LowRank, rank=0), IsingSpikeSlab, "rank=0"),
+        (partial(ScoreFunction, baseline="best"), IsingSpikeSlab, "baseline='best'"),
+    ],
+)
+def test_a_guide_that_cannot_serve_a_prior_says_so(tiny_network, family, prior, message):
+    model = IsingViT(tiny_network, prior(tiny_network.weight_sites()))
+    with pytest.raises(InputError, match=message):
+        family(model)
