@@ -88,4 +88,5 @@ class LowRank(MeanField):
         copula = [*self.factor.values(), *self.readout.values(), self.readout_log_scale]
         known = {id(p) for p in copula}
         weights["params"] = [p for p in weights["params"] if id(p) not in known]
-        return [weights, masks, {"params": copula, "lr": learning_rate}]
+        masks["params"] = [*masks["params"], *copula]
+        return [weights, masks]

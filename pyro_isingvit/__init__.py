@@ -1,13 +1,33 @@
 """Bayesian sparsification of Vision Transformers as a probabilistic program."""
 
 from .data import Data, Images, RandomAffine, read, split
-from .distributions import Gaussian, Ising, SpikeAndSlab, StraightThroughBernoulli
+from .distributions import Gaussian, Ising, SpikeAndSlab, StraightThroughBernoulli, StraightThroughConcrete
 from .elbo import TraceGraph_ELBO
 from .errors import InputError, TrainingError
 from .fit import FitConfig, fit
-from .guides import Guide, LikelihoodGuided, MeanField, PointEstimate
+from .guides import (
+    Auto,
+    BackwardIsing,
+    Guide,
+    LikelihoodGuided,
+    LowRank,
+    MeanField,
+    PointEstimate,
+    Relaxed,
+    ScoreFunction,
+)
 from .interactions import VIT_COUPLINGS, Coupling, CouplingGraph
-from .models import Flat, IndependentSpikeSlab, IsingSpikeSlab, IsingViT, Prior
+from .models import (
+    Flat,
+    HierarchicalSpikeSlab,
+    IndependentSpikeSlab,
+    IsingSpikeSlab,
+    IsingViT,
+    LatticeSpikeSlab,
+    Prior,
+    RegularisedHorseshoe,
+    StructuredSpikeSlab,
+)
 from .network import ViT, ViTConfig
 from .predict import Prediction, predict, predict_plug_in
 from .result import FitResult
@@ -15,6 +35,8 @@ from .sites import WeightSite
 
 __all__ = [
     "VIT_COUPLINGS",
+    "Auto",
+    "BackwardIsing",
     "Coupling",
     "CouplingGraph",
     "Data",
@@ -23,20 +45,28 @@ __all__ = [
     "Flat",
     "Gaussian",
     "Guide",
+    "HierarchicalSpikeSlab",
     "Images",
     "IndependentSpikeSlab",
     "InputError",
     "Ising",
     "IsingSpikeSlab",
     "IsingViT",
+    "LatticeSpikeSlab",
     "LikelihoodGuided",
+    "LowRank",
     "MeanField",
     "PointEstimate",
     "Prediction",
     "Prior",
     "RandomAffine",
+    "RegularisedHorseshoe",
+    "Relaxed",
+    "ScoreFunction",
     "SpikeAndSlab",
     "StraightThroughBernoulli",
+    "StraightThroughConcrete",
+    "StructuredSpikeSlab",
     "TraceGraph_ELBO",
     "TrainingError",
     "ViT",

@@ -272,7 +272,7 @@ def hessian_diagonal(model: "IsingViT", seen: "Seen", chunk: int = 128) -> dict[
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         for name, weight in weights.items():
             slope = torch.func.grad(lambda w, name=name: loss(weights | {name: w}))
-            _, product = torch.func.vjp(slope, weight)  # the Hessian is symmetric
+            product = torch.func.vjp(slope, weight)[1]  # the Hessian is symmetric
 
             def entry(unit: Tensor, product: Any = product, weight: Tensor = weight) -> Tensor:
                 return (product(unit.view_as(weight))[0].flatten() * unit).sum()

@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyro_isingvit import LikelihoodGuided, MeanField, StraightThroughBernoulli, TraceGraph_ELBO
+from pyro_isingvit import (
+    IndependentSpikeSlab,
+    IsingViT,
+    LikelihoodGuided,
+    MeanField,
+    StraightThroughBernoulli,
+    TraceGraph_ELBO,
+)
 
 REPLICAS = 40_000
 LOGITS = torch.tensor([-0.8, 0.3, 1.1])
@@ -68,6 +75,25 @@ def test_straight_through_is_biased_in_a_likelihood():
     assert exact.tolist() == pytest.approx([0.6241, -0.4788, -0.2152], abs=1e-4)
     assert ((mean - exact).abs() > 8 * error).all()
     assert (mean - exact).tolist() == pytest.approx([0.028, -0.064, -0.045], abs=0.015)
+
+
+@pytest.mark.parametrize("spike_scale", [0.0, 0.1])
+def test_masks_feel_the_price_of_a_weight_without_bias(tiny_network, stripes, spike_scale):
+    """With the likelihood silent, the gradient of the ELBO in a logit l is p (1 - p) (prior log odds - l - KL)."""
+    prior = IndependentSpikeSlab(tiny_network.weight_sites(), inclusion=0.3, spike_scale=spike_scale)
+    model = IsingViT(tiny_network, prior, temperature=1e12)
+    guide = MeanField(model, initial_logit=0.4, initial_scale=0.05)
+    loss, gradients = TraceGraph_ELBO()(model, guide), []
+    for _ in range(1000):
+        loss.zero_grad()
+        loss(stripes.images[:1], stripes.labels[:1]).backward()
+        gradients.append(-guide.logit["encoder_up"].grad.clone())
+    mean, error = torch.stack(gradients).mean(0), torch.stack(gradients).std(0) / 1000**0.5
+    site, p = prior.sites["encoder.up"], torch.tensor(0.4).sigmoid()
+    divergence = torch.distributions.kl_divergence(guide.slab(site), prior.slab(site)).detach()
+    exact = p * (1 - p) * (torch.tensor(0.3).logit() - 0.4 - divergence)
+    assert ((mean - exact).abs() < 5 * error + 1e-4).all()
+    assert error.max() < 0.1 * exact.abs().max()
 
 
 @pytest.mark.parametrize("family", [MeanField, LikelihoodGuided])

@@ -4,6 +4,7 @@ References:
     Mitchell & Beauchamp, "Bayesian Variable Selection in Linear Regression", JASA 1988.
 """
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -22,8 +23,12 @@ class SpikeAndSlab(TorchDistribution):
 
     :math:`p(w \mid m) = m\,\mathrm{slab}(w) + (1-m)\,\mathrm{spike}(w)` with ``m`` exactly 0 or 1. Without a
     spike, a dropped weight is the point mass at zero: ``log_prob`` is 0 there for ``w = 0`` and minus
-    infinity for any other ``w``; with ``validate_args=False`` that other ``w`` is not looked for. ``log_prob``
-    is linear in the mask, so that a straight-through mask gets a gradient.
+    infinity for any other ``w``; with ``validate_args=False`` that other ``w`` is not looked for.
+
+    ``log_prob`` is linear in the mask, so that a straight-through mask gets a gradient. A draw under such a mask
+    carries both components' draws along (as the attribute ``parts``), and with them that gradient is the
+    difference that flipping the mask makes, without bias: at the value 0 of a dropped weight the slab's density
+    says nothing of the price of keeping it.
 
     Args:
         mask: zeros and ones; broadcasts against the slab.
@@ -78,30 +83,33 @@ class SpikeAndSlab(TorchDistribution):
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         slab = self.slab.rsample(self._missing(sample_shape, self.slab.batch_shape))
-        if self.spike is None:
-            return self.mask * slab
-        spike = self.spike.rsample(self._missing(sample_shape, self.spike.batch_shape))
-        return self._mix(slab, spike)
+        spike = None if self.spike is None else self.spike.rsample(self._missing(sample_shape, self.spike.batch_shape))
+        draw = self._mix(slab, spike)
+        if self.mask.requires_grad:
+            draw.parts = slab, spike  # type: ignore[attr-defined]
+        return draw
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        if self.spike is None:
-            elements = self.mask * self.slab.log_prob(value)
-            if self._validate_args:
-                elements = elements.masked_fill((value != 0) & (self.mask == 0), -torch.inf)
-        else:
-            elements = self._mix(self.slab.log_prob(value), self.spike.log_prob(value))
-        return self._sum(elements)
+        return self._log_prob(value, self.slab.log_prob)
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """Fully reparametrised; a slab with `pathwise_log_prob` (see `Gaussian`) saves most of the backward pass."""
-        log_prob = (
-            self.log_prob(x)
-            if self.spike is not None or not isinstance(self.slab, Gaussian)
-            else self._sum(self.mask * self.slab.pathwise_log_prob(x))
-        )
+        slab = self.slab
+        log_prob = self._log_prob(x, slab.pathwise_log_prob if isinstance(slab, Gaussian) else slab.log_prob)
         return ScoreParts(log_prob, 0, log_prob)
+
+    def _log_prob(self, value: Tensor, slab_log_prob: Callable[[Tensor], Tensor]) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        # The mask's gradient is what the other component would have contributed, so it wants that one's own draw.
+        of_slab, of_spike = getattr(value, "parts", (value, value))
+        if self.spike is not None:
+            of_spike = value if of_spike is None else of_spike
+            return self._sum(self._mix(slab_log_prob(of_slab), self.spike.log_prob(of_spike)))
+        elements = self.mask * slab_log_prob(of_slab)
+        if self._validate_args:
+            elements = elements.masked_fill((value != 0) & (self.mask == 0), -torch.inf)
+        return self._sum(elements)
 
     def entropy(self) -> Tensor:
         """Differential entropy; of the slab alone where the spike is a point mass (it carries none)."""
