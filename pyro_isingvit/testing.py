@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from .conformance import check_pair
 from .data import Images
@@ -45,6 +46,24 @@ DRAWS = 4000
 
 STANDARD_ERRORS = 5.0
 """A frequency may be off by this many: about 1 of 10^6 right ones is refused."""
+
+
+class TwoLayers(nn.Module):
+    """A network of ten weights without a norm in between: three pixels, two hidden units, two classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.tensor([[2.5, -2.5, 0.3], [0.2, 1.5, -0.2]]))
+        self.second = nn.Parameter(torch.tensor([[2.0, 0.8], [-2.0, -0.8]]))
+
+    def weight_sites(self) -> list[WeightSite]:
+        return [
+            WeightSite("first", (2, 3), ("hidden", "pixel"), ("pixel",), ("hidden",)),
+            WeightSite("second", (2, 2), ("class", "hidden"), ("hidden",), ("class",)),
+        ]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.linear(torch.tanh(F.linear(2 * images.flatten(1) - 1, self.first)), self.second)
 
 
 class Conformance:

@@ -11,7 +11,7 @@ from pyro_isingvit import Images, LikelihoodGuided, TraceGraph_ELBO
 from pyro_isingvit.curvature import ESTIMATORS, hessian_diagonal, keep_minus_drop
 from pyro_isingvit.models import IndependentSpikeSlab, IsingViT
 from pyro_isingvit.models.ising_vit import Seen
-from tests.test_posterior import TwoLayers
+from pyro_isingvit.testing import TwoLayers
 
 IMAGES = 40
 

@@ -11,7 +11,8 @@ from pyro import poutine
 from pyro_isingvit import Coupling, CouplingGraph, FitConfig, Images, IsingViT, StraightThroughConcrete, fit
 from pyro_isingvit.guides import BackwardIsing, LowRank, MeanField
 from pyro_isingvit.models import IsingSpikeSlab
-from tests.test_posterior import Given, TwoLayers
+from pyro_isingvit.testing import TwoLayers
+from tests.test_posterior import Given
 
 STATES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=10)))
 

@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from pyro_isingvit import (
     Coupling,
@@ -16,29 +15,11 @@ from pyro_isingvit import (
     IsingSpikeSlab,
     IsingViT,
     LikelihoodGuided,
-    WeightSite,
     fit,
 )
+from pyro_isingvit.testing import TwoLayers
 
 IMAGES = 400
-
-
-class TwoLayers(nn.Module):
-    """Three pixels, two hidden units, two classes: ten weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Parameter(torch.tensor([[2.5, -2.5, 0.3], [0.2, 1.5, -0.2]]))
-        self.second = nn.Parameter(torch.tensor([[2.0, 0.8], [-2.0, -0.8]]))
-
-    def weight_sites(self) -> list[WeightSite]:
-        return [
-            WeightSite("first", (2, 3), ("hidden", "pixel"), ("pixel",), ("hidden",)),
-            WeightSite("second", (2, 2), ("class", "hidden"), ("hidden",), ("class",)),
-        ]
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return F.linear(torch.tanh(F.linear(2 * images.flatten(1) - 1, self.first)), self.second)
 
 
 class Given(IsingSpikeSlab):

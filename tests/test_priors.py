@@ -20,7 +20,7 @@ from pyro_isingvit.models import (
     RegularisedHorseshoe,
     StructuredSpikeSlab,
 )
-from tests.test_posterior import TwoLayers
+from pyro_isingvit.testing import TwoLayers
 
 STATES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=10)))
 JOINT = [Coupling("first", "second", ("hidden",), 1.5)]

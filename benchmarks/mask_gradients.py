@@ -1,0 +1,243 @@
+"""Estimators of the likelihood's pull on a mask: bias, scatter and time against exact enumeration; ranks on digits.
+
+Three parts. (1) A network of ten weights at its most likely values, masks uncertain: mean, standard deviation
+and time of one update of every estimator, against E[L | mask = 1] - E[L | mask = 0] summed over all states.
+(2) Gradients of the whole ELBO in the logits of those masks, as Pyro guides estimate them, likewise. (3) A
+trained digits network: rank correlation of what each weight is worth with the exact Hessian diagonal's account.
+
+    python benchmarks/mask_gradients.py --out docs
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyro
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import pyro_isingvit as iv
+from pyro_isingvit.curvature import ESTIMATORS
+from pyro_isingvit.models.ising_vit import Seen
+from pyro_isingvit.testing import TwoLayers
+
+IMAGES, MASKS = 200, 10
+STATES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=MASKS)))
+GUIDES: dict[str, Callable[[iv.IsingViT], iv.MeanField]] = {
+    "straight-through (MeanField)": iv.MeanField,
+    "concrete (Relaxed)": iv.Relaxed,
+    "score function": lambda model: iv.ScoreFunction(model, baseline="none"),
+    "score function, decaying average": iv.ScoreFunction,
+}
+
+
+def problem() -> tuple[TwoLayers, iv.Images]:
+    """The network at the most likely weights for labels that it drew itself."""
+    torch.manual_seed(4)
+    network, images = TwoLayers(), torch.rand(IMAGES, 1, 1, 3)
+    with torch.no_grad():
+        labels = torch.distributions.Categorical(logits=network(images)).sample()
+    optimizer = torch.optim.LBFGS(network.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        penalty = sum(p.square().sum() for p in network.parameters())
+        loss = F.cross_entropy(network(images), labels) + 1e-3 * penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return network, iv.Images(images, labels, 2)
+
+
+def exact(network: TwoLayers, data: iv.Images, guide: iv.MeanField) -> tuple[Tensor, Tensor]:
+    """Pull of the likelihood, and gradient of the likelihood's part of the ELBO in the logits; of ten masks."""
+    probs = torch.cat([guide.logit[key].flatten().sigmoid() for key in ("first", "second")]).detach()
+    values = []
+    for state in STATES:
+        masks = {"first": state[:6].view(2, 3), "second": state[6:].view(2, 2)}
+        weights = {key: mask * guide.loc[key].detach() for key, mask in masks.items()}
+        logits = torch.func.functional_call(network, weights, (data.images,))
+        values.append(-F.cross_entropy(logits, data.labels, reduction="sum"))
+    likelihood = torch.stack(values)
+    q = (STATES * probs + (1 - STATES) * (1 - probs)).prod(1)
+    pull = torch.einsum("k,k,kn->n", q, likelihood, STATES / probs - (1 - STATES) / (1 - probs))
+    return pull, pull * probs * (1 - probs)
+
+
+def spread(guide: iv.MeanField) -> None:
+    """Uncertain masks, next to certain weights."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        for logit in guide.logit.values():
+            logit.normal_()
+
+
+def row(name: str, draws: list[Tensor], seconds: float, truth: Tensor) -> dict[str, object]:
+    """Bias and scatter in per cent of the root mean square of the truth."""
+    each, size = torch.stack(draws), truth.square().mean().sqrt()
+    bias = (each.mean(0) - truth).square().mean().sqrt() / size
+    noise = (each.var(0) / len(each)).mean().sqrt() / size
+    return {
+        "estimator": name,
+        "bias %": round(100 * float(bias), 1),
+        "its standard error %": round(100 * float(noise), 1),
+        "scatter of one %": round(100 * float(each.var(0).mean().sqrt() / size)),
+        "rank correlation": round(float(scipy.stats.spearmanr(each.mean(0), truth).statistic), 2)
+        if each.any()
+        else "-",
+        "ms an update": round(1e3 * seconds / len(each), 2),
+    }
+
+
+def pulls(repeats: int) -> pd.DataFrame:
+    """Part 1."""
+    network, data = problem()
+    rows = []
+    for name, make in ESTIMATORS.items():
+        count = min(repeats, 300) if name in ("paired_draws", "hessian_diagonal") else repeats
+        prior = iv.IndependentSpikeSlab(network.weight_sites())
+        model = iv.IsingViT(network, prior, num_data=len(data))
+        guide = iv.LikelihoodGuided(model, initial_scale=1e-4, estimator=make)
+        spread(guide)
+        truth, _ = exact(network, data, guide)
+        loss, draws, seconds = iv.TraceGraph_ELBO()(model, guide), [], 0.0
+        for _ in range(count):
+            batch = torch.randint(IMAGES, (20,))
+            start = time.perf_counter()
+            loss(data.images[batch], data.labels[batch]).backward()
+            seen, model.seen = model.seen, None
+            assert seen is not None
+            with torch.no_grad():
+                guide.estimator.update(guide, seen)
+                guide.estimator.prepare(guide, seen)
+            seconds += time.perf_counter() - start
+            draws.append(torch.cat([guide.estimator.pull(s, guide.loc[s.key]).detach().flatten() for s in model.sites]))
+            guide.estimator = make(model)
+        rows.append(row(name, draws, seconds, truth))
+    return pd.DataFrame(rows)
+
+
+def gradients(repeats: int) -> pd.DataFrame:
+    """Part 2."""
+    network, data = problem()
+    rows = []
+    for name, family in GUIDES.items():
+        prior = iv.IndependentSpikeSlab(network.weight_sites(), inclusion=0.5)
+        model = iv.IsingViT(network, prior, num_data=len(data))
+        guide = family(model)
+        spread(guide)
+        with torch.no_grad():
+            for scale in guide.log_scale.values():
+                scale.fill_(-9.0)
+        _, truth = exact(network, data, guide)
+        for key in ("first", "second"):  # plus prior and entropy, in closed form
+            site = next(s for s in model.sites if s.key == key)
+            logit, part = guide.logit[key].detach(), slice(0, 6) if key == "first" else slice(6, 10)
+            price = torch.distributions.kl_divergence(guide.slab(site), prior.slab(site)).detach()
+            truth[part] += (logit.sigmoid() * (-logit).sigmoid() * (-logit - price)).flatten()
+        loss, draws, seconds = iv.TraceGraph_ELBO()(model, guide), [], 0.0
+        for _ in range(repeats):
+            batch = torch.randint(IMAGES, (20,))
+            start = time.perf_counter()
+            loss.zero_grad()
+            loss(data.images[batch], data.labels[batch]).backward()
+            seconds += time.perf_counter() - start
+            draws.append(-torch.cat([guide.logit[key].grad.flatten() for key in ("first", "second")]))
+        rows.append(row(name, draws, seconds, truth))
+    return pd.DataFrame(rows)
+
+
+def ranks(steps: int, hessian_images: int) -> pd.DataFrame:
+    """Part 3."""
+    torch.manual_seed(0)
+    data = iv.split(iv.read("digits"), train=1000, test=500)
+    network = iv.ViT(iv.ViTConfig(image_size=8, patch_size=4, mlp_ratio=8))
+    model = iv.IsingViT(network, iv.IsingSpikeSlab(network.weight_sites()))
+    guide = iv.LikelihoodGuided(model)
+    config = iv.FitConfig(steps=steps, learning_rate=4e-3, pilot=1.0, temperature=1e-3, device="cpu")
+    iv.fit(model, guide, data.train, config=config)
+    model.fix_masks({site.name: torch.ones(site.shape) for site in model.sites})
+    worth = {}
+    for name in ("squared_gradient", "levenberg_marquardt"):
+        estimator = ESTIMATORS[name](model, decay=0.995)
+        guide.estimator = estimator
+        loss = iv.TraceGraph_ELBO()(model, guide)
+        for batch in (torch.randint(1000, (50,)) for _ in range(400)):
+            loss(data.train.images[batch], data.train.labels[batch]).backward()
+            seen, model.seen = model.seen, None
+            assert seen is not None
+            with torch.no_grad():
+                estimator.update(guide, seen)
+        worth[name] = estimator
+    start = time.perf_counter()
+    part = slice(hessian_images)
+    weights = {site.name: guide.loc[site.key].detach() for site in model.sites}
+    hessian = ESTIMATORS["hessian_diagonal"](model)
+    with torch.no_grad():
+        hessian.prepare(guide, Seen(data.train.images[part], data.train.labels[part], weights))
+    worth["hessian_diagonal"] = hessian
+    print(f"Hessian diagonal of {sum(s.numel for s in model.sites)} weights: {time.perf_counter() - start:.0f} s")
+    rows = []
+    for site in [None, *model.sites]:
+        chosen = model.sites if site is None else [site]
+        each = {
+            n: torch.cat([e.pull(s, guide.loc[s.key]).detach().flatten() for s in chosen]) for n, e in worth.items()
+        }
+        exactly = each.pop("hessian_diagonal")
+        line: dict[str, object] = {"site": "all" if site is None else site.name, "weights": len(exactly)}
+        for name, pull in each.items():
+            line[name] = round(float(scipy.stats.spearmanr(pull, exactly).statistic), 3)
+        rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def picture(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Bias against scatter of every estimator of parts 1 and 2."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for ax, (title, table) in zip(figure.subplots(1, 2), tables.items(), strict=True):
+        ax.scatter(table["scatter of one %"].clip(lower=1), table["bias %"].clip(lower=0.5), color="#1b3a5c")
+        for _, line in table.iterrows():
+            at = max(1, line["scatter of one %"]), max(0.5, line["bias %"])
+            ax.annotate(line["estimator"], at, xytext=(5, 4), textcoords="offset points", fontsize="x-small")
+        ax.set(
+            xscale="log", yscale="log", xlabel="scatter of one update, % of the truth", ylabel="bias, %", title=title
+        )
+        ax.margins(0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500, help="of training the digits network")
+    parser.add_argument("--hessian-images", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with pyro.validation_enabled(False):
+        first, second = pulls(options.repeats), gradients(options.repeats)
+        third = ranks(options.steps, options.hessian_images)
+    titles = ("Pull of the likelihood on ten masks", "Gradient of the ELBO in ten logits", "Ranks on digits")
+    options.out.mkdir(parents=True, exist_ok=True)
+    command = f"python benchmarks/mask_gradients.py --repeats {options.repeats} --steps {options.steps}"
+    text = f"# Estimators of what a mask is worth\n\nMade by `{command}`.\n"
+    for title, table in zip(titles, (first, second, third), strict=True):
+        lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in [table.columns, *table.values]]
+        lines.insert(1, "|---" * len(table.columns) + "|")
+        text += f"\n## {title}\n\n" + "\n".join(lines) + "\n"
+    text += "\n![Bias against scatter](mask_gradients.png)\n"
+    (options.out / "mask_gradients.md").write_text(text)
+    picture(dict(zip(titles[:2], (first, second), strict=True)), options.out / "mask_gradients.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
