@@ -1,6 +1,8 @@
 """Pyro's own automatic guides, for priors without masks."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -22,7 +24,7 @@ class Auto(Guide):
 
     Args:
         model: whose prior has no masks.
-        family: e.g. `AutoNormal`, `AutoLowRankMultivariateNormal`.
+        family: e.g. `AutoNormal`, `AutoDelta`, or for small networks `AutoLowRankMultivariateNormal`.
         options: of the family; by default weights start from the network's own.
 
     Raises:
@@ -35,9 +37,11 @@ class Auto(Guide):
             raise InputError(f"prior={type(model.prior).__name__} has masks, which Pyro's AutoGuides cannot draw")
         self.hyper_loc.clear()
         self.hyper_log_scale.clear()
+        self._hypers = {"mask": {}, "weight": {}}  # the family has them all
         start = {site.weight_name: model.network.get_parameter(site.name).detach().clone() for site in model.sites}
         options.setdefault("init_loc_fn", init_to_value(values=start, fallback=init_to_median()))
-        options.setdefault("init_scale", 5e-3)
+        if "init_scale" in inspect.signature(family).parameters:
+            options.setdefault("init_scale", 5e-3)
         with pyro.settings.context(module_local_params=True), poutine.block(), torch.random.fork_rng():
             self.family = family(model.draw_weights, **options)
             self.family()  # it makes its parameters when first called
@@ -48,6 +52,14 @@ class Auto(Guide):
         with pyro.settings.context(module_local_params=True):
             values = self.family()
         return {site.name: values[site.weight_name] for site in self.model.sites}
+
+    @contextmanager
+    def hypers_at_median(self) -> Iterator[None]:
+        with pyro.settings.context(module_local_params=True), poutine.block(), torch.no_grad():
+            values = self.family.median()
+        names = {site.weight_name for site in self.model.sites}
+        with poutine.block(), poutine.condition(data={n: v for n, v in values.items() if n not in names}):
+            yield
 
     @torch.no_grad()
     def mean_weights(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:

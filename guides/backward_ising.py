@@ -32,9 +32,10 @@ class BackwardIsing(MeanField):
     learned strength :math:`\kappa_c` for each coupling. All at zero it is `MeanField`.
 
     Args:
-        model, initial_logit, initial_scale, mask_rate: see `MeanField`; the strengths learn at the masks' rate.
+        model: whose posterior this approximates.
         couplings: which masks follow which; those of the prior if None.
         initial_strength: of every coupling.
+        options: of `MeanField`; the strengths learn at the masks' rate.
 
     Raises:
         InputError: if there are no couplings to mirror, they run in a circle, or masks are not the graph's.
@@ -43,13 +44,11 @@ class BackwardIsing(MeanField):
     def __init__(
         self,
         model: IsingViT,
-        initial_logit: float = 4.0,
-        initial_scale: float = 5e-3,
-        mask_rate: float = 20.0,
         couplings: CouplingGraph | None = None,
         initial_strength: float = 0.0,
+        **options: float,
     ) -> None:
-        super().__init__(model, initial_logit, initial_scale, mask_rate)
+        super().__init__(model, **options)
         graph = getattr(model.prior, "couplings", None) if couplings is None else couplings
         if not isinstance(graph, CouplingGraph) or not graph.couplings:
             raise InputError(f"prior={type(model.prior).__name__} has no couplings to mirror; pass couplings=")
@@ -59,7 +58,9 @@ class BackwardIsing(MeanField):
         self.graph, self._order = graph, graph.backward_order()
         self._sites = {site.name: site for site in model.sites}
         self._behind = {name: {c.second for c in graph.couplings if c.first == name} for name in graph.sites}
-        self.strength = nn.Parameter(torch.full((len(graph.couplings),), initial_strength))
+        self.strength = nn.Parameter(
+            torch.full((len(graph.couplings),), initial_strength, device=model.prior.zero.device)
+        )
 
     def draw_masks(self) -> dict[str, Tensor]:
         masks = {}

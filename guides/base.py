@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Normal, TransformedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
@@ -45,6 +46,9 @@ class Guide(nn.Module):
     plated = False
     """What `IsingViT.plated` is to be."""
 
+    target_density: float | None = None
+    """Share of the weights to hold in, if the family can; None leaves it to prior and likelihood."""
+
     def __init__(self, model: IsingViT) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple: its parameters are not the guide's
@@ -78,6 +82,11 @@ class Guide(nn.Module):
     def model(self) -> IsingViT:
         """The model whose posterior this approximates."""
         return self._model[0]
+
+    @property
+    def mask_hypers(self) -> list[str]:
+        """Latent variables that the prior of the masks samples on its own."""
+        return list(self._hypers["mask"])
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin:
         """Distribution of the masks of a site: event shape ``mask_shapes[site.name]``."""
@@ -150,13 +159,16 @@ class Guide(nn.Module):
         """Posterior mean of every weight given masks, by site name."""
         return {site.name: self.weight(site, masks.get(site.name)).mean for site in self.model.sites}
 
-    def hold_density(self, density: float) -> None:
-        """From now on keep the mean inclusion probability at ``density``.
+    def hold_density(self, density: float | None) -> None:
+        """From now on keep the mean inclusion probability of all weights at ``density``; None lets go of it.
 
         Raises:
             InputError: if this family cannot, or the density is out of range.
         """
-        raise InputError(f"target_density={density}: {type(self).__name__} cannot hold a density; use LikelihoodGuided")
+        if density is not None:
+            raise InputError(
+                f"target_density={density}: {type(self).__name__} cannot hold a density; use LikelihoodGuided"
+            )
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Trainable parameters as the groups of a torch optimiser."""
@@ -178,7 +190,7 @@ class Guide(nn.Module):
         """Run a method of the prior and remember the latent variables it samples."""
         trace = poutine.trace(part).get_trace(*args)
         for name, node in trace.nodes.items():
-            if node["type"] == "sample" and not node["is_observed"]:
+            if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node):
                 self._hypers[kind][name] = node["fn"]
         return trace.nodes["_RETURN"]["value"]
 
@@ -188,8 +200,11 @@ class Guide(nn.Module):
 
 
 def initial_weights(model: IsingViT) -> dict[str, Tensor]:
-    """A copy of the network's own weights by the key of their site: where guides start."""
-    return {site.key: model.network.get_parameter(site.name).detach().clone() for site in model.sites}
+    """A copy of the network's own weights by the key of their site, on the prior's device: where guides start."""
+    return {
+        site.key: model.network.get_parameter(site.name).detach().clone().to(model.prior.zero.device)
+        for site in model.sites
+    }
 
 
 def _key(name: str) -> str:

@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_isingvit.curvature import ESTIMATORS, SquaredGradient
-from pyro_isingvit.distributions import SpikeAndSlab
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.models.priors import Prior
@@ -40,7 +39,8 @@ class LikelihoodGuided(MeanField):
 
     It learns as batch normalisation does: while in training mode, each call takes in the gradients of the
     last backward pass. So it needs no call of its own and runs under `fit` and `pyro.infer.SVI` alike. The
-    loss has to be the ELBO itself, in nats. While the model's masks are fixed only the curvature is followed.
+    loss has to be the ELBO itself, in nats and of one particle. While the model's masks are fixed only the
+    curvature is followed.
 
     Args:
         model: whose posterior this approximates; its prior's weights are spike-and-slab.
@@ -49,7 +49,7 @@ class LikelihoodGuided(MeanField):
         refresh_every: batches between updates, which are then as large as that many small ones.
         estimator: of the likelihood's pull: a name of `pyro_isingvit.curvature.ESTIMATORS`, or what makes one
             from the model.
-        target_density: hold the mean inclusion probability here, by solving for the external field at
+        target_density: hold the mean inclusion probability of all weights here, by solving for the external field at
             each update, in place of the prior's own; within (0, 1).
 
     Raises:
@@ -67,7 +67,7 @@ class LikelihoodGuided(MeanField):
         target_density: float | None = None,
     ) -> None:
         super().__init__(model, initial_logit, initial_scale)
-        bare = [site.name for site in model.sites if site.name not in self._spikes]
+        bare = [site.name for site in model.sites if site.name not in self._spiked]
         if bare or len(self.mask_shapes) < len(model.sites):
             raise InputError(
                 f"prior={type(model.prior).__name__} has no spike-and-slab weight at {bare or 'some sites'}; "
@@ -78,9 +78,7 @@ class LikelihoodGuided(MeanField):
         if refresh_every < 1:
             raise InputError(f"refresh_every={refresh_every}: must be at least 1")
         self.rate, self.refresh_every = rate, refresh_every
-        self.target_density: float | None = None
-        if target_density is not None:
-            self.hold_density(target_density)
+        self.hold_density(target_density)
         if isinstance(estimator, str):
             if estimator not in ESTIMATORS:
                 raise InputError(f"estimator={estimator!r}: choose one of {list(ESTIMATORS)}")
@@ -90,8 +88,8 @@ class LikelihoodGuided(MeanField):
         self.log_scale.requires_grad_(False)
         self._since_refresh = 0
 
-    def hold_density(self, density: float) -> None:
-        if not 0 < density < 1:
+    def hold_density(self, density: float | None) -> None:
+        if density is not None and not 0 < density < 1:
             raise InputError(f"target_density={density}: a share of the weights lies between 0 and 1, e.g. 0.3")
         self.target_density = density
 
@@ -120,18 +118,22 @@ class LikelihoodGuided(MeanField):
     @torch.no_grad()
     def refresh(self, share: float = 1.0) -> None:
         """Move every mask's logit and every weight's log scale a share of the way to its optimum."""
-        temperature = self.model.temperature
-        self.model.prior.observe_weights({site.name: self.loc[site.key] for site in self.model.sites})
+        temperature, sites = self.model.temperature, self.model.sites
+        self.model.prior.observe_weights({site.name: self.loc[site.key] for site in sites})
         prior_fields, slabs = self.prior_fields(), self._prior_slabs()
         targets = {}
-        for site in self.model.sites:
+        for site in sites:
             pull = self.estimator.pull(site, self.loc[site.key]) / temperature
             target = pull - _divergence(self.slab(site), slabs[site.name])
             targets[site.key] = target.sum_to_size(self.mask_shapes[site.name]) + prior_fields[site.name]
             precision = self.estimator.curvature(site) / temperature + 1 / slabs[site.name].variance
             self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
         if self.target_density is not None:
-            shift = _field_for_density(torch.cat([t.flatten() for t in targets.values()]), self.target_density)
+            logits = torch.cat([target.flatten() for target in targets.values()])
+            sizes = [
+                t.new_full((t.numel(),), s.numel / t.numel()) for s, t in zip(sites, targets.values(), strict=True)
+            ]
+            shift = _field_for_density(logits, torch.cat(sizes), self.target_density)
             targets = {key: target + shift for key, target in targets.items()}
         for key, target in targets.items():
             self.logit[key].lerp_(target.clamp(-LOGIT_BOUND, LOGIT_BOUND), share)
@@ -152,7 +154,10 @@ class LikelihoodGuided(MeanField):
             masks = {name: mean.requires_grad_() for name, mean in self.inclusion_probabilities().items()}
             zeros = {name: torch.zeros_like(mask, requires_grad=True) for name, mask in masks.items()}
             base = torch.stack([_base(prior, site).log_prob(zeros[site.name]) for site in sites]).sum()
-            fields = dict(zip(zeros, torch.autograd.grad(base, list(zeros.values())), strict=True))
+            fields = {name: torch.zeros_like(zero) for name, zero in zeros.items()}
+            if base.requires_grad:
+                slopes = torch.autograd.grad(base, list(zeros.values()), materialize_grads=True)
+                fields = dict(zip(zeros, slopes, strict=True))
             potential = prior.potential(masks)
             if potential is None or not potential.requires_grad:
                 return fields
@@ -160,13 +165,9 @@ class LikelihoodGuided(MeanField):
         return {name: field + pull for (name, field), pull in zip(fields.items(), pulls, strict=True)}
 
     def _prior_slabs(self) -> dict[str, torch.distributions.Distribution]:
-        slabs = {}
-        with self.hypers_at_median():
-            for site in self.model.sites:
-                weight = self.model.prior.weight(site, torch.ones_like(self.logit[site.key]))
-                assert isinstance(weight, SpikeAndSlab)
-                slabs[site.name] = weight.slab
-        return slabs
+        return {
+            site.name: self._prior_weight(site, torch.ones_like(self.logit[site.key])).slab for site in self.model.sites
+        }
 
 
 def _base(prior: Prior, site: WeightSite) -> TorchDistributionMixin:
@@ -184,11 +185,12 @@ def _divergence(q: torch.distributions.Distribution, p: torch.distributions.Dist
         return q.log_prob(draw) - p.log_prob(draw)
 
 
-def _field_for_density(logits: Tensor, density: float) -> Tensor:
-    """The shift of all logits that brings their mean probability to ``density``, by bisection."""
+def _field_for_density(logits: Tensor, sizes: Tensor, density: float) -> Tensor:
+    """The shift of all logits at which probabilities, weighted by ``sizes``, have mean ``density``; by bisection."""
+    shares = sizes / sizes.sum()
     low, high = (-logits).min() - 20, (-logits).max() + 20
     for _ in range(40):
         middle = (low + high) / 2
-        too_many = (logits + middle).sigmoid().mean() > density
+        too_many = (logits + middle).sigmoid() @ shares > density
         low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
     return (low + high) / 2

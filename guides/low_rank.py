@@ -19,6 +19,9 @@ from pyro_isingvit.models.ising_vit import IsingViT
 
 from .mean_field import MeanField
 
+BOUND = 14.0
+"""Log odds count as no larger in the copula: beyond, a single-precision probability is 1 and its quantile infinite."""
+
 
 class LowRank(MeanField):
     r"""A mask is 1 where a Gaussian is positive whose correlations have rank r.
@@ -30,35 +33,33 @@ class LowRank(MeanField):
     Gaussian :math:`r(z \mid m)` on the model's side (a hierarchical variational model). It is a bound for any r.
 
     Args:
-        model, initial_logit, initial_scale, mask_rate: see `MeanField`; the copula learns at the masks' rate.
+        model: whose posterior this approximates.
         rank: r.
         initial_factor: scale of the first u; zero would be `MeanField`, and stay there.
+        options: of `MeanField`; the copula learns at the masks' rate.
 
     Raises:
         InputError: if a value is out of range, or the model has no masks.
     """
 
-    def __init__(
-        self,
-        model: IsingViT,
-        initial_logit: float = 4.0,
-        initial_scale: float = 5e-3,
-        mask_rate: float = 20.0,
-        rank: int = 4,
-        initial_factor: float = 0.1,
-    ) -> None:
-        super().__init__(model, initial_logit, initial_scale, mask_rate)
+    def __init__(self, model: IsingViT, rank: int = 4, initial_factor: float = 0.1, **options: float) -> None:
+        super().__init__(model, **options)
         if rank < 1:
             raise InputError(f"rank={rank}: must be at least 1")
         if not self.mask_shapes:
             raise InputError(f"prior={type(model.prior).__name__} has no masks to correlate; use MeanField")
-        self.rank = rank
+        self.rank, device = rank, model.prior.zero.device
         shapes = {site.key: self.mask_shapes[site.name] for site in model.sites if site.name in self.mask_shapes}
         self.factor = nn.ParameterDict(
-            {key: nn.Parameter(initial_factor * torch.randn(rank, *shape)) for key, shape in shapes.items()}
+            {
+                key: nn.Parameter(initial_factor * torch.randn(rank, *shape, device=device))
+                for key, shape in shapes.items()
+            }
         )
-        self.readout = nn.ParameterDict({key: nn.Parameter(torch.zeros(rank, *shape)) for key, shape in shapes.items()})
-        self.readout_log_scale = nn.Parameter(torch.zeros(rank))
+        self.readout = nn.ParameterDict(
+            {key: nn.Parameter(torch.zeros(rank, *shape, device=device)) for key, shape in shapes.items()}
+        )
+        self.readout_log_scale = nn.Parameter(torch.zeros(rank, device=device))
 
     def draw_masks(self) -> dict[str, Tensor]:
         normal = Normal(torch.zeros_like(self.readout_log_scale), 1.0).to_event(1)
@@ -68,7 +69,7 @@ class LowRank(MeanField):
         for site in self.model.sites:
             if site.name not in self.mask_shapes:
                 continue
-            factor, probs = self.factor[site.key], self.logit[site.key].sigmoid()
+            factor, probs = self.factor[site.key], self.logit[site.key].clamp(-BOUND, BOUND).sigmoid()
             threshold = torch.special.ndtri(probs) * (1 + factor.square().sum(0)).sqrt()
             given_z = torch.special.ndtr(threshold + torch.tensordot(z, factor, 1))
             margin = torch.finfo(probs.dtype).eps

@@ -50,22 +50,22 @@ class MeanField(Guide):
         if mask_rate <= 0:
             raise InputError(f"mask_rate={mask_rate}: must be positive, e.g. 20")
         self.mask_rate = mask_rate
-        start = initial_weights(model)
+        start, device = initial_weights(model), model.prior.zero.device
         self.loc = nn.ParameterDict({key: nn.Parameter(weight) for key, weight in start.items()})
         self.log_scale = nn.ParameterDict(
             {key: nn.Parameter(torch.full_like(weight, math.log(initial_scale))) for key, weight in start.items()}
         )
         self.logit = nn.ParameterDict(
             {
-                site.key: nn.Parameter(torch.full(self.mask_shapes[site.name], initial_logit))
+                site.key: nn.Parameter(torch.full(self.mask_shapes[site.name], initial_logit, device=device))
                 for site in model.sites
                 if site.name in self.mask_shapes
             }
         )
-        ones = {name: torch.ones(shape) for name, shape in self.mask_shapes.items()}
-        with self.hypers_at_median():
-            priors = {site.name: model.prior.weight(site, ones.get(site.name)) for site in model.sites}
-        self._spikes = {name: prior.spike for name, prior in priors.items() if isinstance(prior, SpikeAndSlab)}
+        with torch.no_grad():
+            ones = {name: torch.ones(shape, device=device) for name, shape in self.mask_shapes.items()}
+            priors = {site.name: self._prior_weight(site, ones.get(site.name)) for site in model.sites}
+        self._spiked = {name: p.spike is not None for name, p in priors.items() if isinstance(p, SpikeAndSlab)}
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin:
         logit = self.logit[site.key]
@@ -75,11 +75,16 @@ class MeanField(Guide):
         slab = self.slab(site)
         if mask is None:
             return slab.to_event(len(site.shape))
-        return SpikeAndSlab(mask, slab, self._spikes.get(site.name), len(site.shape))
+        spike = self._prior_weight(site, mask).spike if self._spiked.get(site.name) else None
+        return SpikeAndSlab(mask, slab, spike, len(site.shape))
 
     def slab(self, site: WeightSite) -> TorchDistributionMixin:
         """A weight that is in: batch shape ``site.shape``."""
         return Gaussian(self.loc[site.key], self.log_scale[site.key])
+
+    def _prior_weight(self, site: WeightSite, mask: Tensor | None) -> Any:
+        with self.hypers_at_median():
+            return self.model.prior.weight(site, mask)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         logits = [p for p in self.logit.values() if p.requires_grad]

@@ -7,6 +7,7 @@ References:
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from pyro_isingvit.distributions import StraightThroughConcrete
+from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.sites import WeightSite
 
@@ -17,19 +18,18 @@ class Relaxed(MeanField):
     """`MeanField` whose masks are exact zeros and ones with the gradient of their concrete relaxation.
 
     Args:
-        model, initial_logit, initial_scale, mask_rate: see `MeanField`.
+        model: whose posterior this approximates.
         relaxation: temperature of the concrete distribution.
+        options: of `MeanField`.
+
+    Raises:
+        InputError: if a value is out of range.
     """
 
-    def __init__(
-        self,
-        model: IsingViT,
-        initial_logit: float = 4.0,
-        initial_scale: float = 5e-3,
-        mask_rate: float = 20.0,
-        relaxation: float = 0.5,
-    ) -> None:
-        super().__init__(model, initial_logit, initial_scale, mask_rate)
+    def __init__(self, model: IsingViT, relaxation: float = 0.5, **options: float) -> None:
+        super().__init__(model, **options)
+        if relaxation <= 0:
+            raise InputError(f"relaxation={relaxation}: must be positive, e.g. 0.5")
         self.relaxation = relaxation
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin:

@@ -32,9 +32,10 @@ class ScoreFunction(MeanField):
     alone. The likelihood counts for all, and its variance grows with their number: for small networks.
 
     Args:
-        model, initial_logit, initial_scale, mask_rate: see `MeanField`; one mask for each weight.
+        model: whose posterior this approximates; with one mask for each weight.
         baseline: what is taken from the cost: nothing, its ``"decaying_average"``, or a ``"neural"`` function
             of the images' mean plus one number for each mask.
+        options: of `MeanField`.
 
     Raises:
         InputError: if the baseline is unknown, or several weights share a mask.
@@ -45,12 +46,10 @@ class ScoreFunction(MeanField):
     def __init__(
         self,
         model: IsingViT,
-        initial_logit: float = 4.0,
-        initial_scale: float = 5e-3,
-        mask_rate: float = 20.0,
         baseline: Literal["none", "decaying_average", "neural"] = "decaying_average",
+        **options: float,
     ) -> None:
-        super().__init__(model, initial_logit, initial_scale, mask_rate)
+        super().__init__(model, **options)
         if baseline not in ("none", "decaying_average", "neural"):
             raise InputError(f"baseline={baseline!r}: choose 'none', 'decaying_average' or 'neural'")
         masked = [site for site in model.sites if site.name in self.mask_shapes]
@@ -61,7 +60,12 @@ class ScoreFunction(MeanField):
             )
         self.baseline = baseline
         self.offset = nn.ParameterDict(
-            {s.key: nn.Parameter(torch.zeros(s.shape), requires_grad=baseline == "neural") for s in masked}
+            {
+                s.key: nn.Parameter(
+                    torch.zeros(s.shape, device=model.prior.zero.device), requires_grad=baseline == "neural"
+                )
+                for s in masked
+            }
             if baseline != "none"
             else {}
         )

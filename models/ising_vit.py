@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pyro
 import torch
@@ -33,11 +33,14 @@ class Seen:
         images, labels: the batch.
         weights: as they entered the network, by site name. After the backward pass, ``grad`` of each is the
             gradient through the likelihood alone, without the prior and entropy of the weight.
+        temperature, num_data: of the model, then.
     """
 
     images: Tensor
     labels: Tensor | None
     weights: dict[str, Tensor]
+    temperature: float
+    num_data: int
 
 
 class IsingViT(nn.Module):
@@ -87,6 +90,7 @@ class IsingViT(nn.Module):
         self.watcher: Watcher | None = None
         self.plated = False
         self.seen: Seen | None = None
+        self._varies = any(p.requires_grad for p in prior.parameters()) or _samples(prior)
         for site in self.sites:
             network.get_parameter(site.name).requires_grad_(False)
 
@@ -97,7 +101,7 @@ class IsingViT(nn.Module):
         context: AbstractContextManager[Any] = nullcontext()
         if self.watcher is not None and torch.is_grad_enabled():
             weights = {name: _entering(weight) for name, weight in weights.items()}
-            self.seen = Seen(images, labels, weights)
+            self.seen = Seen(images, labels, weights, self.temperature, self.num_data or batch)
             context = self.watcher(weights)
         with context:
             logits = self.logits(images, weights).float()
@@ -140,16 +144,24 @@ class IsingViT(nn.Module):
         masks = {site.name: self.sample(site, site.mask_name, base) for site, base in bases.items() if base is not None}
         potential = self.prior.potential(masks) if masks else None
         if potential is not None:
-            pyro.factor("ising", potential - self._log_normaliser(masks))
+            pyro.factor("ising", potential - self._log_normaliser(masks, bases))
         return masks
 
-    def _log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor | float:
-        """0 where the factor's normaliser is a constant."""
-        if not any(parameter.requires_grad for parameter in self.prior.parameters()):
+    def _log_normaliser(
+        self, masks: Mapping[str, Tensor], bases: Mapping[WeightSite, TorchDistributionMixin | None]
+    ) -> Tensor | float:
+        """0 where the normaliser of base measure times factor is a constant."""
+        if not self._varies:
             return 0.0
         detached = {name: mask.detach() for name, mask in masks.items()}
-        alone = self.prior.potential(detached)
-        return self.prior.log_normaliser(detached) if alone is not None and alone.requires_grad else 0.0
+        terms = [base.log_prob(detached[site.name]) for site, base in bases.items() if base is not None]
+        learned = any(isinstance(x, Tensor) and x.requires_grad for x in [*terms, self.prior.potential(detached)])
+        return self.prior.log_normaliser(detached) if learned else 0.0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self.fixed_masks is not None:
+            self.fixed_masks = {name: fn(mask) for name, mask in self.fixed_masks.items()}
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {
@@ -168,3 +180,10 @@ def _entering(weight: Tensor) -> Tensor:
     entering = weight.view_as(weight)
     entering.retain_grad()
     return entering
+
+
+def _samples(prior: Prior) -> bool:
+    """Whether the prior's base measure has latent variables of its own."""
+    with poutine.block(), torch.random.fork_rng(), torch.no_grad():
+        traces = [poutine.trace(prior.mask).get_trace(site) for site in prior.sites.values()]
+    return any(node["type"] == "sample" for trace in traces for node in trace.nodes.values())

@@ -1,6 +1,5 @@
 """The command line, `isingvit`."""
 
-import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,13 +74,16 @@ def fit_command(
     settings["network"] = settings["network"] | _given(**network_options)
     settings["fit"] = settings["fit"] | _given(**fit_options)
     settings["prior"] = _given(inclusion=inclusion, coupling=coupling)
-    if epochs is not None:
-        if steps is not None:
-            raise InputError(f"--epochs={epochs} and --steps={steps}: give one of them")
-        settings["fit"]["steps"] = epochs * math.ceil(settings["train"] / settings["fit"]["batch_size"])
     if not augment:
         settings["fit"]["augment"] = None
     config = RunConfig(**settings)
+    if epochs is not None:
+        if steps is not None:
+            raise InputError(f"--epochs={epochs} and --steps={steps}: give one of them")
+        if epochs < 1:
+            raise InputError(f"--epochs={epochs}: need at least one")
+        passes = epochs * config.fit.steps_per_pass(config.train)
+        config = config.model_copy(update={"fit": config.fit.model_copy(update={"steps": passes})})
     finished = run(config, out, everything, compare, overwrite)
     _show(finished)
     Console().print(f"Run folder: {out}", highlight=False, soft_wrap=True)

@@ -3,12 +3,13 @@
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor
 
 from .errors import InputError
 from .guides import Guide
-from .models import IsingViT
+from .models import IsingSpikeSlab, IsingViT, Prior
 
 
 def check_pair(model: IsingViT, guide: Guide, images: Tensor, labels: Tensor) -> None:
@@ -22,6 +23,7 @@ def check_pair(model: IsingViT, guide: Guide, images: Tensor, labels: Tensor) ->
         InputError: if the guide misses a site or samples one too many, or a draw is of the wrong shape, not
             finite, or a mask other than zeros and ones.
     """
+    _check_normalised(model, guide)
     with pyro.validation_enabled(False):
         drawn = _latent(poutine.trace(guide).get_trace(images, labels))
         family, prior = type(guide).__name__, type(model.prior).__name__
@@ -44,6 +46,19 @@ def check_pair(model: IsingViT, guide: Guide, images: Tensor, labels: Tensor) ->
             f"guide={family} samples {sorted(strange)}, which prior={prior} does not have: leave them out, or mark "
             "them infer={'is_auxiliary': True}"
         )
+
+
+def _check_normalised(model: IsingViT, guide: Guide) -> None:
+    prior, sampled = model.prior, guide.mask_hypers
+    masks = {name: torch.zeros(shape, device=prior.zero.device) for name, shape in guide.mask_shapes.items()}
+    if sampled and type(prior).log_normaliser in (Prior.log_normaliser, IsingSpikeSlab.log_normaliser):
+        with guide.hypers_at_median():
+            potential = prior.potential(masks)
+        if potential is not None:
+            raise InputError(
+                f"prior={type(prior).__name__} samples {sampled} beneath an interaction of its masks, whose "
+                "normaliser depends on them: override log_normaliser(masks), or let potential return None"
+            )
 
 
 def _latent(trace: Any) -> dict[str, Tensor]:

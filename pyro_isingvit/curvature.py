@@ -42,7 +42,7 @@ class SquaredGradient(nn.Module):
 
     def __init__(self, model: "IsingViT", decay: float = 0.98) -> None:
         super().__init__()
-        self.sites, self.decay = list(model.sites), decay
+        self.sites, self.decay, self._device = list(model.sites), decay, model.prior.zero.device
         self.squares, self.squares_weight = self._averages(self.sites), self._weight()
 
     def capture(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
@@ -53,7 +53,7 @@ class SquaredGradient(nn.Module):
         """After each backward pass of training. ``grad`` of ``seen.weights`` is that of the loss, in nats."""
         gradients = [_gradient(seen, site) for site in self.sites]
         # The loss is N / T times the mean loss of the batch, so N * B * mean ** 2 is its square times this:
-        scale = guide.model.temperature**2 * len(seen.images) / _num_data(guide, seen)
+        scale = seen.temperature**2 * len(seen.images) / seen.num_data
         self._take_in(self.squares, self.squares_weight, torch._foreach_mul(gradients, gradients), scale)
 
     def prepare(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
@@ -68,11 +68,13 @@ class SquaredGradient(nn.Module):
         return 0.5 * loc.square() * self.curvature(site)
 
     def _averages(self, sites: list[WeightSite]) -> nn.ParameterDict:
-        return nn.ParameterDict({s.key: nn.Parameter(torch.zeros(s.shape), requires_grad=False) for s in sites})
+        return nn.ParameterDict(
+            {s.key: nn.Parameter(torch.zeros(s.shape, device=self._device), requires_grad=False) for s in sites}
+        )
 
     def _weight(self) -> nn.Parameter:
         """Total weight of what an average has taken in, below 1; a batch counts ``1 - decay``."""
-        return nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)
+        return nn.Parameter(torch.zeros((), dtype=torch.float64, device=self._device), requires_grad=False)
 
     def _take_in(self, averages: nn.ParameterDict, weight: nn.Parameter, news: Any, scale: float = 1.0) -> None:
         each = [averages[site.key] for site in self.sites if site.key in averages]  # a ParameterDict sorts its keys
@@ -96,19 +98,24 @@ class LevenbergMarquardt(SquaredGradient):
     def __init__(self, model: "IsingViT", decay: float = 0.98) -> None:
         super().__init__(model, decay)
         self._caught: dict[str, Tensor] = {}
+        self._met: set[str] = set()
 
     def capture(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
         self._caught = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
         def linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             entered, caught = weights[name], self._caught[name]
+            self._met.add(name)
             into = caught.as_strided(weight.shape, weight.stride(), weight.storage_offset() - entered.storage_offset())
             return _CatchingLinear.apply(x, weight, bias, into)
 
         return _LinearMode(weights, linear)
 
     def update(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
-        scale = guide.model.temperature**2 * len(seen.images) / _num_data(guide, seen)
+        scale = seen.temperature**2 * len(seen.images) / seen.num_data
+        unmet = [site.name for site in self.sites if site.name not in self._met]
+        if unmet:
+            raise InputError(f"levenberg_marquardt: {unmet} do not enter by torch.nn.functional.linear; use another")
         caught = [self._caught[site.name] for site in self.sites]
         self._take_in(self.squares, self.squares_weight, caught, scale)
 
@@ -133,7 +140,7 @@ class HessianDiagonal(SquaredGradient):
 
     def prepare(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
         if self._calls % self.every == 0:
-            scale = _num_data(guide, seen) / len(seen.images)
+            scale = seen.num_data / len(seen.images)
             diagonal = hessian_diagonal(guide.model, seen, self.chunk)
             self._take_in(self.squares, self.squares_weight, [diagonal[site.name] for site in self.sites], scale)
         self._calls += 1
@@ -161,7 +168,7 @@ class PairedDraws(SquaredGradient):
         self.pairs, self.pairs_weight = self._averages([self.last]), self._weight()
 
     def prepare(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
-        model, name, scale = guide.model, self.last.name, _num_data(guide, seen) / len(seen.images)
+        model, name, scale = guide.model, self.last.name, seen.num_data / len(seen.images)
         assert seen.labels is not None
         total = torch.zeros(self.last.shape, device=seen.images.device)
         for _ in range(self.draws):
@@ -196,7 +203,7 @@ class StraightThrough(SquaredGradient):
     def update(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
         super().update(guide, seen)
         slopes = [guide.loc[site.key] * _gradient(seen, site) for site in self.sites]
-        self._take_in(self.slopes, self.slopes_weight, slopes, -guide.model.temperature)
+        self._take_in(self.slopes, self.slopes_weight, slopes, -seen.temperature)
 
     def pull(self, site: WeightSite, loc: Tensor) -> Tensor:
         return self._mean(self.slopes, self.slopes_weight, site)
@@ -221,7 +228,7 @@ class DisARM(SquaredGradient):
 
     def update(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
         super().update(guide, seen)
-        model, scale = guide.model, _num_data(guide, seen) / len(seen.images)
+        model, scale = guide.model, seen.num_data / len(seen.images)
         assert seen.labels is not None
         _, slabs = guide.sample_parts()
         logits = {site.name: guide.logit[site.key] for site in self.sites}
@@ -347,10 +354,6 @@ class _LinearMode(TorchFunctionMode):
             if name is not None:
                 return self.linear(name, x, weight, bias)
         return func(*args, **(kwargs or {}))
-
-
-def _num_data(guide: "LikelihoodGuided", seen: "Seen") -> int:
-    return guide.model.num_data or len(seen.images)
 
 
 def _gradient(seen: "Seen", site: WeightSite) -> Tensor:

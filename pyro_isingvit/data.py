@@ -1,6 +1,7 @@
 """Labelled images in memory: data sets by name, splits without a leak, batched augmentation."""
 
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,11 @@ def _torchvision(name: str) -> Callable[[Path | None], Images]:
 def _npz(path: Path) -> Images:
     if not path.is_file():
         raise InputError(f"dataset={str(path)!r}: no such file; make one by numpy.savez(path, images=..., labels=...)")
-    with np.load(path, allow_pickle=False) as arrays:
+    try:
+        arrays = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"dataset={str(path)!r}: not an .npz file ({error}); make one by numpy.savez") from None
+    with arrays:
         missing = {"images", "labels"} - set(arrays.files)
         if missing:
             raise InputError(f"dataset={str(path)!r}: lacks {sorted(missing)}; it has {arrays.files}")

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 import pandas as pd
@@ -42,7 +43,7 @@ class FitConfig(Config):
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
         temperature: T of the power posterior, or ``"auto"``: the Ising phase begins with a path from cold
             to hot, and the validation images decide where to stay; see `temperature.follow_path`.
-        target_density: hold the mean inclusion probability here; None leaves it to prior and likelihood.
+        target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or None.
         seed: of everything random in `fit`.
@@ -74,6 +75,10 @@ class FitConfig(Config):
         if step < rise:
             return (step + 1) / (rise + 1)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / (self.steps - rise))))
+
+    def steps_per_pass(self, images: int) -> int:
+        """Steps that go once through so many images; what does not fill a batch is left out of the pass."""
+        return max(1, images // min(self.batch_size, images))
 
     def torch_device(self) -> torch.device:
         """The device that ``device`` means here.
@@ -116,10 +121,13 @@ def fit(
         TrainingError: if the loss is no longer finite.
     """
     config = config or FitConfig()
-    _check(model, guide, train, validation, config)
     started = time.perf_counter()
     device = config.torch_device()
+    model.to(device).train()
+    guide.to(device).train()
+    _check(model, guide, train, validation, config)
     with (
+        _holding(guide, config.target_density),
         seeded(device, config.seed),
         pyro.validation_enabled(False),
         Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress) as bar,
@@ -159,11 +167,11 @@ class Trainer:
         bar: Progress,
     ) -> None:
         device = train.images.device
-        self.model, self.guide, self.train, self.config = model.to(device), guide.to(device), train, config
+        self.model, self.guide, self.train, self.config = model, guide, train, config
         self.step, self.started = 0, time.perf_counter()
         self.position, self.stride = 0.0, 1.0  # along the schedule of the learning rate, and what a step adds
         self.rows: list[dict[str, Any]] = []
-        model.num_data = len(train)
+        model.num_data, model.seen = len(train), None
         model.temperature = coldest(model, len(train)) if config.temperature == "auto" else config.temperature
         self.loss = TraceGraph_ELBO()(model, guide)
         rate = config.learning_rate
@@ -242,13 +250,29 @@ def _batches(total: int, size: int, device: torch.device) -> Iterator[Tensor]:
         yield from torch.randperm(total, device=device)[: total - total % size].split(size)
 
 
+@contextmanager
+def _holding(guide: Guide, density: float | None) -> Iterator[None]:
+    """Hold a density for the time of a fit, if there is one given."""
+    before = guide.target_density
+    if density is not None:
+        guide.hold_density(density)
+    try:
+        yield
+    finally:
+        if density is not None:
+            guide.hold_density(before)
+
+
 def _check(model: IsingViT, guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
     if guide.model is not model:
         raise InputError(f"guide={type(guide).__name__} was made for another model: make it from this one")
     if config.temperature == "auto" and validation is None:
         raise InputError('temperature="auto" is decided on held-out images: pass validation, or a number, e.g. 1e-3')
-    if config.target_density is not None:
-        guide.hold_density(config.target_density)
+    if config.temperature == "auto" and (not guide.mask_shapes or config.pilot + config.fine_tune == 1):
+        raise InputError(
+            'temperature="auto" is decided in the Ising phase, and there is none (no masks, or pilot and fine_tune '
+            "take all steps): give a number, e.g. 1e-3"
+        )
     device = next(model.network.parameters()).device
     for name, part in (("train", train), ("validation", validation)):
         if part is None:

@@ -114,6 +114,10 @@ def _end(site: WeightSite, coupling: Coupling, layers: Layers) -> _End:
         raise InputError(f"coupling {coupling.name!r}: {site.name} has no {missing}; its dims are {site.dims}")
     if isinstance(layers, int) and LAYER in coupling.units:
         raise InputError(f"coupling {coupling.name!r}: a single block has no {LAYER!r} unit; leave it out of units")
+    if isinstance(layers, slice) and LAYER not in coupling.units:
+        raise InputError(
+            f"coupling {coupling.name!r}: blocks are matched in order by the unit {LAYER!r}; add it to units"
+        )
     if layers is not None and LAYER not in site.dims:
         raise InputError(f"coupling {coupling.name!r}: {site.name} has no blocks to choose from; its dims {site.dims}")
     kept = [d for d in site.dims if d in coupling.units or (layers is not None and d == LAYER)]
@@ -231,6 +235,8 @@ class CouplingGraph:
         def units(end: _End) -> Tensor:
             key = (end.site, end.axes)
             if key not in means:
+                if end.site not in masks:
+                    raise InputError(f"no masks of {end.site!r}, which is coupled: remove its couplings by without()")
                 mask = masks[end.site]
                 if end.axes and squares is not None:
                     share = squares[end.site]

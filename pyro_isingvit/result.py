@@ -101,7 +101,10 @@ class FitResult:
         for name in ("fit.json", "posterior.safetensors", "history.csv"):
             if not (folder / name).is_file():
                 raise InputError(f"folder={str(folder)!r}: no {name} there; give a folder that FitResult.save wrote")
-        facts = json.loads((folder / "fit.json").read_text())
+        try:
+            facts = json.loads((folder / "fit.json").read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{folder / 'fit.json'}: not JSON ({error}); fit again") from None
         if facts.get("format") != FORMAT:
             raise InputError(f"{folder / 'fit.json'}: format={facts.get('format')!r}; this version reads {FORMAT}")
         try:

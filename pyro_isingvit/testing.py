@@ -16,6 +16,7 @@ import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import SkipTest
 
 import torch
 import torch.nn.functional as F
@@ -115,16 +116,21 @@ class Conformance:
         assert not unreached, f"no gradient in {unreached}"
 
     def test_temperature_divides_the_likelihood_alone(self) -> None:
-        """Equal draws at T, T/2 and T/4: the negative ELBO grows by c, then 2 c, with c the likelihood's share."""
+        """Equal draws at T = 1 and 1/2: the negative ELBO grows by the negative log-likelihood of these draws."""
         model, guide = self.pair()
         guide.eval()
         data, losses = self.data(), []
-        for model.temperature in (1.0, 0.5, 0.25):
-            with seeded(torch.device("cpu"), 1), torch.no_grad():
-                losses.append(TraceGraph_ELBO().loss(model, guide, data.images, data.labels))
-        first, second = losses[1] - losses[0], losses[2] - losses[1]
-        assert abs(second - 2 * first) <= 1e-3 * abs(second) + 1e-3 * abs(losses[0])
-        assert first > 0
+        with torch.no_grad():
+            for model.temperature in (1.0, 0.5):
+                with seeded(torch.device("cpu"), 1):
+                    losses.append(TraceGraph_ELBO().loss(model, guide, data.images, data.labels))
+            with seeded(torch.device("cpu"), 1):
+                trace = poutine.trace(guide).get_trace(data.images, data.labels)
+            with poutine.block():
+                logits = poutine.replay(model, trace=trace)(data.images, data.labels)
+        expected = F.cross_entropy(logits, data.labels, reduction="sum").item()
+        grown = losses[1] - losses[0]
+        assert abs(grown - expected) <= 1e-3 * expected + 1e-5 * abs(losses[0]), f"grew by {grown}, not {expected}"
 
     def test_it_fits_saves_and_loads(self) -> None:
         model, guide = self.pair()
@@ -177,7 +183,7 @@ class PriorConformance(Conformance):
             masks = {n: torch.bernoulli(torch.full(guide.mask_shapes[n], 0.5)).requires_grad_() for n in names}
             potential = model.prior.potential(masks) if masks else None
             if potential is None or not potential.requires_grad or not self.multilinear:
-                return
+                raise SkipTest("no potential, or none that claims to be linear")
             slopes = torch.autograd.grad(potential, list(masks.values()), materialize_grads=True)
             for name, slope in zip(names, slopes, strict=True):
                 for i in range(slope.numel()):
@@ -205,7 +211,7 @@ class GuideConformance(Conformance):
         _spread(guide)
         probs = guide.inclusion_probabilities()
         if not probs:
-            return
+            raise SkipTest("no masks")
         with seeded(torch.device("cpu"), 0), torch.no_grad(), poutine.block():
             draws = [guide.draw_masks() for _ in range(DRAWS)]
         for name, p in probs.items():
@@ -217,15 +223,15 @@ class GuideConformance(Conformance):
         _, guide = self.pair(ENUMERABLE)
         _spread(guide)
         if not guide.mask_shapes:
-            return
+            raise SkipTest("no masks")
         total, first = 0.0, {name: torch.zeros(shape) for name, shape in guide.mask_shapes.items()}
         try:
             for masks in all_masks(guide):
                 q = guide.mask_log_prob(masks).exp().item()
                 total += q
                 first = {name: first[name] + q * masks[name] for name in first}
-        except NotImplementedError:
-            return
+        except NotImplementedError as error:
+            raise SkipTest(str(error)) from None
         assert abs(total - 1) < 1e-4, f"sums to {total}"
         for name, p in guide.inclusion_probabilities().items():
             assert (first[name] - p).abs().max() < self.marginal_error, f"{name}: exactly {first[name]}, said {p}"
@@ -245,7 +251,9 @@ def _spread(guide: Guide) -> None:
     """Move a guide away from where it starts, so that its masks are uncertain."""
     with seeded(torch.device("cpu"), 5), torch.no_grad():
         for name, parameter in guide.named_parameters():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                continue  # of a lazy module that has not run
+            if not name.startswith("estimator."):
+                parameter.add_(0.7 * torch.randn_like(parameter))
             if name.startswith("logit."):
-                parameter.normal_()
-            elif name == "strength":
-                parameter.fill_(0.7)
+                parameter.sub_(parameter.mean().round())

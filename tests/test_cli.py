@@ -80,6 +80,15 @@ def test_an_existing_run_is_kept_unless_told_otherwise(isingvit, tmp_path):
     assert json.loads((tmp_path / "runs" / "digits" / "fit.json").read_text())["temperature"] == 1e-2
 
 
+def test_what_is_no_run_is_never_overwritten(isingvit, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("all of it")
+    code, _, err = isingvit("fit", *QUICK, "--out", "precious", "--overwrite")
+    assert code == 2
+    assert "is no run folder, so it is not overwritten" in err
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "all of it"
+
+
 def test_own_images_from_a_file(isingvit, tmp_path):
     labels = np.arange(120) % 3
     images = np.random.default_rng(0).random((120, 12, 12), dtype=np.float32) / 2
@@ -99,6 +108,9 @@ def test_own_images_from_a_file(isingvit, tmp_path):
         (["--dataset", "mnist"], "data_root=None: MNIST is read from files"),
         (["--dataset", "mnist", "--data-root", "nowhere"], "data_root='nowhere': no MNIST there"),
         (["--dataset", "none.npz"], "dataset='none.npz': no such file"),
+        (["--dataset", "text.npz"], "dataset='text.npz': not an .npz file"),
+        (["--epochs", "0"], "--epochs=0"),
+        (["--batch-size", "0"], "batch_size=0"),
         (["--patch-size", "3"], "patch_size=3 does not divide image_size=8; choose one of [1, 2, 4, 8]"),
         (["--target-density", "0"], "target_density=0"),
         (["--target-density", "2"], "target_density=2"),
@@ -114,6 +126,7 @@ def test_bad_input_is_one_line_and_exit_code_2(isingvit, tmp_path, arguments, me
     images = np.zeros((4, 8, 8), np.float32)
     np.savez(tmp_path / "label.npz", images=images, labels=np.array([0, 1, 7, 2]), classes=3)
     images[1, 2, 3] = np.nan
+    (tmp_path / "text.npz").write_text("not an archive")
     np.savez(tmp_path / "nan.npz", images=images, labels=np.arange(4))
     code, out, err = isingvit("fit", *arguments)
     assert code == 2

@@ -143,6 +143,17 @@ def test_a_guide_that_does_not_match_is_named(tiny_model, stripes, family, messa
         fit_briefly(tiny_model, family(tiny_model), stripes)
 
 
+class Hovering(HierarchicalSpikeSlab):
+    def potential(self, masks):
+        return masks["head.out"].sum() * masks["head.hidden"].sum()
+
+
+def test_latent_inclusion_beneath_an_interaction_is_named(tiny_network, stripes):
+    model = IsingViT(tiny_network, Hovering(tiny_network.weight_sites()))
+    with pytest.raises(InputError, match=r"samples \['patch_embed.inclusion'.*override log_normaliser"):
+        fit_briefly(model, LikelihoodGuided(model), stripes)
+
+
 class Sideways(IsingSpikeSlab):
     def mask(self, site):
         return super().mask(site).to_event(-1)

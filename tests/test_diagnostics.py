@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from pyro_isingvit import FitResult, InputError, LikelihoodGuided, MeanField, Prior
 from pyro_isingvit.diagnostics.calibration import BINS, metrics
-from pyro_isingvit.diagnostics.inclusion import inclusion_table
+from pyro_isingvit.diagnostics.inclusion import alive_units, inclusion_table
 from pyro_isingvit.diagnostics.inference_data import to_inference_data
 from pyro_isingvit.diagnostics.plots import plot_inclusion
 from pyro_isingvit.models import IsingViT
@@ -51,6 +51,16 @@ def test_inclusion_table_has_a_row_for_each_site_and_block(guide):
     assert row["expected"] == pytest.approx(logit.sigmoid().mean().item())
     assert row["median"] == pytest.approx((logit >= 0).float().mean().item())
     assert table["weights"].sum() == sum(site.numel for site in guide.model.sites)
+
+
+def test_a_unit_is_alive_if_something_enters_and_leaves_it(guide):
+    with torch.no_grad():
+        for logit in guide.logit.values():
+            logit.fill_(-1.0)
+        guide.logit["encoder_up"][0, 3, 1] = guide.logit["encoder_down"][0, 2, 3] = 1.0
+        guide.logit["encoder_up"][1, 5] = 1.0  # nothing leaves this one
+        guide.logit["encoder_value"][1, 0, 1, 2] = guide.logit["encoder_out"][1, 3, 0, 0] = 1.0
+    assert alive_units(guide) == {"heads": (1, 4), "hidden units": (1, 16)}
 
 
 def test_picture_has_a_bar_for_each_row(guide):

@@ -106,7 +106,7 @@ def test_keep_minus_drop_equals_two_passes():
 
 def test_hessian_diagonal_equals_torchs(tiny_model, stripes):
     weights = {site.name: torch.randn(site.shape) * 0.5 for site in tiny_model.sites}
-    seen = Seen(stripes.images[:6], stripes.labels[:6], weights)
+    seen = Seen(stripes.images[:6], stripes.labels[:6], weights, 1.0, 60)
     ours = hessian_diagonal(tiny_model, seen, chunk=7)
     for name in ("patch_embed", "encoder.query", "head.out"):
 
@@ -214,7 +214,7 @@ def test_second_order_pulls_rank_weights_alike(toy):
             seen, model.seen = model.seen, None
             with torch.no_grad():
                 guide.estimator.update(guide, seen)
-        whole = Seen(data.images, data.labels, seen.weights)
+        whole = Seen(data.images, data.labels, seen.weights, 1.0, IMAGES)
         with torch.no_grad():
             guide.estimator.prepare(guide, whole)
         pulls[name] = torch.cat([guide.estimator.pull(s, guide.loc[s.key]).flatten() for s in model.sites]).detach()

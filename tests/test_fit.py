@@ -17,7 +17,9 @@ from pyro_isingvit import (
     LikelihoodGuided,
     MeanField,
     PointEstimate,
+    Prior,
     RandomAffine,
+    StructuredSpikeSlab,
     TrainingError,
     ViT,
     fit,
@@ -62,7 +64,7 @@ def test_masks_are_all_on_in_the_pilot(stripes):
     model, guide = pair()
     seen = []
     guide.weight, original = (
-        lambda site, mask: seen.append(bool((mask == 1).all())) or original(site, mask),
+        lambda site, mask: (guide.training and seen.append(bool((mask == 1).all()))) or original(site, mask),
         guide.weight,
     )
     fit(model, guide, stripes, config=FitConfig(**QUICK | {"steps": 5, "pilot": 1.0}), progress=False)
@@ -74,6 +76,28 @@ def test_masks_are_all_on_in_the_pilot(stripes):
 def test_target_density_is_held(stripes, density):
     result = quick_fit(stripes, steps=400, target_density=density)
     assert result.densities()["expected_density"] == pytest.approx(density, abs=0.02)
+
+
+def test_a_target_density_is_that_of_weights_and_ends_with_the_fit(stripes):
+    network = ViT(TINY)
+    model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), coupling=0.3))
+    guide = LikelihoodGuided(model)
+    config = FitConfig(**QUICK | {"steps": 300, "target_density": 0.4})
+    result = fit(model, guide, stripes, config=config, progress=False)
+    assert result.densities()["expected_density"] == pytest.approx(0.4, abs=0.01)
+    assert guide.target_density is None
+
+
+def test_it_trains_what_was_left_in_evaluation_mode(stripes):
+    model, guide = pair()
+    guide.eval()
+    result = fit(model, guide, stripes, config=FitConfig(**QUICK | {"steps": 200, "temperature": 1.0}), progress=False)
+    assert result.densities()["median_density"] < 0.5
+
+
+def test_fixed_masks_move_with_the_model(stripes):
+    model = quick_fit(stripes, fine_tune=0.2).model
+    assert all(mask.dtype == torch.float64 for mask in model.double().fixed_masks.values())
 
 
 def test_same_seed_same_result_and_no_trace_on_the_global_generator(stripes):
@@ -214,6 +238,9 @@ def test_arguments_that_do_not_fit_together_are_refused(stripes):
         fit(model, MeanField(model), stripes, config=FitConfig(**QUICK | {"target_density": 0.5}))
     with pytest.raises(InputError, match=r"train.classes=5: the network has 3"):
         fit(model, guide, Images(stripes.images, stripes.labels, 5), config=config)
+    plain = IsingViT(ViT(TINY), Prior(ViT(TINY).weight_sites()))
+    with pytest.raises(InputError, match=r"decided in the Ising phase, and there is none"):
+        fit(plain, MeanField(plain), stripes, stripes, config.model_copy(update={"temperature": "auto"}))
     with pytest.raises(InputError, match="device='tpu'"):
         fit(model, guide, stripes, config=FitConfig(**QUICK | {"device": "tpu"}))
 

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import torch
 from pyro import poutine
+from torch import nn
 
 from pyro_isingvit import Coupling, CouplingGraph, InputError, TraceGraph_ELBO
 from pyro_isingvit.guides import LikelihoodGuided, MeanField
@@ -82,9 +83,11 @@ def test_a_learned_coupling_is_normalised_exactly_where_small():
     assert torch.autograd.grad(total, prior.coupling)[0].item() == pytest.approx(0, abs=1e-3)
 
 
-def test_a_learned_coupling_has_the_pseudo_likelihood_where_large(monkeypatch):
+@pytest.mark.parametrize("weighting", ["uniform", "magnitude"])
+def test_a_learned_coupling_has_the_pseudo_likelihood_where_large(monkeypatch, weighting):
     monkeypatch.setattr("pyro_isingvit.models.priors.ising.EXACT_LIMIT", 0)
-    prior = small(coupling=0.35, learn_coupling=True)
+    prior = small(coupling=0.35, learn_coupling=True, weighting=weighting)
+    prior.observe_weights({"first": torch.rand(2, 3), "second": torch.rand(2, 2)})
     state = torch.bernoulli(torch.full((10,), 0.5))
     conditionals = 0.0
     for i in range(10):
@@ -169,6 +172,48 @@ def test_structured_masks_and_their_couplings(tiny_network):
     assert pulls["encoder.up"].unique().tolist() == [1.0]  # 2 J, from the one partner
     assert pulls["encoder.query"].unique().tolist() == [1.0]
     assert pulls["patch_embed"].unique().tolist() == [0.0]
+
+
+@pytest.mark.parametrize("direction", ["symmetric", "backward"])
+def test_structured_inclusion_by_block(tiny_network, direction):
+    sites = tiny_network.weight_sites()
+    each, one = (
+        StructuredSpikeSlab(sites, inclusion={"encoder.up": p}, direction=direction, coupling=0.3)
+        for p in ([0.1, 0.1], 0.1)
+    )
+    masks = {s.name: torch.bernoulli(torch.full(each.mask(s).event_shape, 0.5)) for s in sites}
+    torch.testing.assert_close(each.potential(masks), one.potential(masks))
+    assert each.mask(each.sites["encoder.up"]).mean.unique().item() == pytest.approx(0.1)
+
+
+def test_magnitudes_are_part_of_the_state(tiny_network):
+    first, second = (IsingSpikeSlab(tiny_network.weight_sites(), coupling=0.3, weighting="magnitude") for _ in range(2))
+    first.observe_weights({name: torch.rand(site.shape) for name, site in first.sites.items()})
+    second.load_state_dict(first.state_dict())
+    masks = {name: torch.bernoulli(torch.full(site.shape, 0.5)) for name, site in first.sites.items()}
+    torch.testing.assert_close(first.potential(masks), second.potential(masks))
+
+
+class LearnedField(IsingSpikeSlab):
+    def __init__(self, sites, **options):
+        super().__init__(sites, **options)
+        self.rate = nn.Parameter(torch.tensor(-1.0))
+
+    def inclusion_of(self, site):
+        return self.rate.sigmoid() if hasattr(self, "rate") else 0.27
+
+
+def test_a_learned_field_beneath_a_coupling_is_normalised():
+    sites = TwoLayers().weight_sites()
+    prior = LearnedField(sites, coupling=0.4, couplings=CouplingGraph(sites, JOINT))
+    model = IsingViT(TwoLayers(), prior)
+    trace = poutine.trace(model.draw_weights).get_trace()
+    masks = {name: trace.nodes[f"{name}.mask"]["value"] for name in prior.sites}
+    expected = (prior.potential(masks) - prior.log_normaliser(masks)).item()
+    factor = trace.nodes["ising"]["fn"].log_factor.item()
+    assert factor == pytest.approx(expected, abs=1e-5)
+    total = torch.stack([log_measure(prior, s, True) for s in STATES]).logsumexp(0)
+    assert torch.autograd.grad(total, prior.rate)[0].item() == pytest.approx(0, abs=1e-3)
 
 
 def test_lattice_energy_is_the_sum_over_neighbours(tiny_network):

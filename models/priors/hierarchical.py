@@ -6,7 +6,7 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pyro
 from pyro.distributions import Beta
@@ -24,10 +24,10 @@ class HierarchicalSpikeSlab(IndependentSpikeSlab):
 
     Args:
         sites: the network's `weight_sites()`.
-        inclusion: mean of the Beta distribution.
+        inclusion: mean of the Beta distribution, what `inclusion_of` returns.
         concentration: its sum of pseudo-counts: how many masks' worth it knows beforehand.
         by: share one probability among a ``"role"``, or among each ``"layer"`` of it.
-        slab_scale, spike_scale, learn_slab_scale: see `IndependentSpikeSlab`.
+        options: of `IndependentSpikeSlab`.
 
     Raises:
         InputError: if a value is out of range.
@@ -39,20 +39,19 @@ class HierarchicalSpikeSlab(IndependentSpikeSlab):
         inclusion: float = DEFAULT,
         concentration: float = 10.0,
         by: Literal["role", "layer"] = "layer",
-        slab_scale: float = 1.0,
-        spike_scale: float = 0.0,
-        learn_slab_scale: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(sites, inclusion, slab_scale, spike_scale, learn_slab_scale)
+        super().__init__(sites, inclusion, **options)
         if concentration <= 0:
             raise InputError(f"concentration={concentration}: must be positive, e.g. 10")
         if by not in ("role", "layer"):
             raise InputError(f"by={by!r}: choose 'role' or 'layer'")
-        self.concentration, self.by, self.mean_inclusion = concentration, by, inclusion
+        self.concentration, self.by = concentration, by
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
         shape = [n if d == LAYER and self.by == "layer" else 1 for n, d in zip(site.shape, site.dims, strict=True)]
         ones = (self.zero + self.concentration).expand(shape)
-        beta = Beta(ones * self.mean_inclusion, ones * (1 - self.mean_inclusion)).to_event(len(shape))
+        mean = self.inclusion_of(site)
+        beta = Beta(ones * mean, ones * (1 - mean)).to_event(len(shape))
         inclusion = pyro.sample(f"{site.name}.inclusion", beta)
         return StraightThroughBernoulli(inclusion, event_dim=len(site.shape), shape=site.shape)

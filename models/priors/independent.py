@@ -60,8 +60,7 @@ class IndependentSpikeSlab(Prior):
 
     def inclusion_of(self, site: WeightSite) -> float | Tensor:
         """Prior inclusion probability of a site's masks; a scalar, or a tensor that broadcasts to its shape."""
-        probs = self._inclusions[site.name]
-        return probs.to(self.zero.device) if isinstance(probs, Tensor) else probs
+        return self._inclusions[site.name]
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
         return StraightThroughBernoulli(logits=self._log_odds(site), event_dim=len(site.shape), shape=site.shape)
@@ -81,7 +80,11 @@ class IndependentSpikeSlab(Prior):
 
     def _log_odds(self, site: WeightSite) -> Tensor:
         probs = self.inclusion_of(site)
-        return self.zero + math.log(probs / (1 - probs)) if isinstance(probs, float) else self.zero + probs.logit()
+        if isinstance(probs, Tensor):
+            return self.zero + probs.to(self.zero.device).logit()
+        if not 0 < probs < 1:
+            raise InputError(f"inclusion={probs} of {site.name}: a prior probability lies strictly between 0 and 1")
+        return self.zero + math.log(probs / (1 - probs))
 
     def _centred(self, site: WeightSite, log_scale: float | Tensor) -> Gaussian:
         return Gaussian(self.zero, self.zero + (log_scale - 0.5 * math.log(site.fan_in)), site.shape)

@@ -7,7 +7,7 @@ References:
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,9 @@ class IsingSpikeSlab(IndependentSpikeSlab):
 
     Args:
         sites: the network's `weight_sites()`.
-        inclusion, slab_scale, spike_scale, learn_slab_scale: see `IndependentSpikeSlab`.
-        coupling: common strength J; the log odds of a mask change by up to 2 J for each coupling it is in.
+        inclusion: see `IndependentSpikeSlab`.
+        coupling: common strength J; the log odds of a mask change by up to 2 J for each coupling it is in (on
+            average over a unit's weights, where they count by magnitude).
         couplings: the graph, with strengths of its own that J multiplies; that of a `ViT` if omitted.
         weighting: how the mean spin of a unit counts its weights: all alike, or by the square of their
             magnitude, as published. Magnitudes are those that `observe_weights` was told last, which guides
@@ -44,6 +45,7 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         direction: see above.
         learn_coupling: whether J is a parameter. A symmetric prior then is normalised exactly up to
             `EXACT_LIMIT` masks, and by Besag's pseudo-likelihood beyond.
+        options: of `IndependentSpikeSlab`.
 
     Raises:
         InputError: if a value is out of range.
@@ -53,16 +55,14 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         self,
         sites: Sequence[WeightSite],
         inclusion: Inclusion = DEFAULT,
-        slab_scale: float = 1.0,
-        spike_scale: float = 0.0,
         coupling: float = 1.0,
         couplings: CouplingGraph | None = None,
         weighting: Literal["uniform", "magnitude"] = "uniform",
         direction: Literal["symmetric", "backward"] = "symmetric",
         learn_coupling: bool = False,
-        learn_slab_scale: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(sites, inclusion, slab_scale, spike_scale, learn_slab_scale)
+        super().__init__(sites, inclusion, **options)
         for name, value, choices in (
             ("weighting", weighting, ("uniform", "magnitude")),
             ("direction", direction, ("symmetric", "backward")),
@@ -72,7 +72,9 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         self.coupling: float | Tensor = nn.Parameter(torch.tensor(float(coupling))) if learn_coupling else coupling
         self.couplings = CouplingGraph(sites, self._default_couplings()) if couplings is None else couplings
         self.weighting, self.direction = weighting, direction
-        self.squares: dict[str, Tensor] | None = None
+        if weighting == "magnitude":
+            for site in self.couplings.sites.values():
+                self.register_buffer(f"squares_{site.key}", torch.ones(site.shape))
         if direction == "symmetric":
             self._warn_of_phases()
 
@@ -85,14 +87,14 @@ class IsingSpikeSlab(IndependentSpikeSlab):
             pulls[coupling.first] = pulls.get(coupling.first, self.zero) + coupling.strength * pull
         total = self.zero
         for name, pull in pulls.items():
-            field, base = self.coupling * pull, self._log_odds(self.sites[name])
+            field, base = self.coupling * pull, self._field(name)
             term = masks[name] * field - F.softplus(base + field) + F.softplus(base)
             total = total + term.sum()
         return total
 
     def log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor:
-        if not isinstance(self.coupling, nn.Parameter):
-            return super().log_normaliser(masks)  # a subclass has other parameters
+        if type(self).potential is not IsingSpikeSlab.potential:
+            return super().log_normaliser(masks)  # a subclass has an interaction of its own
         if self.direction == "backward":
             return self.zero
         masks = self._at_units(masks)
@@ -100,7 +102,9 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         field = prior.field
         if len(field) <= EXACT_LIMIT:
             return prior.log_normaliser() + (field / 2 - F.softplus(field)).sum()
-        pull = self.couplings.ising(dict.fromkeys(self.couplings.sites, self.zero)).local_field(state)
+        pull = self.couplings.ising(dict.fromkeys(self.couplings.sites, self.zero), 1.0, self.squares).local_field(
+            state
+        )
         log_odds = field + self.coupling * pull
         pseudo = (state * log_odds - F.softplus(log_odds)).sum()
         base = (state * field - F.softplus(field)).sum()
@@ -108,8 +112,10 @@ class IsingSpikeSlab(IndependentSpikeSlab):
 
     def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take the magnitudes of ``weighting="magnitude"`` from weights by site name (empirical Bayes)."""
-        if self.weighting == "magnitude":
-            self.squares = {name: weight.detach().square() for name, weight in weights.items()}
+        if self.squares is not None:
+            squares = self._at_units({name: weight.detach().square() for name, weight in weights.items()})
+            for name, buffer in self.squares.items():
+                buffer.copy_(squares[name])
 
     def ising(self, sweeps: int = 100) -> Ising:
         """The prior of all masks as one distribution; ``self.couplings.split`` parts a draw into sites.
@@ -119,14 +125,25 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         """
         if self.direction != "symmetric":
             raise InputError(f"direction={self.direction!r}: only a symmetric prior is an Ising distribution")
-        log_odds = {name: self._log_odds(self.sites[name]) for name in self.couplings.sites}
+        log_odds = {name: self._field(name) for name in self.couplings.sites}
         return self.couplings.ising(log_odds, self.coupling, self.squares, sweeps)
+
+    @property
+    def squares(self) -> dict[str, Tensor] | None:
+        """How much each weight counts at its units, in the graph's shapes; None if all alike."""
+        if self.weighting == "uniform":
+            return None
+        return {name: self.get_buffer(f"squares_{site.key}") for name, site in self.couplings.sites.items()}
+
+    def _field(self, name: str) -> Tensor:
+        """External field of a site, as log odds that broadcast to the graph's shape."""
+        return self._log_odds(self.sites[name])
 
     def _default_couplings(self) -> Sequence[Coupling]:
         return VIT_COUPLINGS
 
     def _at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Masks in the shapes of the graph's sites."""
+        """Masks, or squared weights, in the shapes of the graph's sites."""
         return masks
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ References:
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,20 +27,15 @@ class LatticeSpikeSlab(IndependentSpikeSlab):
 
     Args:
         sites: the network's `weight_sites()`.
+        inclusion: see `IndependentSpikeSlab`.
         coupling: of two neighbours.
-        inclusion, slab_scale, spike_scale, learn_slab_scale: see `IndependentSpikeSlab`.
+        options: of `IndependentSpikeSlab`.
     """
 
     def __init__(
-        self,
-        sites: Sequence[WeightSite],
-        coupling: float = 0.2,
-        inclusion: Inclusion = DEFAULT,
-        slab_scale: float = 1.0,
-        spike_scale: float = 0.0,
-        learn_slab_scale: bool = False,
+        self, sites: Sequence[WeightSite], inclusion: Inclusion = DEFAULT, coupling: float = 0.2, **options: Any
     ) -> None:
-        super().__init__(sites, inclusion, slab_scale, spike_scale, learn_slab_scale)
+        super().__init__(sites, inclusion, **options)
         self.coupling = coupling
         if coupling > CRITICAL:
             warnings.warn(

@@ -71,16 +71,22 @@ class StructuredSpikeSlab(IsingSpikeSlab):
         shape = [n if d in self.levels[site.name] else 1 for n, d in zip(site.shape, site.dims, strict=True)]
         return StraightThroughBernoulli(logits=self._log_odds(site), event_dim=len(shape), shape=shape)
 
-    def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
-        super().observe_weights(weights)
-        if self.squares is not None:
-            self.squares = {
-                name: square.sum([i for i, d in enumerate(self.sites[name].dims) if d not in self.levels[name]])
-                for name, square in self.squares.items()
-            }
-
     def _at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {name: mask.reshape(self.couplings.sites[name].shape) for name, mask in masks.items()}
+        shared = {
+            name: [i for i, d in enumerate(site.dims) if d not in self.levels[name]]
+            for name, site in self.sites.items()
+        }
+        # Masks have one entry along a shared dimension, squared weights as many as the site.
+        return {name: value.sum(shared[name]) if shared[name] else value for name, value in masks.items()}
+
+    def _field(self, name: str) -> Tensor:
+        log_odds, site = self._log_odds(self.sites[name]), self.sites[name]
+        if not log_odds.dim():
+            return log_odds
+        differing = [d for n, d in zip(log_odds.shape, site.dims, strict=True) if n > 1 and d not in self.levels[name]]
+        if differing:
+            raise InputError(f"inclusion of {name} differs along {differing}, where its weights share a mask")
+        return log_odds.squeeze([i for i, d in enumerate(site.dims) if d not in self.levels[name]])
 
     def _grouped(self, site: WeightSite) -> WeightSite:
         """The site as its masks see it: without the dimensions that share one."""

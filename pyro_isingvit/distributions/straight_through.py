@@ -54,6 +54,8 @@ class StraightThroughBernoulli(TorchDistribution):
             )
         cut = len(full) - event_dim
         super().__init__(full[:cut], full[cut:], validate_args=validate_args)
+        if self._validate_args and probs is not None and not ((probs >= 0) & (probs <= 1)).all():
+            raise ValueError(f"probs within [{float(probs.min()):g}, {float(probs.max()):g}]: must lie within [0, 1]")
 
     @property
     def support(self) -> constraints.Constraint:

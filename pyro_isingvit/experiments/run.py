@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -72,6 +73,8 @@ def run(
     out = Path(out)
     if out.exists() and not overwrite:
         raise InputError(f"out={str(out)!r} exists: choose another folder or overwrite=True")
+    if out.exists() and not (out / "run.json").is_file():
+        raise InputError(f"out={str(out)!r} exists and is no run folder, so it is not overwritten: choose another")
     data = _data(config, everything)
     model, guide = build(config)
     result = fit(model, guide, data.train, data.validation, config.fit, progress)
@@ -118,7 +121,7 @@ def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
     sites = network.weight_sites()
     model = IsingViT(
         network,
-        IsingSpikeSlab(sites, prior.inclusion, prior.slab_scale, coupling=prior.coupling),
+        IsingSpikeSlab(sites, prior.inclusion, prior.coupling, slab_scale=prior.slab_scale),
     )
     return model, LikelihoodGuided(model)
 
@@ -162,8 +165,9 @@ def _scores(result: FitResult, test: Images, config: RunConfig) -> Scores:
 def _write(finished: Run, out: Path) -> None:
     from ..diagnostics.plots import figure_inclusion, figure_training
 
-    draft = out.with_name(out.name + ".partial")
-    shutil.rmtree(draft, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    draft.chmod(0o755)
     result = finished.result
     result.save(draft)
     facts: dict[str, Any] = {
