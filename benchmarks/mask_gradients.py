@@ -35,8 +35,9 @@ NOTES = {
     "are for the four weights of the last layer; the other six are squared gradients.",
     "Gradient of the ELBO in ten logits": "Likewise, of likelihood, prior and entropy together. The score function is "
     "unbiased, the straight-through gradients are not.",
-    "Ranks on digits": "Spearman correlation with the exact Hessian diagonal of what each weight of a trained network "
-    "is worth. GELU units bend the Hessian of `encoder.up` by a term that Gauss-Newton and Fisher information lack.",
+    "Ranks on digits": "Spearman correlation of what each weight of a trained network is worth with what the exact "
+    "Hessian diagonal of some augmented training images says. GELU units bend the Hessian of `encoder.up` by a term "
+    "that Gauss-Newton and Fisher information lack.",
 }
 """What to know of each table, by its title."""
 
@@ -174,7 +175,8 @@ def ranks(steps: int, hessian_images: int) -> pd.DataFrame:
     network = iv.ViT(iv.ViTConfig(image_size=8, patch_size=4, mlp_ratio=8))
     model = iv.IsingViT(network, iv.IsingSpikeSlab(network.weight_sites()))
     guide = iv.LikelihoodGuided(model)
-    config = iv.FitConfig(steps=steps, learning_rate=4e-3, pilot=1.0, temperature=1e-3, device="cpu")
+    augment = iv.RandomAffine(degrees=10, scale=0.1, shear=10, translate=0.1)
+    config = iv.FitConfig(steps=steps, learning_rate=4e-3, pilot=1.0, temperature=1e-3, device="cpu", augment=augment)
     iv.fit(model, guide, data.train, config=config)
     model.fix_masks({site.name: torch.ones(site.shape) for site in model.sites})
     worth = {}
@@ -183,18 +185,20 @@ def ranks(steps: int, hessian_images: int) -> pd.DataFrame:
         guide.estimator = estimator
         loss = iv.TraceGraph_ELBO()(model, guide)
         for batch in (torch.randint(1000, (50,)) for _ in range(400)):
-            loss(data.train.images[batch], data.train.labels[batch]).backward()
+            loss(augment(data.train.images[batch]), data.train.labels[batch]).backward()
             seen, model.seen = model.seen, None
             assert seen is not None
             with torch.no_grad():
                 estimator.update(guide, seen)
         worth[name] = estimator
     start = time.perf_counter()
-    part = slice(hessian_images)
+    part = torch.randperm(1000)[:hessian_images]
     weights = {site.name: guide.loc[site.key].detach() for site in model.sites}
     hessian = ESTIMATORS["hessian_diagonal"](model)
     with torch.no_grad():
-        hessian.prepare(guide, Seen(data.train.images[part], data.train.labels[part], weights, 1.0, len(data.train)))
+        hessian.prepare(
+            guide, Seen(augment(data.train.images[part]), data.train.labels[part], weights, 1.0, len(data.train))
+        )
     worth["hessian_diagonal"] = hessian
     print(f"Hessian diagonal of {sum(s.numel for s in model.sites)} weights: {time.perf_counter() - start:.0f} s")
     rows = []
@@ -212,18 +216,23 @@ def ranks(steps: int, hessian_images: int) -> pd.DataFrame:
 
 
 def picture(tables: dict[str, pd.DataFrame], path: Path) -> None:
-    """Bias against scatter of every estimator of parts 1 and 2."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for ax, (title, table) in zip(figure.subplots(1, 2), tables.items(), strict=True):
-        ax.scatter(table["scatter of one %"].clip(lower=1), table["bias %"].clip(lower=0.5), color="#1b3a5c")
-        for _, line in table.iterrows():
-            at = max(1, line["scatter of one %"]), max(0.5, line["bias %"])
-            ax.annotate(line["estimator"], at, xytext=(5, 4), textcoords="offset points", fontsize="x-small")
-        ax.set(
-            xscale="log", yscale="log", xlabel="scatter of one update, % of the truth", ylabel="bias, %", title=title
+    """Bias and scatter of every estimator of parts 1 and 2."""
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    sizes = [len(table) for table in tables.values()]
+    axes = figure.subplots(2, 1, sharex=True, height_ratios=sizes)
+    for ax, (title, table) in zip(axes, tables.items(), strict=True):
+        rows = range(len(table))
+        bias, error = table["bias %"].clip(lower=0.1), table["its standard error %"]
+        ax.errorbar(bias, rows, xerr=[0.999 * bias.clip(upper=error), error], fmt="o", color="#1b3a5c", label="bias")
+        ax.plot(
+            table["scatter of one %"].replace(0, float("nan")), rows, "s", mfc="none", color="#c8553d", label="scatter"
         )
-        ax.margins(0.25)
+        ax.set_yticks(rows, table["estimator"])
+        ax.set(xscale="log", title=title, ylim=(len(table) - 0.4, -0.6))
+        ax.grid(axis="x", color="#dddddd")
         ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(loc="upper right", fontsize="small")
+    axes[1].set_xlabel("% of the root mean square of the truth; bars: two-sided standard error of the bias")
     figure.savefig(path, dpi=150)
 
 

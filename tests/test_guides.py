@@ -8,8 +8,17 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 
-from pyro_isingvit import Coupling, CouplingGraph, FitConfig, Images, IsingViT, StraightThroughConcrete, fit
-from pyro_isingvit.guides import BackwardIsing, LowRank, MeanField
+from pyro_isingvit import (
+    Coupling,
+    CouplingGraph,
+    FitConfig,
+    Images,
+    IsingViT,
+    StraightThroughConcrete,
+    TraceGraph_ELBO,
+    fit,
+)
+from pyro_isingvit.guides import BackwardIsing, LowRank, MeanField, ScoreFunction
 from pyro_isingvit.models import IsingSpikeSlab
 from pyro_isingvit.testing import TwoLayers
 from tests.test_posterior import Given
@@ -162,3 +171,24 @@ def test_backward_order_puts_those_behind_first(tiny_network):
     assert place["encoder.down", 0] < place["encoder.up", 0] < place["encoder.out", 0]
     assert place["encoder.query", 1] < place["encoder.down", 0]
     assert place["head.out", None] < place["head.hidden", None] < place["encoder.down", 1]
+
+
+def test_plates_keep_the_terms_of_a_mask_to_itself(tiny_model, stripes):
+    """With the likelihood silent only a mask's own prior and entropy count: far less scatter, the same mean."""
+    tiny_model.temperature = 1e12
+    tiny_model.prior.coupling = 0.0
+    scatter, means = {}, {}
+    for plated in (True, False):
+        guide = ScoreFunction(tiny_model, baseline="none", initial_logit=0.5)
+        guide.plated = plated
+        loss, gradients = TraceGraph_ELBO()(tiny_model, guide), []
+        for _ in range(150):
+            loss.zero_grad()
+            loss(stripes.images[:1], stripes.labels[:1]).backward()
+            gradients.append(guide.logit["encoder_up"].grad.flatten().clone())
+        each = torch.stack(gradients)
+        scatter[plated], means[plated] = each.var(0).mean(), each.mean()
+    assert scatter[True] < 0.05 * scatter[False]
+    # all masks of the role start alike, so that their mean is one number with a small standard error
+    error = (scatter[False] / (150 * 64)) ** 0.5
+    assert abs(means[True] - means[False]) < 5 * error
