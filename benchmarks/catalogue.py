@@ -60,7 +60,9 @@ GUIDES: dict[str, Callable[..., iv.Guide]] = {
 NOTES = """Second-order estimates and coordinate updates prune most and stay accurate. What does worse, and why:
 
 * `StructuredSpikeSlab` keeps more weights: a unit goes only when all of its weights together are not worth their
-  price; the second table shows it at higher temperatures.
+  price; the last table shows it at higher temperatures.
+* `IsingSpikeSlab(direction='backward')` keeps more: a kept mask behind raises the odds of all before it, and a dropped
+  one is not pulled back by those before it as under the symmetric energy.
 * `IndependentSpikeSlab(learn_slab_scale=True)`: the slabs shrink onto small weights, which keeps more of those.
 * `straight_through` prunes everything: the first-order term is noise about a stationary point (see the design of
   `pyro_isingvit.curvature`). `none` does so because nobody speaks for the weights.
