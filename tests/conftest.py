@@ -5,7 +5,7 @@ import torch
 
 from pyro_isingvit import Images, IsingSpikeSlab, IsingViT, ViT, ViTConfig
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and on a busy machine for long
 
 TINY = ViTConfig(image_size=4, patch_size=2, classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
 
