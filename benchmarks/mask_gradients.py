@@ -224,7 +224,7 @@ def picture(tables: dict[str, pd.DataFrame], path: Path) -> None:
         ax.set(xscale="log", title=title, ylim=(len(table) - 0.4, -0.6))
         ax.grid(axis="x", color="#dddddd")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(loc="lower left", fontsize="small")
+    axes[0].legend(loc="upper left", fontsize="small")
     axes[1].set_xlabel("% of the root mean square of the truth; bars: two-sided standard error of the bias")
     figure.savefig(path, dpi=150)
 
