@@ -86,9 +86,7 @@ class BackwardIsing(MeanField):
 
     def mask_log_prob(self, masks: Mapping[str, Tensor]) -> Tensor:
         at_units = {name: masks[name].reshape(site.shape) for name, site in self.graph.sites.items()}
-        logits = {
-            name: self.logit[self._sites[name].key].reshape(site.shape) for name, site in self.graph.sites.items()
-        }
+        logits = self._own_logits()
         for index, coupling, pull in self.graph.backward_pulls(at_units):
             logits[coupling.first] = logits[coupling.first] + self.strength[index] * pull
         return torch.stack(
@@ -106,22 +104,21 @@ class BackwardIsing(MeanField):
 
         Block by block, since the masks of one block follow those of the next.
         """
-        own = {name: self.logit[self._sites[name].key].reshape(site.shape) for name, site in self.graph.sites.items()}
-        drawn = {name: list(_blocks(torch.zeros_like(logit), site)) for (name, site), logit in self._with(own)}
-        logits = {name: list(_blocks(logit, site)) for (name, site), logit in self._with(own)}
+        sites = self.graph.sites
+        logits = {name: list(_blocks(logit, sites[name])) for name, logit in self._own_logits().items()}
+        drawn = {name: [torch.zeros_like(block) for block in blocks] for name, blocks in logits.items()}
         for name, layer in self._order:
-            site, block = self.graph.sites[name], layer or 0
-            behind = {other: _joined(drawn[other], self.graph.sites[other]) for other in self._behind[name]}
+            site, block = sites[name], layer or 0
+            behind = {other: _joined(drawn[other], sites[other]) for other in self._behind[name]}
             for index, _, pull in self.graph.backward_pulls(behind, first=name):
                 whole = _blocks(pull.expand(site.shape), site)
                 logits[name][block] = logits[name][block] + self.strength[index] * whole[block]
             drawn[name][block] = StraightThroughBernoulli(logits=logits[name][block]).rsample()
-        return {
-            name: (_joined(drawn[name], site), _joined(logits[name], site)) for name, site in self.graph.sites.items()
-        }
+        return {name: (_joined(drawn[name], site), _joined(logits[name], site)) for name, site in sites.items()}
 
-    def _with(self, values: dict[str, Tensor]) -> Any:
-        return zip(self.graph.sites.items(), values.values(), strict=True)
+    def _own_logits(self) -> dict[str, Tensor]:
+        """Log odds without those behind, by site name, in the graph's shapes."""
+        return {n: self.logit[self._sites[n].key].reshape(site.shape) for n, site in self.graph.sites.items()}
 
 
 class _Drawn(StraightThroughBernoulli):

@@ -8,7 +8,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from ..guides import Guide
 from .inclusion import inclusion_table
 
-DARK, LIGHT, ACCENT = "#1b3a5c", "#8ab6de", "#c8553d"
+DARK, LIGHT = "#1b3a5c", "#8ab6de"
 PHASE_SHADES = {"path": "#e3ebf3", "ising": "#f1f5f9", "fine-tune": "#dde7f1"}
 
 
