@@ -52,6 +52,9 @@ class BackwardIsing(MeanField):
         graph = getattr(model.prior, "couplings", None) if couplings is None else couplings
         if not isinstance(graph, CouplingGraph) or not graph.couplings:
             raise InputError(f"prior={type(model.prior).__name__} has no couplings to mirror; pass couplings=")
+        loose = sorted(self.mask_shapes.keys() - graph.sites.keys())
+        if loose:
+            raise InputError(f"couplings: no site {loose}, which have masks too; make the graph over all sites")
         for name, site in graph.sites.items():
             if name not in self.mask_shapes or self.mask_shapes[name].numel() != site.numel:
                 raise InputError(f"couplings: site {name!r} of shape {site.shape} is not that of the prior's masks")

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_isingvit import FitConfig, InputError, fit
+from pyro_isingvit import VIT_COUPLINGS, CouplingGraph, FitConfig, InputError, fit
 from pyro_isingvit.guides import (
     Auto,
     BackwardIsing,
@@ -175,6 +175,11 @@ def test_masks_of_a_wrong_shape_are_named(tiny_network):
         (ScoreFunction, StructuredSpikeSlab, "one mask for several weights at"),
         (LowRank, Prior, "has no masks to correlate"),
         (partial(LowRank, rank=0), IsingSpikeSlab, "rank=0"),
+        (
+            lambda model: BackwardIsing(model, couplings=CouplingGraph(model.sites[5:7], [VIT_COUPLINGS[0]])),
+            IsingSpikeSlab,
+            r"no site \['encoder.key'.*make the graph over all sites",
+        ),
         (partial(ScoreFunction, baseline="best"), IsingSpikeSlab, "baseline='best'"),
     ],
 )
