@@ -96,7 +96,11 @@ def run(
         "ECE": round(scores["ece"], 3),
         "kept %": round(100 * shares.get("median_density", 1.0), 1),
         "expected %": round(100 * shares.get("expected_density", 1.0), 1),
-        **{f"{kind} alive": f"{alive}/{total}" for kind, (alive, total) in alive_units(result.guide).items()},
+        **{
+            f"{name} alive": f"{int(alive.sum())}/{alive.numel()}"
+            for name, unit in (("heads", "head"), ("hidden units", "hidden"))
+            for alive in [alive_units(result.guide, unit)]
+        },
         "seconds": round(result.seconds),
     }
 

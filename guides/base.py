@@ -88,6 +88,11 @@ class Guide(nn.Module):
         """Latent variables that the prior of the masks samples on its own."""
         return list(self._hypers["mask"])
 
+    @property
+    def independent_masks(self) -> bool:
+        """Whether all masks are independent under this family; a structured one that overrides `draw_masks` is not."""
+        return type(self).draw_masks is Guide.draw_masks
+
     def mask(self, site: WeightSite) -> TorchDistributionMixin:
         """Distribution of the masks of a site: event shape ``mask_shapes[site.name]``."""
         raise NotImplementedError(f"{type(self).__name__} must implement mask(site)")

@@ -76,6 +76,10 @@ class ScoreFunction(MeanField):
         )
         self._context: Tensor | None = None
 
+    @property
+    def independent_masks(self) -> bool:
+        return True
+
     def mask(self, site: WeightSite) -> TorchDistributionMixin:
         logit = self.logit[site.key]
         return Bernoulli(logits=logit).to_event(logit.dim())

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from .data import read
 from .errors import InputError, TrainingError
-from .experiments import RunConfig, evaluate, recipe, run
+from .experiments import RunConfig, evaluate, recipe, report, run
 from .experiments.run import Run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -99,6 +99,19 @@ def evaluate_command(
     if draws is not None and draws < 1:
         raise InputError(f"--draws={draws}: need at least one")
     _show(evaluate(folder, data_root, draws))
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
+    data_root: Annotated[str | None, typer.Option(help="Folder of the data set's files, if it has moved.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Posterior draws behind each prediction.")] = None,
+) -> None:
+    """Write a page on a run: how good, how calibrated, what was kept, what is uncertain, which checks fail."""
+    if draws is not None and draws < 1:
+        raise InputError(f"--draws={draws}: need at least one")
+    page = report(folder, data_root, draws)
+    Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def fit(
                 model.fix_masks(guide.median_masks())
                 trainer.run(fine_tune, "fine-tune")
     history = pd.DataFrame(trainer.rows)
-    return FitResult(model, guide, history, path, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return FitResult(model, guide, history, path, seconds, config.model_dump(mode="json"))
 
 
 class Trainer:

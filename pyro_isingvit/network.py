@@ -116,8 +116,8 @@ class Encoder(nn.Module):
         self.mlp_norm = nn.Parameter(torch.ones(depth, dim))
         self.mlp_norm_bias = nn.Parameter(torch.zeros(depth, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, dim) -> (batch, tokens, dim)."""
+    def forward(self, x: Tensor, attention: list[Tensor] | None = None) -> Tensor:
+        """(batch, tokens, dim) -> (batch, tokens, dim); see `ViT.forward` for ``attention``."""
         batch, tokens, dim = x.shape
         heads = self.query.shape[1]
         query, key, value = (w.flatten(1, 2).unbind() for w in (self.query, self.key, self.value))
@@ -135,6 +135,8 @@ class Encoder(nn.Module):
             q = split(F.linear(z, query[i], query_bias[i]))
             k = split(F.linear(z, key[i], key_bias[i]))
             v = split(F.linear(z, value[i], value_bias[i]))
+            if attention is not None:
+                attention.append((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1))
             z = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             x = x + F.linear(z, out[i], out_bias[i])
             z = F.layer_norm(x, (dim,), norm2[i], norm2_bias[i])
@@ -211,8 +213,8 @@ class ViT(nn.Module):
             for name, (dims, reads, writes) in table.items()
         ]
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images (batch, channels, height, width) to normalised tokens (batch, tokens, dim).
+    def forward_features(self, images: Tensor, attention: list[Tensor] | None = None) -> Tensor:
+        """Images (batch, channels, height, width) to normalised tokens (batch, tokens, dim); see `forward`.
 
         Raises:
             InputError: if the images are not of the configured size.
@@ -231,12 +233,18 @@ class ViT(nn.Module):
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
         if self.position is not None:
             x = x + self.position
-        return self.norm(self.encoder(x))
+        return self.norm(self.encoder(x, attention))
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Tokens (batch, tokens, dim) to logits (batch, classes)."""
         return self.head(features.mean(1) if self.class_token is None else features[:, 0])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (batch, channels, height, width) in [0, 1] to logits (batch, classes)."""
-        return self.forward_head(self.forward_features(images))
+    def forward(self, images: Tensor, attention: list[Tensor] | None = None) -> Tensor:
+        """Images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
+
+        Args:
+            images: the batch.
+            attention: a list to which each block adds its attention maps (batch, heads, tokens, tokens), the
+                last axis over what is attended to; None computes none.
+        """
+        return self.forward_head(self.forward_features(images, attention))

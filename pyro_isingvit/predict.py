@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -70,7 +71,9 @@ def predict(
     with evaluating(model, guide), seeded(device):
         for batch in images.split(batch_size):
             batch = batch.to(device)
-            each = torch.stack([model.logits(batch, w).softmax(-1) for w in posterior_draws(model, guide, draws, seed)])
+            each = torch.stack(
+                [model.logits(batch, draw.weights).softmax(-1) for draw in posterior_draws(model, guide, draws, seed)]
+            )
             probs = each.mean(0)
             entropy = torch.special.entr(probs).sum(-1)
             expected = torch.special.entr(each).sum(-1).mean(0)
@@ -98,12 +101,58 @@ def predict_plug_in(
         )
 
 
-def posterior_draws(model: IsingViT, guide: nn.Module, draws: int, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Draws of all weights, masks applied, by site name. The t-th depends on seed and t alone."""
+@dataclass(frozen=True)
+class Draw:
+    """One draw of everything latent.
+
+    Attributes:
+        masks: by site name; empty where there are none.
+        weights: masks applied, by site name.
+    """
+
+    masks: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    _model: Any
+    _guide: Any
+
+    @property
+    def log_ratio(self) -> float:
+        """log p(masks, weights) - log q(masks, weights), in nats, up to a constant of the prior's."""
+        return float(self._model.log_prob_sum() - self._guide.log_prob_sum())
+
+
+def posterior_draws(model: IsingViT, guide: nn.Module, draws: int, seed: int) -> Iterator[Draw]:
+    """Independent draws from a guide. The t-th depends on seed and t alone.
+
+    To be used within `evaluating` and `seeded`.
+    """
     for draw in range(draws):
         torch.manual_seed(seed * 1_000_003 + draw)
-        trace = poutine.trace(guide).get_trace()
-        yield poutine.replay(model.draw_weights, trace=trace)()
+        of_guide = poutine.trace(guide).get_trace()
+        of_model = poutine.trace(poutine.replay(model.draw_weights, trace=of_guide)).get_trace()
+        weights = of_model.nodes["_RETURN"]["value"]
+        if model.fixed_masks is not None:
+            masks = dict(model.fixed_masks)
+        else:
+            names = {site.name: site.mask_name for site in model.sites if site.mask_name in of_model.nodes}
+            masks = {name: of_model.nodes[node]["value"] for name, node in names.items()}
+        yield Draw(masks, weights, of_model, of_guide)
+
+
+def prior_draws(model: IsingViT, draws: int, seed: int) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Draws of (masks, weights) from the prior, interactions of the masks included; by site name.
+
+    To be used within `evaluating` and `seeded`.
+
+    Raises:
+        NotImplementedError: if the prior cannot draw from its interaction, see `Prior.draw_masks`.
+    """
+    torch.manual_seed(seed)
+    every = model.prior.draw_masks(draws)
+    for draw in range(draws):
+        masks = {name: drawn[draw] for name, drawn in every.items()}
+        weights = {site.name: model.prior.weight(site, masks.get(site.name)).sample() for site in model.sites}
+        yield masks, weights
 
 
 @contextmanager

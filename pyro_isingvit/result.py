@@ -1,9 +1,10 @@
 """What `fit` returns: the fitted pair, its history, and how to predict, save and load."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pandas as pd
 import safetensors.torch
@@ -14,7 +15,7 @@ from .guides import Guide
 from .models import IsingViT
 from .predict import Prediction, predict, predict_plug_in
 
-FORMAT = 1
+FORMAT = 2
 """Version of what `FitResult.save` writes."""
 
 
@@ -29,6 +30,7 @@ class FitResult:
             expected_density, median_density, seconds.
         path: what ``temperature="auto"`` saw, one row a temperature; None if it was given.
         seconds: that the fit took.
+        config: how it was trained, `FitConfig` as JSON.
     """
 
     model: IsingViT
@@ -36,6 +38,7 @@ class FitResult:
     history: pd.DataFrame
     path: pd.DataFrame | None
     seconds: float
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def temperature(self) -> float:
@@ -83,6 +86,7 @@ class FitResult:
             "temperature": self.model.temperature,
             "num_data": self.model.num_data,
             "seconds": self.seconds,
+            "config": dict(self.config),
         }
         (folder / "fit.json").write_text(json.dumps(facts, indent=2) + "\n")
         self.history.to_csv(folder / "history.csv", index=False)
@@ -134,6 +138,7 @@ class FitResult:
             pd.read_csv(folder / "history.csv"),
             pd.read_csv(path) if path.is_file() else None,
             facts["seconds"],
+            facts["config"],
         )
 
 

@@ -80,7 +80,8 @@ def test_inference_data_holds_the_draws(result, guide, stripes):
     assert log_likelihood.shape == (1, 200, 60)
     with evaluating(result.model, guide):
         probs = [
-            result.model.logits(stripes.images, w).softmax(-1) for w in posterior_draws(result.model, guide, 200, 0)
+            result.model.logits(stripes.images, draw.weights).softmax(-1)
+            for draw in posterior_draws(result.model, guide, 200, 0)
         ]
     each = torch.stack(probs).gather(-1, stripes.labels.expand(200, 60).unsqueeze(-1)).log().mean()
     assert float(log_likelihood.mean()) == pytest.approx(each.item(), abs=0.05)

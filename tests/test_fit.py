@@ -193,7 +193,7 @@ def test_load_refuses_what_does_not_fit(stripes, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         FitResult.load(tmp_path / "fit", *pair())
     (tmp_path / "fit" / "fit.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(InputError, match="format=99; this version reads 1"):
+    with pytest.raises(InputError, match="format=99; this version reads 2"):
         FitResult.load(tmp_path / "fit", *pair())
 
 

@@ -15,7 +15,9 @@ def guide(tiny_model):
 def test_summaries_equal_those_of_all_draws(tiny_model, guide, stripes):
     prediction = predict(tiny_model, guide, stripes.images, draws=30, interval=0.8, batch_size=7, seed=4)
     with evaluating(tiny_model, guide):
-        draws = [tiny_model.logits(stripes.images, w) for w in posterior_draws(tiny_model, guide, 30, seed=4)]
+        draws = [
+            tiny_model.logits(stripes.images, draw.weights) for draw in posterior_draws(tiny_model, guide, 30, seed=4)
+        ]
     each = torch.stack(draws).softmax(-1)
     mean = each.mean(0)
     torch.testing.assert_close(prediction.probs, mean)
@@ -30,7 +32,7 @@ def test_summaries_equal_those_of_all_draws(tiny_model, guide, stripes):
 
 def test_draws_differ_and_masks_are_applied(tiny_model, guide):
     with evaluating(tiny_model, guide):
-        first, second = posterior_draws(tiny_model, guide, 2, seed=0)
+        first, second = (draw.weights for draw in posterior_draws(tiny_model, guide, 2, seed=0))
     assert not torch.equal(first["encoder.up"], second["encoder.up"])
     assert 0.2 < (first["encoder.up"] == 0).float().mean() < 0.6
 

@@ -72,6 +72,24 @@ class Prior(nn.Module):
     def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Told the posterior means of all weights, by site name, before masks are updated in closed form."""
 
+    def draw_masks(self, draws: int) -> dict[str, Tensor]:
+        """Draws of all masks from the prior with its interaction, ``(draws, *mask shape)`` by site name.
+
+        Raises:
+            NotImplementedError: if there is a `potential` and this is not overridden: the base measure alone
+                is another distribution.
+        """
+        every: list[dict[str, Tensor]] = []
+        for _ in range(draws):
+            bases = {name: self.mask(site) for name, site in self.sites.items()}
+            every.append({name: base.sample() for name, base in bases.items() if base is not None})
+        if every[0] and self.potential(every[0]) is not None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has a potential, so its masks are not drawn from prior.mask: override "
+                "draw_masks(draws), e.g. with Ising.chain"
+            )
+        return {name: torch.stack([masks[name] for masks in every]) for name in every[0]}
+
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:
         """A weight given its mask (None where `mask` is): event shape equal to the site's."""
         return self.slab(site).to_event(len(site.shape))

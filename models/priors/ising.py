@@ -17,7 +17,7 @@ from pyro_isingvit.distributions import Ising
 from pyro_isingvit.distributions.ising import EXACT_LIMIT
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
-from pyro_isingvit.sites import WeightSite
+from pyro_isingvit.sites import LAYER, WeightSite
 
 from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
 
@@ -109,6 +109,38 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         pseudo = (state * log_odds - F.softplus(log_odds)).sum()
         base = (state * field - F.softplus(field)).sum()
         return base + self.coupling * self.couplings.energy(masks, self.squares) - pseudo
+
+    def draw_masks(self, draws: int) -> dict[str, Tensor]:
+        """By Gibbs sampling (exact up to `EXACT_LIMIT` masks); from the output backwards if the prior is directed."""
+        if type(self).potential is not IsingSpikeSlab.potential:
+            return super().draw_masks(draws)
+        bases = {name: self.mask(site) for name, site in self.sites.items()}
+        if self.direction == "symmetric":
+            coupled = self.couplings.split(self.ising().chain(draws))
+        else:
+            each = [self._draw_backward() for _ in range(draws)]
+            coupled = {name: torch.stack([masks[name] for masks in each]) for name in self.couplings.sites}
+        return {
+            name: coupled[name].reshape(draws, *base.event_shape) if name in coupled else base.sample((draws,))
+            for name, base in bases.items()
+            if base is not None
+        }
+
+    def _draw_backward(self) -> dict[str, Tensor]:
+        """A draw of the graph's masks in its shapes: each block given those behind it."""
+        sites = self.couplings.sites
+        masks = {name: self.zero.expand(site.shape).clone() for name, site in sites.items()}
+        for name, layer in self.couplings.backward_order():
+            log_odds = self._field(name).expand(sites[name].shape)
+            for _, coupling, pull in self.couplings.backward_pulls(masks, self.squares, first=name):
+                log_odds = log_odds + self.coupling * coupling.strength * pull
+            drawn = torch.bernoulli(log_odds.sigmoid())
+            if layer is None:
+                masks[name] = drawn
+            else:
+                axis = sites[name].axis(LAYER)
+                masks[name].select(axis, layer).copy_(drawn.select(axis, layer))
+        return masks
 
     def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take the magnitudes of ``weighting="magnitude"`` from weights by site name (empirical Bayes)."""

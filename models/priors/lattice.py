@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_isingvit.distributions import Ising
 from pyro_isingvit.sites import WeightSite
 
 from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
@@ -45,12 +46,32 @@ class LatticeSpikeSlab(IndependentSpikeSlab):
                 stacklevel=2,
             )
 
+    def ising(self, site: WeightSite, sweeps: int = 100) -> Ising:
+        """The prior of a site's masks as one distribution over them all, flattened."""
+        rows, columns = (torch.arange(n, device=self.zero.device) for n in site.shape[-2:])
+        black = ((rows.unsqueeze(-1) + columns) % 2 == 0).expand(site.shape).flatten()
+
+        def interaction(spins: Tensor) -> Tensor:
+            return self.coupling * _agreement(spins.unflatten(-1, site.shape), len(site.shape))
+
+        field = self._log_odds(site).expand(site.shape).flatten()
+        return Ising(field, interaction, [black.nonzero()[:, 0], (~black).nonzero()[:, 0]], sweeps=sweeps)
+
+    def draw_masks(self, draws: int) -> dict[str, Tensor]:
+        """By Gibbs sampling, all black fields of the chessboard at once, then all white ones."""
+        if type(self).potential is not LatticeSpikeSlab.potential:
+            return super().draw_masks(draws)
+        return {name: self.ising(site).chain(draws).view(draws, *site.shape) for name, site in self.sites.items()}
+
     def potential(self, masks: Mapping[str, Tensor]) -> Tensor | None:
-        total = self.zero
-        for mask in masks.values():
-            spins = 2 * mask - 1
-            for axis in (-1, -2):
-                length = spins.shape[axis] - 1
-                pairs = torch.narrow(spins, axis, 0, length) * torch.narrow(spins, axis, 1, length)
-                total = total + pairs.sum()
-        return self.coupling * total
+        return self.coupling * torch.stack([_agreement(2 * mask - 1, mask.dim()) for mask in masks.values()]).sum()
+
+
+def _agreement(spins: Tensor, dims: int) -> Tensor:
+    """Sum of ``s_i s_j`` over nearest neighbours in the last two axes, over the last ``dims`` axes."""
+    total = spins.new_zeros(spins.shape[: spins.dim() - dims])
+    for axis in (-1, -2):
+        length = spins.shape[axis] - 1
+        pairs = torch.narrow(spins, axis, 0, length) * torch.narrow(spins, axis, 1, length)
+        total = total + pairs.sum(tuple(range(-dims, 0)))
+    return total

@@ -1,60 +1,179 @@
-"""What the posterior keeps, by role and block."""
+"""What the posterior keeps: inclusion probabilities by weight, unit, block and role, and how far to trust them.
 
+References:
+    Barbieri & Berger, "Optimal Predictive Model Selection", Annals of Statistics 2004 (median-probability model).
+    Newton, Noueiry, Sarkar & Ahlquist, "Detecting Differential Gene Expression with a Semiparametric
+    Hierarchical Mixture Method", Biostatistics 2004 (expected false discovery rate).
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
 import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
+from ..errors import InputError
 from ..guides import Guide
-from ..sites import LAYER
+from ..predict import evaluating, seeded
+from ..sites import LAYER, WeightSite
 
-UNITS = {
-    "heads": ((LAYER, "head"), ("encoder.value", "encoder.out")),
-    "hidden units": ((LAYER, "hidden"), ("encoder.up", "encoder.down")),
+Unit = Literal["head", "head_dim", "hidden", "head_hidden"]
+
+UNITS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
+    "head": ((LAYER, "head"), ("encoder.value", "encoder.out")),
+    "head_dim": ((LAYER, "head", "head_dim"), ("encoder.value", "encoder.out")),
+    "hidden": ((LAYER, "hidden"), ("encoder.up", "encoder.down")),
+    "head_hidden": (("head_hidden",), ("head.hidden", "head.out")),
 }
-"""Parts of a `ViT` that can go as a whole: their dimensions, and the roles through which they act."""
+"""Parts of a `ViT` that can go as a whole: their dimensions, and the roles that lead into them and out."""
+
+THRESHOLDS = tuple(float(t) for t in np.arange(1, 20) / 20)
+"""From .05 to .95."""
+
+DRAWS = 200
+"""Draws of masks where a number has no closed form."""
 
 
-def alive_units(guide: Guide) -> dict[str, tuple[int, int]]:
-    """Of each kind of `UNITS`, how many the median-probability model leaves alive, and how many there were.
+def inclusion(guide: Guide, by: Literal["weight", "layer", "role"] = "weight") -> xr.Dataset:
+    """Posterior inclusion probabilities, exact where the guide knows them (see `Guide.inclusion_probabilities`).
 
-    A unit is alive if at least one weight into it and one out of it are kept.
+    Args:
+        guide: a guide with masks.
+        by: each weight's; or their mean over each block of a role, or over a role.
+
+    Returns:
+        One variable for each site. By weight it has the site's dimensions, without those along which all
+        weights share a mask; by layer, ``layer`` where the site has blocks.
     """
-    masks, sites = guide.median_masks(), {site.name: site for site in guide.model.sites}
-    counts = {}
-    for kind, (dims, roles) in UNITS.items():
-        if all(role in sites for role in roles):
-            alive = None
-            for role in roles:
-                site = sites[role]
-                kept = masks[role].expand(site.shape) > 0 if role in masks else None
-                if kept is not None:
-                    kept = kept.sum([i for i, d in enumerate(site.dims) if d not in dims]) > 0
-                    alive = kept if alive is None else alive & kept
-            total = 1
-            for size, dim in zip(sites[roles[0]].shape, sites[roles[0]].dims, strict=True):
-                total *= size if dim in dims else 1
-            counts[kind] = total if alive is None else int(alive.sum()), total
-    return counts
+    variables: dict[str, tuple[list[str], np.ndarray]] = {}
+    coords: dict[str, np.ndarray] = {}
+    inside = guide.inclusion_probabilities()
+    for site in guide.model.sites:
+        if site.name in inside:
+            probs = inside[site.name].cpu()
+            shared = [i for i, (m, s) in enumerate(zip(probs.shape, site.shape, strict=True)) if m != s]
+            dims = [d for i, d in enumerate(site.dims) if i not in shared]
+            probs = probs.squeeze(shared)
+            if by != "weight":
+                kept = [d for d in dims if by == "layer" and d == LAYER]
+                axes = [i for i, d in enumerate(dims) if d not in kept]
+                probs, dims = probs.mean(axes) if axes else probs, kept
+            variables[site.name] = dims, probs.numpy()
+            coords |= {dim: np.arange(size) for dim, size in zip(dims, probs.shape, strict=True)}
+    return xr.Dataset(variables, coords)
 
 
-def inclusion_table(guide: Guide) -> pd.DataFrame:
+def unit_inclusion(guide: Guide, unit: Unit = "head", draws: int = DRAWS, seed: int = 0) -> xr.DataArray:
+    """Posterior probability that a unit is alive: at least one weight into it and one out of it are in.
+
+    A product over the masks, exact, where the guide's masks are independent; else the frequency over draws.
+
+    Args:
+        guide: a guide with masks.
+        unit: a key of `UNITS`.
+        draws, seed: of the masks, where there is no closed form.
+
+    Returns:
+        Dimensions as in `UNITS`.
+
+    Raises:
+        InputError: if the network has no such unit.
+    """
+    sites = {site.name: site for site in guide.model.sites}
+    if unit not in UNITS or any(role not in sites for role in UNITS[unit][1]):
+        possible = [name for name, (_, roles) in UNITS.items() if all(role in sites for role in roles)]
+        raise InputError(f"unit={unit!r}: choose one of {possible}")
+    dims, roles = UNITS[unit]
+    if guide.independent_masks:
+        inside = guide.inclusion_probabilities()
+        alive = torch.ones(())
+        for role in roles:
+            if role in inside:
+                # In doubles: a product of thousands of factors close to 1.
+                out = _over_units(sites[role], torch.log1p(-inside[role].double().cpu()), dims, "sum").exp()
+                alive = alive * (1 - out)
+    else:
+        drawn = [alive_units(guide, unit, masks).double() for masks in mask_draws(guide, draws, seed)]
+        alive = torch.stack(drawn).mean(0)
+    sizes = dict(zip(sites[roles[0]].dims, sites[roles[0]].shape, strict=True))
+    shape = [sizes[dim] for dim in dims]
+    return xr.DataArray(
+        alive.expand(shape).numpy(), {dim: np.arange(sizes[dim]) for dim in dims}, dims, name=f"P({unit} is alive)"
+    )
+
+
+def alive_units(guide: Guide, unit: Unit, masks: dict[str, Tensor] | None = None) -> Tensor:
+    """Which units are alive under given masks, those of the median-probability model if None.
+
+    Returns:
+        Booleans over the dimensions of `UNITS`.
+    """
+    masks = guide.median_masks() if masks is None else masks
+    sites = {site.name: site for site in guide.model.sites}
+    dims, roles = UNITS[unit]
+    sizes = dict(zip(sites[roles[0]].dims, sites[roles[0]].shape, strict=True))
+    alive = torch.ones([sizes[dim] for dim in dims], dtype=torch.bool)
+    for role in roles:
+        if role in masks:
+            alive = alive & (_over_units(sites[role], masks[role].cpu(), dims, "amax") > 0)
+    return alive
+
+
+def mask_draws(guide: Guide, draws: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+    """Draws of all masks from a guide, by site name."""
+    device = next(guide.parameters()).device
+    for draw in range(draws):
+        with evaluating(guide), seeded(device, seed * 1_000_003 + draw):
+            yield guide.draw_masks()
+
+
+def inclusion_table(guide: Guide, interval: float = 0.9, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """One row for each site and block, in the order in which the network uses them.
+
+    Args:
+        guide: a guide with masks.
+        interval: mass of the credible intervals, within (0, 1).
+        draws, seed: of the masks behind the intervals.
 
     Returns:
         Columns ``site``; ``layer``, missing where the site has no blocks; ``weights``; ``expected``, the mean
-        inclusion probability; ``median``, the share of the weights in the median-probability model.
+        inclusion probability; ``lower`` and ``upper``, the central credible interval of the share of
+        weights kept; ``median``, that share in the median-probability model.
+
+    Raises:
+        InputError: if the interval or the draws are out of range.
     """
+    if not 0 < interval < 1:
+        raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
+    if draws < 1:
+        raise InputError(f"draws={draws}: need at least one")
     inside = guide.inclusion_probabilities()
+    masked = [site for site in guide.model.sites if site.name in inside]
+    shares: dict[str, list[Tensor]] = {site.name: [] for site in masked}
+    for masks in mask_draws(guide, draws, seed):
+        for site in masked:
+            shares[site.name].append(_by_block(site, masks[site.name]))
+    levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2])
     rows = []
-    for order, site in enumerate(s for s in guide.model.sites if s.name in inside):
-        probs = inside[site.name].expand(site.shape)
-        layered = LAYER in site.dims
-        for layer, part in enumerate(probs.unbind(site.axis(LAYER)) if layered else [probs]):
+    for order, site in enumerate(masked):
+        expected = _by_block(site, inside[site.name])
+        median = _by_block(site, (inside[site.name] >= 0.5).float())
+        lower, upper = torch.stack(shares[site.name]).quantile(levels, 0)
+        for layer in range(len(expected)):
             rows.append(
                 {
                     "site": site.name,
-                    "layer": layer if layered else None,
-                    "weights": part.numel(),
-                    "expected": float(part.mean()),
-                    "median": float((part >= 0.5).float().mean()),
+                    "layer": layer if LAYER in site.dims else None,
+                    "weights": site.numel // len(expected),
+                    "expected": float(expected[layer]),
+                    "lower": float(lower[layer]),
+                    "upper": float(upper[layer]),
+                    "median": float(median[layer]),
                     "order": order,
                 }
             )
@@ -69,3 +188,94 @@ def inclusion_table(guide: Guide) -> pd.DataFrame:
         .drop(columns=["place", "order"])
         .reset_index(drop=True)
     )
+
+
+def threshold_table(guide: Guide, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
+    """What is kept, and how much of it wrongly, if weights above a threshold of inclusion are kept.
+
+    Args:
+        guide: a guide with masks.
+        thresholds: within [0, 1]; .5 is the median-probability model.
+
+    Returns:
+        Columns ``threshold``; ``density``, the share of the masked weights with an inclusion probability of at
+        least that; ``false_discovery_rate``, the expected share of those kept that are not in, by the posterior
+        (0 where nothing is kept); ``false_omission_rate``, that of those dropped which are in.
+    """
+    inside = guide.inclusion_probabilities()
+    flat = [inside[s.name].cpu().double().expand(s.shape).flatten() for s in guide.model.sites if s.name in inside]
+    probs = torch.cat(flat)
+    rows = []
+    for threshold in thresholds:
+        if not 0 <= threshold <= 1:
+            raise InputError(f"thresholds={threshold}: must lie within [0, 1]")
+        kept = probs >= threshold
+        rows.append(
+            {
+                "threshold": threshold,
+                "density": float(kept.double().mean()),
+                "false_discovery_rate": float((1 - probs)[kept].mean()) if kept.any() else 0.0,
+                "false_omission_rate": float(probs[~kept].mean()) if not kept.all() else 0.0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def stability(guides: Sequence[Guide]) -> pd.DataFrame:
+    """How well the inclusion probabilities of independent fits agree.
+
+    Hidden units have no names: fits from different first weights may keep the same function in other units, and
+    agree only by block. Fits from the same first weights can be compared weight by weight.
+
+    Args:
+        guides: fits of the same model, two or more.
+
+    Returns:
+        A row for each site and one for ``all`` weights: ``rank_correlation``, the mean over pairs of fits of
+        Spearman's; ``r_hat``, the median over weights of ``sqrt((W + B) / W)`` with B the variance of the
+        inclusion probability between fits, and W the mean variance p (1 - p) of the mask within one (both with
+        a floor of 1e-4, so that masks on which all fits are sure count as 1); ``split``, the share of the
+        weights that some fit's median-probability model keeps and another drops.
+
+    Raises:
+        InputError: if there are fewer than two, or they are of different models.
+    """
+    if len(guides) < 2:
+        raise InputError(f"guides: {len(guides)} given; agreement takes at least two")
+    every = [guide.inclusion_probabilities() for guide in guides]
+    shapes = [{name: tuple(p.shape) for name, p in inside.items()} for inside in every]
+    if any(other != shapes[0] for other in shapes):
+        raise InputError("guides: their masks have different sites or shapes; fit the same model each time")
+    stacked = {name: torch.stack([inside[name].cpu().flatten() for inside in every]) for name in every[0]}
+    stacked["all"] = torch.cat(list(stacked.values()), 1)
+    rows = []
+    for name, probs in stacked.items():
+        pairs = [float(spearman_corrcoef(probs[i], probs[j])) for i, j in combinations(range(len(guides)), 2)]
+        within = (probs * (1 - probs)).mean(0).clamp_min(1e-4)
+        ratio = ((within + probs.var(0)) / within).sqrt()
+        kept = probs >= 0.5
+        rows.append(
+            {
+                "site": name,
+                "rank_correlation": float(np.mean(pairs)),
+                "r_hat": float(ratio.median()),
+                "split": float((kept.any(0) & ~kept.all(0)).float().mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _over_units(site: WeightSite, values: Tensor, dims: Sequence[str], reduce: Literal["sum", "amax"]) -> Tensor:
+    """Reduce masks over all dimensions but some; along those, the shape broadcasts to that of the units."""
+    axes = [i for i, d in enumerate(site.dims) if d not in dims]
+    kept = getattr(values, reduce)(axes) if axes else values
+    order = [d for d in site.dims if d in dims]
+    return kept.permute([order.index(d) for d in dims])
+
+
+def _by_block(site: WeightSite, values: Tensor) -> Tensor:
+    """Mean over all weights of each block: (blocks,), one for a site without."""
+    values = values.detach().cpu().float().expand(site.shape)
+    if LAYER not in site.dims:
+        return values.mean().unsqueeze(0)
+    return values.mean([i for i, d in enumerate(site.dims) if d != LAYER])

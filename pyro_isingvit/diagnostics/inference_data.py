@@ -1,99 +1,197 @@
-"""The one place that speaks to ArviZ, whose 0.23 and 1.x differ."""
+"""A posterior as ArviZ wants it."""
 
-import os
-import tempfile
-import warnings
+import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
+import xarray as xr
 from torch import Tensor
 
 from ..data import Images
 from ..errors import InputError
-from ..predict import evaluating, seeded
+from ..predict import evaluating, posterior_draws, prior_draws, seeded
 from ..result import FitResult
+from ..sites import LAYER, WeightSite
+from .arviz_adapter import inference_data
+
+PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "xarray")
+
+BATCH = 500
+"""Images at a time."""
 
 
-def to_inference_data(result: FitResult, data: Images | None = None, draws: int = 100, seed: int = 0) -> Any:
-    """Posterior draws of all masks, and the log-likelihood of some data, for ArviZ.
+def to_inference_data(
+    result: FitResult,
+    data: Images | None = None,
+    draws: int = 100,
+    weights: Sequence[str] = (),
+    predictions: Tensor | None = None,
+    prior: int = 0,
+    seed: int = 0,
+) -> Any:
+    """Draws from a posterior, and what they say of data, for ArviZ.
 
-    The draws are independent draws from the guide, not a Markov chain: R-hat and effective sample size
-    do not apply to them.
+    The draws are independent draws from the guide, not a Markov chain: what ArviZ computes about chains
+    (R-hat, effective sample size, `plot_trace`, `plot_rank`, `plot_autocorr`, energy) does not apply to them.
 
     Args:
         result: a fit of a guide with masks.
-        data: labelled images; adds the groups ``log_likelihood`` and ``observed_data``.
+        data: labelled images, for ``log_likelihood``, ``posterior_predictive`` and ``observed_data``.
         draws: number of draws, in one chain.
+        weights: sites whose weights to keep too, e.g. ``["head.out"]``.
+        predictions: images (n, channels, height, width) without labels, for ``predictions``.
+        prior: number of draws for ``prior`` and, with data, ``prior_predictive``: from the prior with its
+            interaction, by Gibbs sampling where it is an Ising one.
         seed: of the draws.
 
     Returns:
-        ArviZ's `InferenceData` (0.23) or xarray's `DataTree` (1.x). Group ``posterior`` holds ``<site>.mask``
-        as booleans with the site's dimensions as coordinates.
+        ArviZ's `InferenceData` (0.23) or xarray's `DataTree` (1.x). Its groups:
+
+        * ``posterior``: ``<site>.mask`` as booleans with the site's dimensions as coordinates,
+          ``<site>.weight`` of the chosen ones, and ``density``, the share of weights kept of each ``part``
+          (a role, or a block of one);
+        * ``sample_stats``: ``log_ratio``, log p - log q of each draw up to a constant, without the
+          likelihood, and ``elbo``, the history of the tempered evidence bound in nats over ``step``;
+        * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``label``, over ``image``;
+          the likelihood is not tempered;
+        * ``predictions``: ``label`` over ``new_image``;
+        * ``prior``, ``prior_predictive``: as their posterior counterparts.
 
     Raises:
-        InputError: if the guide has no masks, or draws is not positive.
+        InputError: if the guide has no masks, or an argument is out of range.
+        NotImplementedError: if prior draws are asked of a prior that has none, see `Prior.draw_masks`.
     """
     model, guide = result.model, result.guide
+    sites = {site.name: site for site in model.sites}
     if not guide.mask_shapes:
         raise InputError(f"guide={type(guide).__name__} has no masks to show")
     if draws < 1:
         raise InputError(f"draws={draws}: need at least one")
-    masks: dict[str, list[np.ndarray]] = {site.mask_name: [] for site in model.sites if site.name in guide.mask_shapes}
-    log_likelihood: list[Tensor] = []
+    if prior < 0:
+        raise InputError(f"prior={prior}: give a number of draws, or 0 for none")
+    unknown = sorted(set(weights) - set(sites))
+    if unknown:
+        raise InputError(f"weights={list(weights)}: no site {unknown}; there are {list(sites)}")
     device = next(guide.parameters()).device
-    with evaluating(model, guide), seeded(device, seed):
-        for _ in range(draws):
-            trace = poutine.trace(guide).get_trace()
-            for site in model.sites:
-                if site.mask_name in masks:
-                    fixed = model.fixed_masks
-                    mask = trace.nodes[site.mask_name]["value"] if fixed is None else fixed[site.name]
-                    masks[site.mask_name].append(mask.bool().cpu().numpy())
+    posterior, before = _Draws(model.sites, weights), _Draws(model.sites, ())
+    log_ratio: list[float] = []
+    log_likelihood: list[Tensor] = []
+    replicated: list[Tensor] = []
+    predicted: list[Tensor] = []
+    prior_replicated: list[Tensor] = []
+
+    def log_probs(images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        parts = [model.logits(batch.to(device), drawn).log_softmax(-1).cpu() for batch in images.split(BATCH)]
+        return torch.cat(parts)
+
+    with evaluating(model, guide), seeded(device):
+        labels = torch.Generator().manual_seed(seed)
+        for draw in posterior_draws(model, guide, draws, seed):
+            posterior.add(draw.masks, draw.weights)
+            log_ratio.append(draw.log_ratio)
             if data is not None:
-                weights = poutine.replay(model.draw_weights, trace=trace)()
-                log_probs = [
-                    model.logits(batch.to(device), weights).log_softmax(-1).cpu() for batch in data.images.split(500)
-                ]
-                log_likelihood.append(torch.cat(log_probs).gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1))
-    dims, posterior = {}, {}
-    for site in model.sites:
-        if site.mask_name in masks:
-            shape = guide.mask_shapes[site.name]
-            whole = [i for i, (m, s) in enumerate(zip(shape, site.shape, strict=True)) if m == s]
-            dims[site.mask_name] = [site.dims[i] for i in whole]
-            kept = tuple(shape[i] for i in whole)
-            posterior[site.mask_name] = np.stack(masks[site.mask_name]).reshape(1, draws, *kept)
-    groups = {"posterior": posterior}
+                each = log_probs(data.images, draw.weights)
+                log_likelihood.append(each.gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1))
+                replicated.append(draw_labels(each, labels))
+            if predictions is not None:
+                predicted.append(draw_labels(log_probs(predictions, draw.weights), labels))
+        for masks, drawn in prior_draws(model, prior, seed) if prior else ():
+            before.add(masks, drawn)
+            if data is not None:
+                prior_replicated.append(draw_labels(log_probs(data.images, drawn), labels))
+
+    stats = xr.Dataset({"log_ratio": (("chain", "draw"), np.asarray([log_ratio]))}, _chain(draws))
+    if result.history is not None:
+        history = result.history
+        elbo = -history["loss"] * (model.num_data or 1) / history["temperature"]
+        stats = stats.assign(elbo=("step", elbo.to_numpy()), phase=("step", history["phase"].to_numpy(str)))
+        stats = stats.assign_coords(step=history["step"].to_numpy())
+    groups = {"posterior": posterior.dataset(), "sample_stats": stats}
     if data is not None:
-        groups["log_likelihood"] = {"label": torch.stack(log_likelihood).unsqueeze(0).numpy()}
-        groups["observed_data"] = {"label": data.labels.cpu().numpy()}
-        dims["label"] = ["image"]
+        groups["log_likelihood"] = _labels(log_likelihood, "image")
+        groups["posterior_predictive"] = _labels(replicated, "image")
+        groups["observed_data"] = xr.Dataset(
+            {"label": ("image", data.labels.cpu().numpy())}, {"image": np.arange(len(data))}
+        )
+    if predictions is not None:
+        groups["predictions"] = _labels(predicted, "new_image")
+    if prior:
+        groups["prior"] = before.dataset()
+        if data is not None:
+            groups["prior_predictive"] = _labels(prior_replicated, "image")
     attrs = {
         "inference_library": "pyro_isingvit",
         "inference_library_version": version("pyro-isingvit"),
+        "versions": json.dumps({name: version(name) for name in PACKAGES}),
         "draws_are": "independent draws from a variational guide, not a Markov chain",
         "guide": type(guide).__name__,
         "prior": type(model.prior).__name__,
         "temperature": result.temperature,
+        "fit": json.dumps(dict(result.config)),
     }
-    return _from_dict(groups, dims, attrs)
+    return inference_data(groups, attrs)
 
 
-def _from_dict(groups: dict[str, dict[str, np.ndarray]], dims: dict[str, list[str]], attrs: dict[str, Any]) -> Any:
-    az = _arviz()
-    if int(version("arviz").split(".")[0]) >= 1:
-        return az.from_dict(groups, dims=dims, attrs={"/": attrs} | dict.fromkeys(groups, attrs))
-    return az.from_dict(**groups, dims=dims, attrs=attrs)
+def draw_labels(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+    """A label (n,) for each row of log-probabilities (n, classes)."""
+    return torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(-1)
 
 
-def _arviz() -> Any:
-    """ArviZ, imported without its announcements, and with a cache folder that can be made."""
-    if "XDG_CACHE_HOME" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):
-        os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
-    return arviz
+def part_names(site: WeightSite) -> list[str]:
+    """The site's name for each block of it, ``encoder.up[0]``; itself where it has no blocks."""
+    if LAYER not in site.dims:
+        return [site.name]
+    return [f"{site.name}[{layer}]" for layer in range(site.shape[site.axis(LAYER)])]
+
+
+class _Draws:
+    """Masks and weights of many draws, kept small: masks as booleans, without dimensions that share one."""
+
+    def __init__(self, sites: Sequence[WeightSite], weights: Sequence[str]) -> None:
+        self.sites, self.chosen = {site.name: site for site in sites}, weights
+        self.masks: dict[str, list[np.ndarray]] = {}
+        self.weights: dict[str, list[np.ndarray]] = {}
+        self.density: list[list[float]] = []
+        self.parts: list[str] = []
+
+    def add(self, masks: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+        shares: list[float] = []
+        for name, mask in masks.items():
+            site = self.sites[name]
+            self.masks.setdefault(name, []).append(mask.bool().cpu().numpy())
+            kept = mask.mean([i for i, d in enumerate(site.dims) if d != LAYER])
+            shares += kept.expand(len(part_names(site))).tolist() if kept.dim() else [float(kept)]
+        self.parts = [part for name in masks for part in part_names(self.sites[name])]
+        self.density.append(shares)
+        for name in self.chosen:
+            self.weights.setdefault(name, []).append(weights[name].cpu().numpy())
+
+    def dataset(self) -> xr.Dataset:
+        variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+        coords: dict[str, Any] = {**_chain(len(self.density)), "part": self.parts}
+        for name, drawn in self.masks.items():
+            site = self.sites[name]
+            whole = [i for i, (m, s) in enumerate(zip(drawn[0].shape, site.shape, strict=True)) if m == s]
+            dims = tuple(site.dims[i] for i in whole)
+            shape = tuple(site.shape[i] for i in whole)
+            variables[site.mask_name] = ("chain", "draw", *dims), np.stack(drawn).reshape(1, len(drawn), *shape)
+            coords |= {dim: np.arange(size) for dim, size in zip(dims, shape, strict=True)}
+        for name, values in self.weights.items():
+            site = self.sites[name]
+            variables[site.weight_name] = ("chain", "draw", *site.dims), np.stack(values)[None]
+            coords |= {dim: np.arange(size) for dim, size in zip(site.dims, site.shape, strict=True)}
+        variables["density"] = ("chain", "draw", "part"), np.asarray([self.density])
+        return xr.Dataset(variables, coords)
+
+
+def _chain(draws: int) -> dict[str, Any]:
+    return {"chain": [0], "draw": np.arange(draws)}
+
+
+def _labels(each: list[Tensor], over: str) -> xr.Dataset:
+    values = torch.stack(each).unsqueeze(0).numpy()
+    coords = {**_chain(len(each)), over: np.arange(values.shape[-1])}
+    return xr.Dataset({"label": (("chain", "draw", over), values)}, coords)

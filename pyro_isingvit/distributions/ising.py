@@ -29,8 +29,8 @@ class Ising(TorchDistribution):
     Args:
         field: ``h``, shape ``(*batch, sites)``.
         interaction: ``E``, a function of spins ``(..., sites)`` to ``(...)``, linear in every spin.
-        blocks: slices that partition the sites, with no interaction inside a block: each is updated
-            at once. Every site is a block of its own if omitted.
+        blocks: slices or indices that partition the sites, with no interaction inside a block: each is
+            updated at once. Every site is a block of its own if omitted.
         sweeps: Gibbs sweeps behind each draw where there are too many sites to enumerate.
     """
 
@@ -41,7 +41,7 @@ class Ising(TorchDistribution):
         self,
         field: Tensor,
         interaction: Callable[[Tensor], Tensor],
-        blocks: Sequence[slice] | None = None,
+        blocks: Sequence[slice | Tensor] | None = None,
         sweeps: int = 100,
         validate_args: bool | None = None,
     ) -> None:
@@ -130,6 +130,20 @@ class Ising(TorchDistribution):
             for block in self.blocks:
                 x[..., block] = torch.bernoulli(self.local_field(x)[..., block].sigmoid())
         return x
+
+    def chain(self, draws: int, thin: int = 10) -> Tensor:
+        """(draws, *batch, sites): exact and independent up to `EXACT_LIMIT` sites, else one Gibbs chain.
+
+        Args:
+            draws: how many.
+            thin: sweeps from one draw to the next, after `sweeps` of burn-in.
+        """
+        if self.event_shape[0] <= EXACT_LIMIT:
+            return self.sample(torch.Size([draws]))
+        states = [self.sample()]
+        while len(states) < draws:
+            states.append(self.gibbs(states[-1], thin))
+        return torch.stack(states)
 
     def mean_field(self, start: Tensor | None = None, iterations: int = 500, tolerance: float = 1e-6) -> Tensor:
         """A fixed point of the mean-field equations ``m = sigmoid(local_field(m))``, shape like ``field``.

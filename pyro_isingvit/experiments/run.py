@@ -35,13 +35,17 @@ class Run:
 
     Attributes:
         config: what was asked for.
+        data: its images.
         result: the fitted posterior.
+        deterministic: the network of the same recipe without masks or uncertainty, where compared.
         scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network``
             (one network: the median-probability model) and, where compared, ``deterministic``.
     """
 
     config: RunConfig
+    data: Data
     result: FitResult
+    deterministic: FitResult | None
     scores: Scores
 
 
@@ -56,7 +60,8 @@ def run(
     """Fit, evaluate on the test images, and write a run folder.
 
     The folder gets ``run.json`` (configuration, versions, seed), ``metrics.json``, the files of
-    `FitResult.save`, and the pictures ``training.png`` and ``inclusion.png``. It appears only when complete.
+    `FitResult.save` (those of the deterministic network under ``deterministic``), and the pictures
+    ``training.png`` and ``inclusion.png``. It appears only when complete.
 
     Args:
         config: what to run.
@@ -78,12 +83,8 @@ def run(
     data = _data(config, everything)
     model, guide = build(config)
     result = fit(model, guide, data.train, data.validation, config.fit, progress)
-    scores = _scores(result, data.test, config)
-    if compare:
-        plain = fit_deterministic(config, data, progress)
-        seconds = {"seconds": plain.seconds, "density": 1.0, "expected_density": 1.0}
-        scores["deterministic"] = _metrics(plain.predict_plug_in(data.test.images), data.test) | seconds
-    finished = Run(config, result, scores)
+    plain = fit_deterministic(config, data, progress) if compare else None
+    finished = Run(config, data, result, plain, _scores(result, plain, data.test, config))
     _write(finished, out)
     return finished
 
@@ -112,7 +113,32 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
     data = _data(config, None)
     result = FitResult.load(folder, *build(config))
-    return Run(config, result, _scores(result, data.test, config))
+    plain = folder / "deterministic"
+    deterministic = FitResult.load(plain, *build_deterministic(config)) if plain.is_dir() else None
+    return Run(config, data, result, deterministic, _scores(result, deterministic, data.test, config))
+
+
+def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:
+    """Write ``report.html`` and its pictures, under ``figures``, into a run folder; earlier ones are replaced.
+
+    Args:
+        folder, data_root, draws: see `evaluate`.
+        progress: whether to show a progress bar.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: if the folder is no run, or is damaged.
+    """
+    from ..diagnostics.report import examine, write_report
+
+    again = evaluate(folder, data_root, draws)
+    facts = json.loads((Path(folder) / "run.json").read_text())
+    findings = examine(
+        again.result, again.data, again.deterministic, again.scores, again.config.draws, again.config.fit.seed, progress
+    )
+    return write_report(findings, Path(folder), facts)
 
 
 def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
@@ -128,10 +154,16 @@ def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
 
 def fit_deterministic(config: RunConfig, data: Data, progress: bool = True) -> FitResult:
     """The same network trained by maximum likelihood with the same recipe, from the same first weights."""
+    model, guide = build_deterministic(config)
+    settings = config.fit.model_copy(update={"temperature": 1.0, "target_density": None})
+    return fit(model, guide, data.train, data.validation, settings, progress)
+
+
+def build_deterministic(config: RunConfig) -> tuple[IsingViT, PointEstimate]:
+    """Likewise, without masks or uncertainty."""
     network = _network(config)
     model = IsingViT(network, Flat(network.weight_sites()))
-    settings = config.fit.model_copy(update={"temperature": 1.0, "target_density": None})
-    return fit(model, PointEstimate(model), data.train, data.validation, settings, progress)
+    return model, PointEstimate(model)
 
 
 def _network(config: RunConfig) -> ViT:
@@ -150,26 +182,33 @@ def _metrics(probs: torch.Tensor, test: Images) -> dict[str, float]:
     return metrics(probs, test.labels)
 
 
-def _scores(result: FitResult, test: Images, config: RunConfig) -> Scores:
+def _scores(result: FitResult, plain: FitResult | None, test: Images, config: RunConfig) -> Scores:
     shares = result.densities()
     density, expected = shares["median_density"], shares["expected_density"]
     both = {"density": density, "expected_density": expected, "seconds": result.seconds}
     alone = {"density": density, "expected_density": density, "seconds": result.seconds}
     mixture = result.predict(test.images, config.draws, seed=config.fit.seed).probs
-    return {
+    scores = {
         "ising": _metrics(mixture, test) | both,
         "median network": _metrics(result.predict_plug_in(test.images), test) | alone,
     }
+    if plain is not None:
+        whole = {"density": 1.0, "expected_density": 1.0, "seconds": plain.seconds}
+        scores["deterministic"] = _metrics(plain.predict_plug_in(test.images), test) | whole
+    return scores
 
 
 def _write(finished: Run, out: Path) -> None:
-    from ..diagnostics.plots import figure_inclusion, figure_training
+    from ..diagnostics.plots import figure_training, plot_inclusion
+    from ..diagnostics.plots.style import figure_of
 
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     draft.chmod(0o755)
     result = finished.result
     result.save(draft)
+    if finished.deterministic is not None:
+        finished.deterministic.save(draft / "deterministic")
     facts: dict[str, Any] = {
         "config": finished.config.model_dump(mode="json"),
         "seed": finished.config.fit.seed,
@@ -178,7 +217,7 @@ def _write(finished: Run, out: Path) -> None:
     (draft / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
     (draft / "metrics.json").write_text(json.dumps(finished.scores, indent=2) + "\n")
     figure_training(result.history).savefig(draft / "training.png", dpi=150)
-    figure_inclusion(result.guide).savefig(draft / "inclusion.png", dpi=150)
+    figure_of(plot_inclusion(result.guide)).savefig(draft / "inclusion.png", dpi=150)
     if out.exists():
         shutil.rmtree(out)
     draft.rename(out)

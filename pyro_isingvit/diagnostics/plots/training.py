@@ -1,14 +1,12 @@
-"""Pictures. Each takes ``ax`` and returns it; colours hold in greyscale and for the colour-blind."""
+"""How a fit went."""
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from ..guides import Guide
-from .inclusion import inclusion_table
+from .style import DARK, LIGHT, bare, new_axes
 
-DARK, LIGHT = "#1b3a5c", "#8ab6de"
 PHASE_SHADES = {"path": "#e3ebf3", "ising": "#f1f5f9", "fine-tune": "#dde7f1"}
 
 
@@ -44,40 +42,6 @@ def plot_density(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_inclusion(guide: Guide, ax: Axes | None = None) -> Axes:
-    """Mean inclusion probability of each role and block (bars), and the share in the median model (dots).
-
-    Args:
-        guide: a guide with masks.
-        ax: where to draw; that of a new figure if None.
-    """
-    table = inclusion_table(guide)
-    names = [
-        site if pd.isna(layer) else f"block {int(layer) + 1}  {site.removeprefix('encoder.')}"
-        for site, layer in zip(table["site"], table["layer"], strict=True)
-    ]
-    ax = _axes(7, 1.3 + 0.27 * len(table)) if ax is None else ax
-    rows = range(len(table))
-    ax.barh(rows, table["expected"], color=LIGHT, label="mean inclusion probability")
-    ax.plot(table["median"], rows, "o", color=DARK, ms=5, clip_on=False, label="share in the median-probability model")
-    for row, label in [(-1, "weights"), *((row, f"{weights:,}") for row, weights in enumerate(table["weights"]))]:
-        ax.annotate(
-            label,
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(60, 0),
-            textcoords="offset points",
-            va="center",
-            ha="right",
-            fontsize="small",
-        )
-    ax.set_yticks(rows, names)
-    ax.set(xlim=(0, 1), ylim=(len(table) - 0.4, -1.4), xlabel="inclusion")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small", frameon=False)
-    return ax
-
-
 def figure_training(history: pd.DataFrame) -> Figure:
     """`plot_loss` above `plot_density` (where there are masks)."""
     panels = 2 if "median_density" in history else 1
@@ -90,21 +54,9 @@ def figure_training(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def figure_inclusion(guide: Guide) -> Figure:
-    """`plot_inclusion` as a figure."""
-    figure = plot_inclusion(guide).get_figure(root=True)
-    assert figure is not None
-    return figure
-
-
-def _axes(width: float, height: float) -> Axes:
-    """Axes of a new figure that pyplot does not keep alive."""
-    return Figure(figsize=(width, height), layout="constrained").subplots()
-
-
 def _phases(history: pd.DataFrame, ax: Axes | None) -> Axes:
     """Axes over the steps with the phases shaded and named above."""
-    ax = _axes(8, 3) if ax is None else ax
+    ax = new_axes(8, 3) if ax is None else ax
     begin = 0
     for phase, rows in history.groupby("phase", sort=False):
         end = int(rows["step"].iloc[-1])
@@ -120,5 +72,4 @@ def _phases(history: pd.DataFrame, ax: Axes | None) -> Axes:
         )
         begin = end
     ax.set(xlabel="step", xlim=(0, begin))
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return bare(ax)

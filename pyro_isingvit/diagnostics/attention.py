@@ -1,0 +1,104 @@
+"""Where a posterior looks: attention maps with their uncertainty.
+
+References:
+    Abnar & Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (rollout).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ..errors import InputError
+from ..network import ViT
+from ..predict import evaluating, posterior_draws, seeded
+from ..result import FitResult
+from .inclusion import unit_inclusion
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention of n images over the posterior. Tokens are the patches, row by row, after a class token if any.
+
+    Attributes:
+        mean, sd: of each head's map over the draws, (n, depth, heads, tokens, tokens), the last axis over what is
+            attended to.
+        rollout_mean, rollout_sd: how much of each patch reaches the classifier through all blocks,
+            (n, rows, columns); sums to 1 over the patches.
+        head_inclusion: posterior probability that each head is alive, (depth, heads); ones without masks.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    rollout_mean: Tensor
+    rollout_sd: Tensor
+    head_inclusion: Tensor
+
+
+def attention(result: FitResult, images: Tensor, draws: int = 50, seed: int = 0) -> Attention:
+    """Posterior mean and standard deviation of the attention maps of images.
+
+    Rollout multiplies the blocks' maps, each the mean over the heads that are alive in the draw (a head without
+    weights into or out of its values says nothing), half of it the identity for the residual stream.
+
+    Args:
+        result: a fit.
+        images: (n, channels, height, width) within [0, 1].
+        draws: from the guide.
+        seed: of the draws.
+
+    Raises:
+        InputError: if there are no draws.
+    """
+    if draws < 1:
+        raise InputError(f"draws={draws}: need at least one")
+    model, guide = result.model, result.guide
+    network, config = model.network, model.network.config
+    device = next(guide.parameters()).device
+    sums: list[Tensor] = []
+    with evaluating(model, guide), seeded(device):
+        for draw in posterior_draws(model, guide, draws, seed):
+            blocks: list[Tensor] = []
+            functional_call(network, draw.weights, (images.to(device), blocks))
+            maps = torch.stack(blocks, 1).double()
+            value, out = draw.weights["encoder.value"], draw.weights["encoder.out"]
+            alive = (value != 0).any(-1).any(-1) & (out != 0).any(-1).any(1)
+            flow = _rollout(maps, alive.double(), config.pooling == "cls").unflatten(-1, _grid(network))
+            moments = [maps, maps.square(), flow, flow.square()]
+            sums = [a + b for a, b in zip(sums, moments, strict=True)] if sums else moments
+    mean, square, flow, flow_square = (total.cpu() / draws for total in sums)
+    inclusion = (
+        torch.from_numpy(unit_inclusion(guide, "head").values)
+        if guide.mask_shapes
+        else torch.ones(config.depth, config.heads)
+    )
+    return Attention(
+        mean.float(),
+        (square - mean.square()).clamp_min(0).sqrt().float(),
+        flow.float(),
+        (flow_square - flow.square()).clamp_min(0).sqrt().float(),
+        inclusion.float(),
+    )
+
+
+def _rollout(maps: Tensor, alive: Tensor, class_token: bool) -> Tensor:
+    """(n, depth, heads, tokens, tokens) and (depth, heads) to the share of each patch, (n, patches)."""
+    tokens = maps.shape[-1]
+    identity = torch.eye(tokens, dtype=maps.dtype, device=maps.device)
+    flow = identity
+    for block in range(maps.shape[1]):
+        weight = alive[block].view(-1, 1, 1)
+        heads = alive[block].sum()
+        mixed = (maps[:, block] * weight).sum(1) / heads if heads else identity
+        flow = (identity + mixed) / 2 @ flow
+    share = flow[..., 0, 1:] if class_token else flow.mean(-2)
+    share = share / share.sum(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+    return share.expand(len(maps), -1)
+
+
+def _grid(network: ViT) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    config = network.config
+    rows, columns = (side // patch for side, patch in zip(config.image_size, config.patch_size, strict=True))
+    return rows, columns

@@ -1,0 +1,32 @@
+"""Pictures. Each takes ``ax`` and returns it, or makes a figure; colours hold in greyscale and for the colour-blind."""
+
+from .attention import figure_attention
+from .inclusion import plot_heads, plot_inclusion, plot_mask, plot_thresholds
+from .predictive import (
+    figure_samples,
+    plot_check,
+    plot_radar,
+    plot_reliability,
+    plot_selective,
+    plot_shift,
+    plot_uncertainty,
+)
+from .training import figure_training, plot_density, plot_loss
+
+__all__ = [
+    "figure_attention",
+    "figure_samples",
+    "figure_training",
+    "plot_check",
+    "plot_density",
+    "plot_heads",
+    "plot_inclusion",
+    "plot_loss",
+    "plot_mask",
+    "plot_radar",
+    "plot_reliability",
+    "plot_selective",
+    "plot_shift",
+    "plot_thresholds",
+    "plot_uncertainty",
+]

@@ -1,0 +1,61 @@
+"""Where a posterior looks."""
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..attention import Attention
+
+
+def figure_attention(attention: Attention, images: Tensor, index: int = 0) -> Figure:
+    """An image, the share of each patch in the answer over it (rollout), the spread of that over the posterior, and
+    how much each head attends to each patch, with the probability that the head is alive.
+
+    Args:
+        attention: of `pyro_isingvit.diagnostics.attention.attention`.
+        images: (n, channels, height, width) that it was computed for.
+        index: which of them.
+    """
+    image = images[index].cpu()
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    mean, sd = attention.rollout_mean[index], attention.rollout_sd[index]
+    depth, heads = attention.head_inclusion.shape
+    patches = mean.numel()
+    columns = max(3, heads)
+    figure = Figure(figsize=(1.55 * columns + 0.6, 1.75 * (depth + 1)), layout="constrained")
+    grid = figure.subplots(depth + 1, columns, squeeze=False)
+    for ax in grid.flat:
+        ax.set_axis_off()
+    panels = (
+        (None, "image", None, None),
+        (mean, "share in the answer", "viridis", float(mean.max())),
+        (sd, "its posterior sd", "viridis", float(mean.max())),
+    )
+    for ax, (values, title, colours, top) in zip(grid[0], panels, strict=False):
+        _show(ax, image)
+        ax.set_title(title, fontsize="small")
+        if values is not None:
+            picture = ax.imshow(_enlarged(values, size), cmap=colours, vmin=0, vmax=top, alpha=0.65)
+            figure.colorbar(picture, ax=ax, shrink=0.7).ax.tick_params(labelsize="x-small")
+    for block in range(depth):
+        # How much each patch is attended to, averaged over all tokens that attend.
+        seen = attention.mean[index, block].mean(-2)[:, -patches:].view(heads, *mean.shape)
+        for head in range(heads):
+            ax = grid[block + 1, head]
+            _show(ax, image)
+            ax.imshow(_enlarged(seen[head], size), cmap="viridis", vmin=0, vmax=float(seen.max()), alpha=0.65)
+            alive = float(attention.head_inclusion[block, head])
+            ax.set_title(f"block {block + 1}, head {head + 1}\nalive: {alive:.2f}", fontsize="x-small")
+    return figure
+
+
+def _show(ax: Axes, image: Tensor) -> None:
+    pixels = image.permute(1, 2, 0)
+    ax.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
+
+
+def _enlarged(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(rows, columns) of patches to pixels."""
+    return F.interpolate(values[None, None].to(torch.float), size=size, mode="nearest")[0, 0]

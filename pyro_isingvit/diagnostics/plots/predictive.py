@@ -1,0 +1,220 @@
+"""How good and how honest predictions are."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
+from torch import Tensor
+
+from ...errors import InputError
+from ...predict import Prediction
+from ..calibration import PUBLISHED, reliability_table, selective_accuracy
+from .style import ACCENT, DARK, GREY, LIGHT, bare, lines, new_axes
+
+NAMES = {
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "false_positive_rate": "1 - false positive rate",
+}
+
+
+def plot_reliability(probs: Mapping[str, Tensor], labels: Tensor, bins: int = 10, ax: Axes | None = None) -> Axes:
+    """Accuracy against confidence with 95 % intervals, over bins of equal mass; on the diagonal is calibrated.
+
+    Args:
+        probs: (n, classes) by method.
+        labels: (n,), the truth.
+        bins: number of bins.
+        ax: where to draw; that of a new figure if None.
+    """
+    ax = new_axes(4.6, 4.4) if ax is None else ax
+    ax.plot([0, 1], [0, 1], color=GREY, lw=1, zorder=0)
+    lowest = 1.0
+    for method, style in lines(list(probs)).items():
+        table = reliability_table(probs[method], labels, bins, equal_mass=True)
+        error = [table["accuracy"] - table["lower"], table["upper"] - table["accuracy"]]
+        ax.errorbar(
+            table["confidence"], table["accuracy"], np.clip(error, 0, None), ms=4, lw=1.2, label=method, **style
+        )
+        lowest = min(lowest, float(table["lower"].min()), float(table["confidence"].min()))
+    low = max(0.0, math.floor(10 * lowest) / 10)
+    ax.set(xlim=(low, 1.005), ylim=(low, 1.02), xlabel="confidence", ylabel="accuracy")
+    ax.legend(fontsize="small", frameon=False, loc="lower right")
+    return bare(ax)
+
+
+def plot_radar(scores: Mapping[str, Mapping[str, float]], ax: Axes | None = None) -> Axes:
+    """The five published scores of each method, on axes from the worst seen (rounded down) to 1.
+
+    Args:
+        scores: of `metrics`, by method.
+        ax: polar axes to draw on; those of a new figure if None.
+
+    Raises:
+        InputError: if the axes are not polar.
+    """
+    if ax is None:
+        ax = Figure(figsize=(4.8, 4.4), layout="constrained").add_subplot(projection="polar")
+    if ax.name != "polar":
+        raise InputError("ax: need polar axes; make them by add_subplot(projection='polar')")
+    angles = np.linspace(0, 2 * np.pi, len(PUBLISHED), endpoint=False)
+    lowest = 1.0
+    for method, style in lines(list(scores)).items():
+        values = [
+            1 - scores[method][name] if name == "false_positive_rate" else scores[method][name] for name in PUBLISHED
+        ]
+        lowest = min(lowest, *values)
+        ax.plot(np.append(angles, angles[0]), [*values, values[0]], ms=4, lw=1.3, label=method, **style)
+    step = next(s for s in (0.005, 0.02, 0.1, 0.25, 1.0) if 1 - lowest <= 4 * s)
+    low = max(0.0, math.floor(lowest / step) * step)
+    ax.set_xticks(angles, [NAMES[name] for name in PUBLISHED])
+    ax.set_ylim(low, 1)
+    ticks = [t for t in np.arange(low, 1 + step / 2, step) if t > low][-4:]
+    ax.set_yticks(ticks, [f"{t:.3g}" for t in ticks], fontsize="small", color="0.35")
+    cast(PolarAxes, ax).set_rlabel_position(36)
+    ax.tick_params(axis="x", pad=8)
+    ax.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
+    return ax
+
+
+def plot_uncertainty(
+    prediction: Prediction,
+    labels: Tensor,
+    which: Literal["entropy", "mutual_information"] = "entropy",
+    ax: Axes | None = None,
+) -> Axes:
+    """Distribution of the uncertainty of right and of wrong answers.
+
+    Args:
+        prediction: of n images.
+        labels: (n,), the truth.
+        which: the entropy, or the mutual information of label and weights.
+        ax: where to draw; that of a new figure if None.
+    """
+    values, right = getattr(prediction, which), prediction.labels == labels.cpu()
+    ax = new_axes(5, 3) if ax is None else ax
+    bins = np.linspace(0, float(values.max()) * 1.001 or 1.0, 26)
+    styles: dict[str, dict[str, Any]] = {
+        "right": {"color": LIGHT, "alpha": 0.9},
+        "wrong": {"edgecolor": ACCENT, "hatch": "//", "fill": False},
+    }
+    for (name, style), part in zip(styles.items(), (right, ~right), strict=True):
+        if part.any():
+            shares = np.full(int(part.sum()), 1 / int(part.sum()))
+            ax.hist(values[part].numpy(), bins.tolist(), weights=shares, label=f"{name} ({len(shares)})", **style)
+    ax.set(xlabel=f"{which.replace('_', ' ')}, nats", ylabel="share of the answers", xlim=(0, bins[-1]))
+    ax.legend(fontsize="small", frameon=False)
+    return bare(ax)
+
+
+def plot_selective(predictions: Mapping[str, Prediction], labels: Tensor, ax: Axes | None = None) -> Axes:
+    """Accuracy against coverage, the images of highest entropy left out first.
+
+    Args:
+        predictions: of n images, by method.
+        labels: (n,), the truth.
+        ax: where to draw; that of a new figure if None.
+    """
+    ax = new_axes(5, 3) if ax is None else ax
+    for method, style in lines(list(predictions)).items():
+        prediction = predictions[method]
+        table = selective_accuracy(prediction.entropy, prediction.labels == labels.cpu())
+        ax.plot(table["coverage"], table["accuracy"], label=method, color=style["color"], ls=style["ls"])
+    ax.set(xlim=(0, 1), xlabel="coverage", ylabel="accuracy on what is answered")
+    ax.margins(y=0.1)
+    ax.legend(fontsize="small", frameon=False, loc="lower left")
+    return bare(ax)
+
+
+def plot_shift(tables: Mapping[str, pd.DataFrame], shift: str, score: str = "nll", ax: Axes | None = None) -> Axes:
+    """A score against the strength of a shift.
+
+    Args:
+        tables: of `under_shift`, by method.
+        shift: which shift.
+        score: which column.
+        ax: where to draw; that of a new figure if None.
+    """
+    ax = new_axes(4, 3) if ax is None else ax
+    for method, style in lines(list(tables)).items():
+        table = tables[method]
+        rows = table[table["shift"] == shift]
+        ax.plot(rows["strength"], rows[score], ms=4, label=method, **style)
+    ax.set(xlabel=f"strength of the {shift}", ylabel=score.upper() if score in ("nll", "ece") else score)
+    ax.set_ylim(bottom=0)
+    ax.legend(fontsize="small", frameon=False)
+    return bare(ax)
+
+
+def plot_check(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Observed statistics (dots; crosses where the check fails) on the central 90 % of the replicated ones (bars).
+
+    Args:
+        table: of `predictive_check`.
+        ax: where to draw; that of a new figure if None.
+    """
+    names = [
+        name if pd.isna(k) else f"{name} {int(k)}" for name, k in zip(table["statistic"], table["class"], strict=True)
+    ]
+    ax = new_axes(6, 0.9 + 0.22 * len(table)) if ax is None else ax
+    rows = np.arange(len(table))
+    fails = table["fails"].to_numpy(bool)
+    ax.hlines(rows, table["lower"], table["upper"], color=LIGHT, lw=6, label="replicated, central 90 %")
+    ax.plot(table["observed"][~fails], rows[~fails], "o", color=DARK, ms=4.5, label="observed")
+    if fails.any():
+        ax.plot(table["observed"][fails], rows[fails], "X", color=ACCENT, ms=8, label="observed, check fails")
+    ax.set_yticks(rows, names, fontsize="small")
+    ax.set(ylim=(len(table) - 0.4, -0.6), xlabel="statistic")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize="small", frameon=False)
+    return bare(ax)
+
+
+def figure_samples(
+    prediction: Prediction, images: Tensor, labels: Tensor | None = None, top: int = 3, columns: int = 4
+) -> Figure:
+    """Images with the probabilities of their most probable classes and the credible intervals of those.
+
+    Args:
+        prediction: of the images.
+        images: (n, channels, height, width) within [0, 1], a few.
+        labels: (n,), the truth, if known.
+        top: classes to show.
+        columns: images in a row.
+    """
+    n, top = len(images), min(top, prediction.probs.shape[-1])
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    figure = Figure(figsize=(2.6 * columns, 1.45 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, 2 * columns, width_ratios=[1, 1.2] * columns, squeeze=False)
+    for ax in grid.flat[2 * n :]:
+        ax.set_axis_off()
+    for i in range(n):
+        picture, bars = grid.flat[2 * i], grid.flat[2 * i + 1]
+        image = images[i].cpu().permute(1, 2, 0)
+        picture.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
+        picture.set_axis_off()
+        best = prediction.probs[i].topk(top).indices
+        mean, lower, upper = (part[i][best] for part in (prediction.probs, prediction.lower, prediction.upper))
+        truth = None if labels is None else int(labels[i])
+        colors = [DARK if truth is None or int(k) == truth else LIGHT for k in best]
+        places = np.arange(top)
+        bars.barh(places, mean, color=colors, height=0.7)
+        bars.hlines(places, lower, upper, color=ACCENT, lw=2)
+        bars.set_yticks(places, [str(int(k)) for k in best], fontsize="small")
+        bars.set(xlim=(0, 1), ylim=(top - 0.4, -0.6))
+        bars.set_xticks([0, 1])
+        bars.tick_params(axis="x", labelsize="x-small", length=2)
+        bare(bars)
+        if truth is not None:
+            wrong = int(best[0]) != truth
+            picture.set_title(
+                f"{truth}" + (" (wrong)" if wrong else ""), fontsize="small", color=ACCENT if wrong else "k"
+            )
+    return figure

@@ -1,0 +1,48 @@
+"""Colours that hold in greyscale and for the colour-blind, and axes of one's own."""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+DARK, LIGHT, ACCENT, GREY = "#1b3a5c", "#8ab6de", "#c8641e", "#9a9a9a"
+MAP = "Blues"
+"""Colour map of probabilities: white is 0, dark is 1."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ising": {"color": DARK, "marker": "o", "ls": "-"},
+    "median network": {"color": LIGHT, "marker": "s", "ls": "--"},
+    "deterministic": {"color": ACCENT, "marker": "^", "ls": "-."},
+}
+"""How the methods of a run are drawn: colour, marker and dashes each tell them apart alone."""
+
+SPARE: list[dict[str, Any]] = [
+    {"color": GREY, "marker": "D", "ls": ":"},
+    {"color": DARK, "marker": "v", "ls": "--"},
+    {"color": ACCENT, "marker": "P", "ls": "-"},
+]
+
+
+def lines(methods: list[str]) -> dict[str, dict[str, Any]]:
+    """A style for each method."""
+    unknown = [method for method in methods if method not in METHODS]
+    extra = {method: SPARE[i % len(SPARE)] for i, method in enumerate(unknown)}
+    return {method: METHODS[method] if method in METHODS else extra[method] for method in methods}
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes of a new figure that pyplot does not keep alive."""
+    return Figure(figsize=(width, height), layout="constrained").subplots()
+
+
+def bare(ax: Axes) -> Axes:
+    """Without the upper and right border."""
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that axes belong to."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure

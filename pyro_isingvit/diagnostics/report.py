@@ -1,0 +1,337 @@
+"""One page on a fitted posterior that a statistician reads from top to bottom."""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from rich.progress import track
+
+from ..data import Data, Images
+from ..predict import Prediction
+from ..result import FitResult
+from .attention import Attention, attention
+from .checks import LEVEL, LeaveOneOut, leave_one_out, posterior_predictive_check, prior_predictive_check
+from .inclusion import UNITS, alive_units, inclusion_table, threshold_table, unit_inclusion
+from .plots import (
+    figure_attention,
+    figure_samples,
+    figure_training,
+    plot_check,
+    plot_heads,
+    plot_inclusion,
+    plot_mask,
+    plot_radar,
+    plot_reliability,
+    plot_selective,
+    plot_shift,
+    plot_thresholds,
+    plot_uncertainty,
+)
+from .plots.style import figure_of
+from .shift import outside_scores, rotate, static, under_shift
+
+IMAGES = 1000
+"""Test images behind shifted and outside predictions and training images behind leave-one-out, at most."""
+
+SAMPLES = 12
+"""Test images shown, half of them those of highest entropy."""
+
+CHECK_DRAWS, PRIOR_DRAWS, LOO_DRAWS = 400, 100, 400
+"""Draws behind the checks."""
+
+ISING, MEDIAN, PLAIN = "ising", "median network", "deterministic"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Every number of the page, as the functions of `pyro_isingvit.diagnostics` return them.
+
+    Attributes:
+        result, deterministic, data: what was examined.
+        scores: of `metrics` on the test images, by method.
+        predictions: of the test images by method (the median network has none).
+        inclusion: `inclusion_table`.
+        thresholds: `threshold_table`.
+        units: of each kind of unit, how many there are, how many are expected to be alive, and how many the
+            median-probability model leaves alive.
+        outside: `outside_scores` of test images turned by 90 degrees and of static, by method.
+        shift: `under_shift`, by method.
+        attention: of the shown images.
+        shown: indices of the test images shown.
+        checks: `posterior_predictive_check` on the test images.
+        prior_checks: `prior_predictive_check`; None if the prior cannot draw.
+        loo: `leave_one_out` on training images.
+    """
+
+    result: FitResult
+    deterministic: FitResult | None
+    data: Data
+    scores: Mapping[str, Mapping[str, float]]
+    predictions: Mapping[str, Prediction]
+    inclusion: pd.DataFrame
+    thresholds: pd.DataFrame
+    units: pd.DataFrame
+    outside: pd.DataFrame
+    shift: Mapping[str, pd.DataFrame]
+    attention: Attention
+    shown: torch.Tensor
+    checks: pd.DataFrame
+    prior_checks: pd.DataFrame | None
+    loo: LeaveOneOut
+
+
+def examine(
+    result: FitResult,
+    data: Data,
+    deterministic: FitResult | None = None,
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+    draws: int = 50,
+    seed: int = 0,
+    progress: bool = True,
+) -> Findings:
+    """Compute all that `write_report` shows.
+
+    Args:
+        result: a fit of a `ViT` with masks.
+        data: its images.
+        deterministic: the fit to compare with, if any.
+        scores: of `metrics` on the test images by method, where they are there already.
+        draws, seed: of the predictions.
+        progress: whether to show a progress bar.
+    """
+    from .calibration import metrics
+
+    methods = {ISING: (result, draws)} | ({} if deterministic is None else {PLAIN: (deterministic, 1)})
+    test, few = data.test, data.test[torch.arange(min(IMAGES, len(data.test)))]
+    train = data.train[torch.arange(min(IMAGES, len(data.train)))]
+    found: dict[str, Any] = {}
+
+    def predictions() -> None:
+        found["predictions"] = {m: fit.predict(test.images, n, seed=seed) for m, (fit, n) in methods.items()}
+        entropy = found["predictions"][ISING].entropy
+        certain = torch.arange(min(SAMPLES // 2, len(test)))
+        unsure = [i for i in entropy.argsort(descending=True).tolist() if i >= len(certain)][: SAMPLES - len(certain)]
+        found["shown"] = torch.cat([certain, torch.tensor(unsure, dtype=torch.long)])
+
+    def score() -> None:
+        labels = test.labels.cpu()
+        found["scores"] = scores or {
+            **{m: metrics(p.probs, labels) for m, p in found["predictions"].items()},
+            MEDIAN: metrics(result.predict_plug_in(test.images), labels),
+        }
+
+    def kept() -> None:
+        found["inclusion"], found["thresholds"] = inclusion_table(result.guide), threshold_table(result.guide)
+        found["units"] = _units(result)
+
+    def shifted() -> None:
+        found["shift"] = {m: under_shift(fit, few, draws=n, seed=seed) for m, (fit, n) in methods.items()}
+
+    def outside() -> None:
+        found["outside"] = _outside(methods, few, seed)
+
+    def looked() -> None:
+        found["attention"] = attention(result, test.images[found["shown"]], draws, seed)
+
+    def checks() -> None:
+        found["checks"] = posterior_predictive_check(result, test, draws=CHECK_DRAWS, seed=seed)
+
+    def prior_checks() -> None:
+        try:
+            found["prior_checks"] = prior_predictive_check(result.model, test, draws=PRIOR_DRAWS, seed=seed)
+        except NotImplementedError:
+            found["prior_checks"] = None
+
+    def loo() -> None:
+        found["loo"] = leave_one_out(result, train, LOO_DRAWS, seed)
+
+    steps: list[Callable[[], None]] = [
+        predictions,
+        score,
+        kept,
+        shifted,
+        outside,
+        looked,
+        checks,
+        prior_checks,
+        loo,
+    ]
+    for step in track(steps, "examine", disable=not progress):
+        step()
+    return Findings(result=result, deterministic=deterministic, data=data, **found)
+
+
+def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> Path:
+    """Write ``report.html``, which needs no other file and no network, and its pictures under ``figures``.
+
+    Every number on the page is a ``<data>`` element whose ``value`` is the number in full.
+
+    Args:
+        findings: of `examine`.
+        folder: where to; earlier ones are replaced.
+        facts: configuration, versions and seed of the run, to be shown.
+
+    Returns:
+        Path of the page.
+    """
+    pictures = folder / "figures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    embedded = {}
+    for name, figure in _figures(findings).items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        (pictures / f"{name}.png").write_bytes(buffer.getvalue())
+        embedded[name] = base64.b64encode(buffer.getvalue()).decode()
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pyro_isingvit.diagnostics", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    result = findings.result
+    page = environment.get_template("report.html.j2").render(
+        found=findings,
+        result=result,
+        network=result.model.network.config,
+        densities=result.densities(),
+        weights=sum(site.numel for site in result.model.sites),
+        verdicts=verdicts(findings),
+        level=LEVEL,
+        loo_draws=LOO_DRAWS,
+        prior_draws=PRIOR_DRAWS,
+        check_draws=CHECK_DRAWS,
+        loo_images=len(findings.loo.pointwise),
+        bad_k=int((findings.loo.k > 0.7).sum()),
+        facts=facts,
+        settings=json.dumps(facts, indent=2),
+        picture=embedded,
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def verdicts(findings: Findings) -> list[tuple[bool, str]]:
+    """What the numbers say in a sentence each, and whether it is good news."""
+    said = []
+    ising = findings.scores[ISING]
+    if PLAIN in findings.scores:
+        plain = findings.scores[PLAIN]
+        for key, name, better in (("accuracy", "Accuracy", 1), ("nll", "NLL", -1), ("ece", "Calibration error", -1)):
+            ours, theirs = ising[key], plain[key]
+            good = (ours - theirs) * better >= 0
+            form = ".2%" if key == "accuracy" else ".4f"
+            word = "equal to" if ours == theirs else ("better than" if good else "worse than")
+            said.append((good, f"{name} {ours:{form}}, {word} the deterministic network's {theirs:{form}}."))
+    failed = findings.checks["fails"]
+    expected = LEVEL * len(failed)
+    said.append(
+        (
+            int(failed.sum()) <= max(1, round(3 * expected)),
+            f"{int(failed.sum())} of {len(failed)} posterior predictive checks fail; by chance {expected:.1f} would.",
+        )
+    )
+    if findings.prior_checks is not None:
+        bad = findings.prior_checks["fails"]
+        text = f"{int(bad.sum())} of {len(bad)} prior predictive checks fail"
+        said.append((not bad.any(), text + (": the prior thinks these data unlikely." if bad.any() else ".")))
+    loo = findings.loo
+    said.append(
+        (
+            loo.k_hat <= 0.7,
+            f"PSIS k-hat of the guide is {loo.k_hat:.2f}: "
+            + (
+                "importance sampling can correct it."
+                if loo.k_hat <= 0.7
+                else "above 0.7, so the guide is far from the exact posterior, as mean-field ones of networks are. "
+                "Judge its predictions by the test images, not by leave-one-out."
+            ),
+        )
+    )
+    rate = findings.thresholds.set_index("threshold")["false_discovery_rate"].loc[0.5]
+    said.append((rate <= 0.2, f"Of the weights in the median-probability model {rate:.1%} are expected not to be in."))
+    for kind in findings.outside["outside"].unique():
+        rows = findings.outside.query("outside == @kind and score == 'entropy'").set_index("method")["auroc"]
+        text = f"Entropy tells {kind} from the test images with an AUROC of {rows[ISING]:.3f}"
+        if PLAIN in rows:
+            text += f", that of the deterministic network with {rows[PLAIN]:.3f}"
+        said.append((bool(rows[ISING] >= rows.max()), text + "."))
+    return said
+
+
+def _figures(findings: Findings) -> dict[str, Figure]:
+    result, test = findings.result, findings.data.test
+    labels, shown = test.labels.cpu(), findings.shown
+    ising = findings.predictions[ISING]
+    few = Prediction(*(getattr(ising, name)[shown] for name in Prediction.__dataclass_fields__))
+    probs = {method: prediction.probs for method, prediction in findings.predictions.items()}
+    figures = {
+        "training": figure_training(result.history),
+        "radar": figure_of(plot_radar(findings.scores)),
+        "reliability": figure_of(plot_reliability(probs, labels)),
+        "selective": figure_of(plot_selective(findings.predictions, labels)),
+        "entropy": figure_of(plot_uncertainty(ising, labels)),
+        "mutual_information": figure_of(plot_uncertainty(ising, labels, "mutual_information")),
+        "inclusion": figure_of(plot_inclusion(result.guide)),
+        "thresholds": figure_of(plot_thresholds(result.guide)),
+        "heads": figure_of(plot_heads(result.guide)),
+        "samples": figure_samples(few, test.images[shown], labels[shown]),
+        "attention": figure_attention(findings.attention, test.images[shown]),
+        "checks": figure_of(plot_check(findings.checks)),
+    }
+    for site in ("patch_embed", "head.out"):
+        if site in result.guide.mask_shapes:
+            figures[f"mask_{site.replace('.', '_')}"] = figure_of(plot_mask(result.guide, site))
+    names = list(findings.shift[ISING]["shift"].unique())
+    panels = Figure(figsize=(3.4 * len(names), 3), layout="constrained")
+    for ax, name in zip(panels.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        plot_shift(findings.shift, name, ax=ax)
+    return figures | {"shift": panels}
+
+
+def _units(result: FitResult) -> pd.DataFrame:
+    names = {site.name for site in result.model.sites}
+    rows = []
+    for unit, (_, roles) in UNITS.items():
+        if all(role in names for role in roles):
+            probs = unit_inclusion(result.guide, unit)  # type: ignore[arg-type]
+            median = alive_units(result.guide, unit)  # type: ignore[arg-type]
+            rows.append(
+                {
+                    "unit": unit,
+                    "total": probs.size,
+                    "expected": float(probs.sum()),
+                    "median": int(median.sum()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _outside(methods: Mapping[str, tuple[FitResult, int]], few: Images, seed: int) -> pd.DataFrame:
+    elsewhere = {"images turned by 90 degrees": rotate(few.images, 90).clamp(0, 1), "static": static(few.images, seed)}
+    tables = []
+    for method, (fit, draws) in methods.items():
+        inside = fit.predict(few.images, draws, seed=seed)
+        for kind, images in elsewhere.items():
+            scores = outside_scores(inside, fit.predict(images, draws, seed=seed))
+            tables.append(scores.assign(method=method, outside=kind))
+    return pd.concat(tables, ignore_index=True)[["outside", "method", "score", "auroc", "aupr"]]
+
+
+def _number(value: float | int, form: str = ".4f", name: str = "") -> markupsafe.Markup:
+    """A number in full for machines, and rounded for readers."""
+    label = markupsafe.Markup(' data-name="{}"').format(name) if name else ""
+    return markupsafe.Markup('<data value="{!r}"{}>{}</data>').format(
+        float(value) if isinstance(value, float) else int(value), label, format(value, form)
+    )

@@ -1,0 +1,130 @@
+"""Predictions where the images are not those of training: other data, and shifts of five strengths.
+
+References:
+    Hendrycks & Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples", ICLR 2017.
+    Ovadia et al., "Can You Trust Your Model's Uncertainty?", NeurIPS 2019.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from ..data import Images
+from ..errors import InputError
+from ..predict import Prediction, seeded
+from ..result import FitResult
+from .calibration import metrics
+
+STRENGTHS = (1, 2, 3, 4, 5)
+
+Shift = Callable[[Tensor, int], Tensor]
+"""Images (n, channels, height, width) within [0, 1] and a strength of `STRENGTHS` to shifted images."""
+
+
+def rotate(images: Tensor, degrees: float) -> Tensor:
+    """Images turned counterclockwise about their middle; black comes in."""
+    angle = math.radians(degrees)
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]], device=images.device)
+    grid = F.affine_grid(turn.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+def noise(images: Tensor, scale: float, seed: int = 0) -> Tensor:
+    """Images plus Gaussian noise, cut off at 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return (images + scale * torch.randn(images.shape, generator=generator).to(images.device)).clamp(0, 1)
+
+
+def blur(images: Tensor, width: float) -> Tensor:
+    """Images blurred by a Gaussian whose standard deviation is a share of their side."""
+    sigma = width * min(images.shape[-2:])
+    size = 2 * max(1, min(math.ceil(3 * sigma), (min(images.shape[-2:]) - 1) // 2)) + 1
+    return gaussian_blur(images, [size, size], [sigma, sigma])
+
+
+def static(images: Tensor, seed: int = 0) -> Tensor:
+    """As many images of pixels uniform within [0, 1], with nothing in them."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(images.shape, generator=generator).to(images.device)
+
+
+SHIFTS: Mapping[str, Shift] = {
+    "rotation": lambda images, strength: rotate(images, 15.0 * strength),
+    "noise": lambda images, strength: noise(images, 0.1 * strength),
+    "blur": lambda images, strength: blur(images, 0.025 * strength),
+}
+"""Rotation by 15 to 75 degrees, noise of standard deviation .1 to .5, blur of .025 to .125 of the side."""
+
+
+def under_shift(
+    result: FitResult, data: Images, shifts: Mapping[str, Shift] = SHIFTS, draws: int = 50, seed: int = 0
+) -> pd.DataFrame:
+    """Scores of the posterior predictive as images are shifted more and more.
+
+    Args:
+        result: a fit.
+        data: labelled images.
+        shifts: by name.
+        draws, seed: of the posterior.
+
+    Returns:
+        Columns ``shift``, ``strength`` (0 is none), ``accuracy``, ``nll``, ``ece``, ``entropy`` (mean, in nats).
+
+    Raises:
+        InputError: if a shift changes the shape of the images.
+    """
+    rows = []
+    plain = result.predict(data.images, draws, seed=seed)
+    for name, shift in shifts.items():
+        for strength in (0, *STRENGTHS):
+            prediction = plain
+            if strength:
+                with seeded(data.images.device, seed):
+                    images = shift(data.images, strength)
+                if images.shape != data.images.shape:
+                    raise InputError(
+                        f"shifts[{name!r}] made {tuple(images.shape)} of {tuple(data.images.shape)}: keep the shape"
+                    )
+                prediction = result.predict(images.clamp(0, 1), draws, seed=seed)
+            scores = metrics(prediction.probs, data.labels.cpu())
+            rows.append(
+                {"shift": name, "strength": strength}
+                | {key: scores[key] for key in ("accuracy", "nll", "ece")}
+                | {"entropy": float(prediction.entropy.mean())}
+            )
+    return pd.DataFrame(rows)
+
+
+def outside_scores(inside: Prediction, outside: Prediction) -> pd.DataFrame:
+    """How well uncertainty tells images of another distribution from those of the data's own.
+
+    Args:
+        inside, outside: predictions of images of the data's distribution, and of another one.
+
+    Returns:
+        A row for each ``score`` (``entropy``, ``mutual_information``, ``confidence``: one minus the largest
+        probability): ``auroc``, the probability that an outside image scores higher than an inside one, and
+        ``aupr``, the average precision with outside as the positive class. A score that is the same for
+        all images has an AUROC of one half.
+    """
+    truth = torch.cat([torch.zeros(len(inside.probs)), torch.ones(len(outside.probs))]).long()
+    rows = []
+    for name, score in (
+        ("entropy", lambda p: p.entropy),
+        ("mutual_information", lambda p: p.mutual_information),
+        ("confidence", lambda p: 1 - p.probs.max(-1).values),
+    ):
+        # Ranks, since scores outside [0, 1] would be squashed, and with that tied.
+        values = torch.cat([score(inside), score(outside)]).double()
+        ranks = torch.unique(values, return_inverse=True)[1].double()
+        ranks = ranks / ranks.max().clamp_min(1)
+        auroc, aupr = binary_auroc(ranks, truth), binary_average_precision(ranks, truth)
+        rows.append({"score": name, "auroc": float(auroc), "aupr": float(aupr)})
+    return pd.DataFrame(rows)
