@@ -52,6 +52,31 @@ def metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def paired_difference(probs: Tensor, other: Tensor, labels: Tensor) -> pd.DataFrame:
+    """How much better one method predicts the same images than another.
+
+    Args:
+        probs, other: (n, classes) of the two methods.
+        labels: (n,), the truth.
+
+    Returns:
+        A row for each ``score`` (``accuracy``, ``nll``, ``brier``): ``difference``, that of the first less that of the
+        second, and ``se``, its standard error from the spread of the differences among the images.
+    """
+    labels = labels.cpu()
+    truth = torch.nn.functional.one_hot(labels, probs.shape[-1])
+    each = []
+    for p in (probs.cpu().double(), other.cpu().double()):
+        nll = -p.gather(-1, labels.unsqueeze(-1)).squeeze(-1).clamp_min(1e-12).log()
+        each.append({"accuracy": (p.argmax(-1) == labels).double(), "nll": nll, "brier": (p - truth).square().sum(-1)})
+    rows = []
+    for score in each[0]:
+        gap = each[0][score] - each[1][score]
+        se = float(gap.std() / len(gap) ** 0.5) if len(gap) > 1 else float("nan")
+        rows.append({"score": score, "difference": float(gap.mean()), "se": se})
+    return pd.DataFrame(rows)
+
+
 def reliability_table(probs: Tensor, labels: Tensor, bins: int = BINS, equal_mass: bool = False) -> pd.DataFrame:
     """Accuracy against confidence, by bins of confidence (the probability of the most probable class).
 

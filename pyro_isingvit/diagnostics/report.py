@@ -19,6 +19,7 @@ from ..data import Data, Images
 from ..predict import Prediction
 from ..result import FitResult
 from .attention import Attention, attention
+from .calibration import metrics, paired_difference
 from .checks import LEVEL, LeaveOneOut, leave_one_out, posterior_predictive_check, prior_predictive_check
 from .inclusion import UNITS, alive_units, inclusion_table, threshold_table, unit_inclusion
 from .plots import (
@@ -42,11 +43,14 @@ from .shift import outside_scores, rotate, static, under_shift
 IMAGES = 1000
 """Test images behind shifted and outside predictions and training images behind leave-one-out, at most."""
 
-SAMPLES = 12
+SAMPLES = 8
 """Test images shown, half of them those of highest entropy."""
 
 CHECK_DRAWS, PRIOR_DRAWS, LOO_DRAWS = 400, 100, 400
 """Draws behind the checks."""
+
+PIXELS = 108
+"""Width on the page of an inch of a picture."""
 
 ISING, MEDIAN, PLAIN = "ising", "median network", "deterministic"
 
@@ -58,6 +62,7 @@ class Findings:
     Attributes:
         result, deterministic, data: what was examined.
         scores: of `metrics` on the test images, by method.
+        difference: `paired_difference` of the posterior to the deterministic network; None without one.
         predictions: of the test images by method (the median network has none).
         inclusion: `inclusion_table`.
         thresholds: `threshold_table`.
@@ -76,6 +81,7 @@ class Findings:
     deterministic: FitResult | None
     data: Data
     scores: Mapping[str, Mapping[str, float]]
+    difference: pd.DataFrame | None
     predictions: Mapping[str, Prediction]
     inclusion: pd.DataFrame
     thresholds: pd.DataFrame
@@ -108,8 +114,6 @@ def examine(
         draws, seed: of the predictions.
         progress: whether to show a progress bar.
     """
-    from .calibration import metrics
-
     methods = {ISING: (result, draws)} | ({} if deterministic is None else {PLAIN: (deterministic, 1)})
     test, few = data.test, data.test[torch.arange(min(IMAGES, len(data.test)))]
     train = data.train[torch.arange(min(IMAGES, len(data.train)))]
@@ -128,6 +132,8 @@ def examine(
             **{m: metrics(p.probs, labels) for m, p in found["predictions"].items()},
             MEDIAN: metrics(result.predict_plug_in(test.images), labels),
         }
+        each = found["predictions"]
+        found["difference"] = paired_difference(each[ISING].probs, each[PLAIN].probs, labels) if PLAIN in each else None
 
     def kept() -> None:
         found["inclusion"], found["thresholds"] = inclusion_table(result.guide), threshold_table(result.guide)
@@ -185,12 +191,15 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
     """
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
-    embedded = {}
+    embedded: dict[str, dict[str, Any]] = {}
     for name, figure in _figures(findings).items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
+        figure.savefig(buffer, format="png", dpi=180)
         (pictures / f"{name}.png").write_bytes(buffer.getvalue())
-        embedded[name] = base64.b64encode(buffer.getvalue()).decode()
+        embedded[name] = {
+            "source": base64.b64encode(buffer.getvalue()).decode(),
+            "width": round(PIXELS * figure.get_figwidth()),
+        }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_isingvit.diagnostics", "."),
         autoescape=True,
@@ -222,18 +231,23 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
     return path
 
 
-def verdicts(findings: Findings) -> list[tuple[bool, str]]:
-    """What the numbers say in a sentence each, and whether it is good news."""
-    said = []
+def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
+    """What the numbers say in a sentence each, and whether it is good news (None: neither)."""
+    said: list[tuple[bool | None, str]] = []
     ising = findings.scores[ISING]
-    if PLAIN in findings.scores:
-        plain = findings.scores[PLAIN]
-        for key, name, better in (("accuracy", "Accuracy", 1), ("nll", "NLL", -1), ("ece", "Calibration error", -1)):
-            ours, theirs = ising[key], plain[key]
-            good = (ours - theirs) * better >= 0
-            form = ".2%" if key == "accuracy" else ".4f"
-            word = "equal to" if ours == theirs else ("better than" if good else "worse than")
-            said.append((good, f"{name} {ours:{form}}, {word} the deterministic network's {theirs:{form}}."))
+    if findings.difference is not None:
+        plain, gaps = findings.scores[PLAIN], findings.difference.set_index("score")
+        for key, name, form, better in (("accuracy", "Accuracy", ".2%", 1), ("nll", "NLL", ".4f", -1)):
+            gap, se = gaps.loc[key, "difference"], gaps.loc[key, "se"]
+            clear = abs(gap) > 2 * se
+            said.append(
+                (
+                    bool(gap * better > 0) if clear else None,
+                    f"{name} {ising[key]:{form}}, the deterministic network's {plain[key]:{form}}: "
+                    + (("better" if gap * better > 0 else "worse") + ", by more than" if clear else "within")
+                    + f" two standard errors ({se:{form}}) of the difference.",
+                )
+            )
     failed = findings.checks["fails"]
     expected = LEVEL * len(failed)
     said.append(
@@ -250,7 +264,7 @@ def verdicts(findings: Findings) -> list[tuple[bool, str]]:
     said.append(
         (
             loo.k_hat <= 0.7,
-            f"PSIS k-hat of the guide is {loo.k_hat:.2f}: "
+            f"PSIS k-hat of the guide is {_rounded(loo.k_hat, '.2f')}: "
             + (
                 "importance sampling can correct it."
                 if loo.k_hat <= 0.7
@@ -263,7 +277,7 @@ def verdicts(findings: Findings) -> list[tuple[bool, str]]:
     said.append((rate <= 0.2, f"Of the weights in the median-probability model {rate:.1%} are expected not to be in."))
     for kind in findings.outside["outside"].unique():
         rows = findings.outside.query("outside == @kind and score == 'entropy'").set_index("method")["auroc"]
-        text = f"Entropy tells {kind} from the test images with an AUROC of {rows[ISING]:.3f}"
+        text = f"Entropy tells images {kind} from the test images with an AUROC of {rows[ISING]:.3f}"
         if PLAIN in rows:
             text += f", that of the deterministic network with {rows[PLAIN]:.3f}"
         said.append((bool(rows[ISING] >= rows.max()), text + "."))
@@ -294,10 +308,7 @@ def _figures(findings: Findings) -> dict[str, Figure]:
         if site in result.guide.mask_shapes:
             figures[f"mask_{site.replace('.', '_')}"] = figure_of(plot_mask(result.guide, site))
     names = list(findings.shift[ISING]["shift"].unique())
-    panels = Figure(figsize=(3.4 * len(names), 3), layout="constrained")
-    for ax, name in zip(panels.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        plot_shift(findings.shift, name, ax=ax)
-    return figures | {"shift": panels}
+    return figures | {f"shift_{name}": figure_of(plot_shift(findings.shift, name)) for name in names}
 
 
 def _units(result: FitResult) -> pd.DataFrame:
@@ -319,19 +330,24 @@ def _units(result: FitResult) -> pd.DataFrame:
 
 
 def _outside(methods: Mapping[str, tuple[FitResult, int]], few: Images, seed: int) -> pd.DataFrame:
-    elsewhere = {"images turned by 90 degrees": rotate(few.images, 90).clamp(0, 1), "static": static(few.images, seed)}
+    elsewhere = {"turned by 90°": rotate(few.images, 90).clamp(0, 1), "of static": static(few.images, seed)}
     tables = []
     for method, (fit, draws) in methods.items():
         inside = fit.predict(few.images, draws, seed=seed)
         for kind, images in elsewhere.items():
             scores = outside_scores(inside, fit.predict(images, draws, seed=seed))
             tables.append(scores.assign(method=method, outside=kind))
-    return pd.concat(tables, ignore_index=True)[["outside", "method", "score", "auroc", "aupr"]]
+    table = pd.concat(tables)[["outside", "score", "method", "auroc", "aupr"]]
+    return table.sort_values(["outside", "score"], kind="stable", ignore_index=True)
 
 
 def _number(value: float | int, form: str = ".4f", name: str = "") -> markupsafe.Markup:
     """A number in full for machines, and rounded for readers."""
     label = markupsafe.Markup(' data-name="{}"').format(name) if name else ""
     return markupsafe.Markup('<data value="{!r}"{}>{}</data>').format(
-        float(value) if isinstance(value, float) else int(value), label, format(value, form)
+        float(value) if isinstance(value, float) else int(value), label, _rounded(value, form)
     )
+
+
+def _rounded(value: float | int, form: str) -> str:
+    return "infinite" if value == float("inf") else format(value, form)

@@ -28,24 +28,22 @@ def figure_attention(attention: Attention, images: Tensor, index: int = 0) -> Fi
     grid = figure.subplots(depth + 1, columns, squeeze=False)
     for ax in grid.flat:
         ax.set_axis_off()
-    panels = (
-        (None, "image", None, None),
-        (mean, "share in the answer", "viridis", float(mean.max())),
-        (sd, "its posterior sd", "viridis", float(mean.max())),
-    )
-    for ax, (values, title, colours, top) in zip(grid[0], panels, strict=False):
+    top = max(float(mean.max()), float(attention.mean[index].mean(-2).max()))
+    for ax, (values, title) in zip(
+        grid[0], ((None, "image"), (mean, "share in the answer"), (sd, "its posterior sd")), strict=False
+    ):
         _show(ax, image)
         ax.set_title(title, fontsize="small")
         if values is not None:
-            picture = ax.imshow(_enlarged(values, size), cmap=colours, vmin=0, vmax=top, alpha=0.65)
-            figure.colorbar(picture, ax=ax, shrink=0.7).ax.tick_params(labelsize="x-small")
+            picture = ax.imshow(_enlarged(values, size), cmap="viridis", vmin=0, vmax=top, alpha=0.65)
+    figure.colorbar(picture, ax=grid, shrink=0.5, label="share").ax.tick_params(labelsize="x-small")
     for block in range(depth):
         # How much each patch is attended to, averaged over all tokens that attend.
         seen = attention.mean[index, block].mean(-2)[:, -patches:].view(heads, *mean.shape)
         for head in range(heads):
             ax = grid[block + 1, head]
             _show(ax, image)
-            ax.imshow(_enlarged(seen[head], size), cmap="viridis", vmin=0, vmax=float(seen.max()), alpha=0.65)
+            ax.imshow(_enlarged(seen[head], size), cmap="viridis", vmin=0, vmax=top, alpha=0.65)
             alive = float(attention.head_inclusion[block, head])
             ax.set_title(f"block {block + 1}, head {head + 1}\nalive: {alive:.2f}", fontsize="x-small")
     return figure

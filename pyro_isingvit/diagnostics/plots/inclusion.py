@@ -25,11 +25,11 @@ def plot_inclusion(guide: Guide, ax: Axes | None = None) -> Axes:
         site if pd.isna(layer) else f"block {int(layer) + 1}  {site.removeprefix('encoder.')}"
         for site, layer in zip(table["site"], table["layer"], strict=True)
     ]
-    ax = new_axes(7, 1.3 + 0.27 * len(table)) if ax is None else ax
+    ax = new_axes(5.8, 1.3 + 0.25 * len(table)) if ax is None else ax
     rows = range(len(table))
-    ax.barh(rows, table["expected"], color=LIGHT, label="mean inclusion probability")
-    ax.hlines(rows, table["lower"], table["upper"], color=GREY, lw=3, label="share kept, 90 % interval")
-    ax.plot(table["median"], rows, "o", color=DARK, ms=5, clip_on=False, label="share in the median-probability model")
+    ax.barh(rows, table["expected"], color=LIGHT, label="mean probability")
+    ax.hlines(rows, table["lower"], table["upper"], color=GREY, lw=3, label="share kept, 90 %")
+    ax.plot(table["median"], rows, "o", color=DARK, ms=5, clip_on=False, label="median model")
     for row, label in [(-1, "weights"), *((row, f"{weights:,}") for row, weights in enumerate(table["weights"]))]:
         ax.annotate(
             label,
@@ -43,7 +43,7 @@ def plot_inclusion(guide: Guide, ax: Axes | None = None) -> Axes:
         )
     ax.set_yticks(rows, names)
     ax.set(xlim=(0, 1), ylim=(len(table) - 0.4, -1.4), xlabel="inclusion")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize="small", frameon=False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize="small", frameon=False)
     return bare(ax)
 
 
@@ -117,7 +117,7 @@ def plot_mask(guide: Guide, site: str, layer: int | None = None, ax: Axes | None
     for d in down:
         rows *= probs.shape[dims.index(d)]
     matrix = probs.permute(order).reshape(rows, -1)
-    ax = new_axes(5, 0.6 + 5 * min(2.0, max(0.15, rows / matrix.shape[1]))) if ax is None else ax
+    ax = new_axes(5, 0.6 + 5 * min(0.9, max(0.15, rows / matrix.shape[1]))) if ax is None else ax
     picture = ax.imshow(matrix, cmap=MAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     block = "" if layer is None else f", block {layer + 1}"
     ax.set(xlabel=", ".join(across), ylabel=", ".join(down), title=f"{site}{block}")
@@ -134,16 +134,16 @@ def plot_thresholds(guide: Guide, ax: Axes | None = None) -> Axes:
     """
     table = threshold_table(guide)
     ax = new_axes(5, 3.2) if ax is None else ax
-    ax.plot(table["threshold"], table["density"], color=DARK, label="share of the weights kept")
+    ax.plot(table["threshold"], table["density"], color=DARK, label="weights kept")
     ax.plot(
         table["threshold"],
         table["false_discovery_rate"],
         color=ACCENT,
         ls="--",
-        label="expected false discovery rate",
+        label="false discovery rate",
     )
     ax.axvline(0.5, color=GREY, lw=1, ls=":")
     ax.annotate("median model", (0.5, 0.99), xytext=(3, 0), textcoords="offset points", va="top", fontsize="small")
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="threshold of the inclusion probability", ylabel="share")
-    ax.legend(fontsize="small", frameon=False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small", frameon=False)
     return bare(ax)

@@ -154,7 +154,8 @@ def plot_shift(tables: Mapping[str, pd.DataFrame], shift: str, score: str = "nll
 
 
 def plot_check(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Observed statistics (dots; crosses where the check fails) on the central 90 % of the replicated ones (bars).
+    """Observed statistics (dots; crosses where the check fails) against the central 90 % of the replicated ones (bars),
+    each in half widths of that interval from its middle.
 
     Args:
         table: of `predictive_check`.
@@ -163,21 +164,36 @@ def plot_check(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     names = [
         name if pd.isna(k) else f"{name} {int(k)}" for name, k in zip(table["statistic"], table["class"], strict=True)
     ]
-    ax = new_axes(6, 0.9 + 0.22 * len(table)) if ax is None else ax
-    rows = np.arange(len(table))
+    ax = new_axes(5.6, 0.9 + 0.2 * len(table)) if ax is None else ax
+    rows, far = np.arange(len(table)), 4.0
+    half = (table["upper"] - table["lower"]) / 2
+    gap = table["observed"] - (table["upper"] + table["lower"]) / 2
+    place = np.where(half > 0, gap / half.where(half > 0, 1), np.sign(gap) * far).clip(-far, far)
     fails = table["fails"].to_numpy(bool)
-    ax.hlines(rows, table["lower"], table["upper"], color=LIGHT, lw=6, label="replicated, central 90 %")
-    ax.plot(table["observed"][~fails], rows[~fails], "o", color=DARK, ms=4.5, label="observed")
+    ax.hlines(rows, -1, 1, color=LIGHT, lw=6, label="replicated, central 90 %")
+    ax.plot(place[~fails], rows[~fails], "o", color=DARK, ms=4.5, label="observed")
     if fails.any():
-        ax.plot(table["observed"][fails], rows[fails], "X", color=ACCENT, ms=8, label="observed, check fails")
+        ax.plot(place[fails], rows[fails], "X", color=ACCENT, ms=8, clip_on=False, label="observed, check fails")
+    for row, text in enumerate(table["observed"]):
+        ax.annotate(
+            f"{text:.3f}",
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(34, 0),
+            textcoords="offset points",
+            va="center",
+            ha="right",
+            fontsize="small",
+        )
     ax.set_yticks(rows, names, fontsize="small")
-    ax.set(ylim=(len(table) - 0.4, -0.6), xlabel="statistic")
+    reach = max(2.0, float(np.abs(place).max()) * 1.05)
+    ax.set(ylim=(len(table) - 0.4, -0.6), xlim=(-reach, reach), xlabel="half widths from the middle of the replicated")
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize="small", frameon=False)
     return bare(ax)
 
 
 def figure_samples(
-    prediction: Prediction, images: Tensor, labels: Tensor | None = None, top: int = 3, columns: int = 4
+    prediction: Prediction, images: Tensor, labels: Tensor | None = None, top: int = 3, columns: int = 2
 ) -> Figure:
     """Images with the probabilities of their most probable classes and the credible intervals of those.
 

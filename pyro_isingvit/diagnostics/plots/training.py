@@ -45,7 +45,7 @@ def plot_density(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def figure_training(history: pd.DataFrame) -> Figure:
     """`plot_loss` above `plot_density` (where there are masks)."""
     panels = 2 if "median_density" in history else 1
-    figure = Figure(figsize=(8, 2.9 * panels), layout="constrained")
+    figure = Figure(figsize=(5.8, 2.4 * panels), layout="constrained")
     axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
     plot_loss(history, axes[0])
     if panels == 2:
