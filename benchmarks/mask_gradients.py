@@ -132,7 +132,7 @@ def pulls(repeats: int) -> pd.DataFrame:
                 guide.estimator.update(guide, seen)
                 guide.estimator.prepare(guide, seen)
             seconds += time.perf_counter() - start
-            draws.append(torch.cat([guide.estimator.pull(s, guide.loc[s.key]).detach().flatten() for s in model.sites]))
+            draws.append(torch.cat([guide.estimator.pull(s, guide.slab(s)).detach().flatten() for s in model.sites]))
             guide.estimator = make(model)
         rows.append(row(name, draws, seconds, truth))
     return pd.DataFrame(rows)
@@ -197,9 +197,7 @@ def ranks(steps: int, images: int) -> pd.DataFrame:
     rows = []
     for site in [None, *model.sites]:
         chosen = model.sites if site is None else [site]
-        each = {
-            n: torch.cat([e.pull(s, guide.loc[s.key]).detach().flatten() for s in chosen]) for n, e in worth.items()
-        }
+        each = {n: torch.cat([e.pull(s, guide.slab(s)).detach().flatten() for s in chosen]) for n, e in worth.items()}
         exactly = each.pop("hessian_diagonal")
         line: dict[str, object] = {"site": "all" if site is None else site.name, "weights": len(exactly)}
         for name, pull in each.items():

@@ -123,7 +123,7 @@ class LikelihoodGuided(MeanField):
         prior_fields, slabs = self.prior_fields(), self._prior_slabs()
         targets = {}
         for site in sites:
-            pull = self.estimator.pull(site, self.loc[site.key]) / temperature
+            pull = self.estimator.pull(site, self.slab(site)) / temperature
             target = pull - _divergence(self.slab(site), slabs[site.name])
             targets[site.key] = target.sum_to_size(self.mask_shapes[site.name]) + prior_fields[site.name]
             precision = self.estimator.curvature(site) / temperature + 1 / slabs[site.name].variance

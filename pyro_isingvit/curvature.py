@@ -1,8 +1,10 @@
 r"""Estimators of the likelihood's pull on a mask, :math:`L_+ - L_-`: what the log-likelihood of all data gains
 if a weight is kept rather than dropped.
 
-To second order about a stationary point it is half the weight squared times the curvature (Optimal Brain
-Damage). The first-order term vanishes there, and its noise would drown the second. `ESTIMATORS` lists them all.
+To second order about a stationary point, dropping a weight of mean m costs half of m squared times the curvature
+(Optimal Brain Damage), and keeping it costs half of its posterior variance times the curvature: its uncertainty hurts
+too. Without the second, weights that fit noise look worth keeping, and the expected false discovery rate is too low.
+The first-order term vanishes there, and its noise would drown the second. `ESTIMATORS` lists them all.
 
 References:
     LeCun, Denker & Solla, "Optimal Brain Damage", NeurIPS 1989.
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -63,9 +66,9 @@ class SquaredGradient(nn.Module):
         """F, of the log-likelihood of all data in each weight, shape ``site.shape``."""
         return self._mean(self.squares, self.squares_weight, site)
 
-    def pull(self, site: WeightSite, loc: Tensor) -> Tensor:
-        """``L+ - L-`` of each weight, given its posterior mean where it is in. Shape ``site.shape``."""
-        return 0.5 * loc.square() * self.curvature(site)
+    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
+        """``L+ - L-`` of each weight, shape ``site.shape``, given its distribution where it is in."""
+        return 0.5 * _spared(slab) * self.curvature(site)
 
     def _averages(self, sites: list[WeightSite]) -> nn.ParameterDict:
         return nn.ParameterDict(
@@ -148,8 +151,8 @@ class HessianDiagonal(SquaredGradient):
     def curvature(self, site: WeightSite) -> Tensor:
         return super().curvature(site).clamp_min(0)
 
-    def pull(self, site: WeightSite, loc: Tensor) -> Tensor:
-        return 0.5 * loc.square() * self._mean(self.squares, self.squares_weight, site)
+    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
+        return 0.5 * _spared(slab) * self._mean(self.squares, self.squares_weight, site)
 
 
 class PairedDraws(SquaredGradient):
@@ -187,10 +190,10 @@ class PairedDraws(SquaredGradient):
             total += keep_minus_drop(logits, inputs[0], slabs[name], weights[name], seen.labels)
         self._take_in(self.pairs, self.pairs_weight, [total / self.draws], scale)
 
-    def pull(self, site: WeightSite, loc: Tensor) -> Tensor:
+    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
         if site.name == self.last.name:
             return self._mean(self.pairs, self.pairs_weight, site)
-        return super().pull(site, loc)
+        return super().pull(site, slab)
 
 
 class StraightThrough(SquaredGradient):
@@ -205,15 +208,15 @@ class StraightThrough(SquaredGradient):
         slopes = [guide.loc[site.key] * _gradient(seen, site) for site in self.sites]
         self._take_in(self.slopes, self.slopes_weight, slopes, -seen.temperature)
 
-    def pull(self, site: WeightSite, loc: Tensor) -> Tensor:
+    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
         return self._mean(self.slopes, self.slopes_weight, site)
 
 
 class NoPull(SquaredGradient):
     """The likelihood is not asked: masks follow prior and weights alone."""
 
-    def pull(self, site: WeightSite, loc: Tensor) -> Tensor:
-        return torch.zeros_like(loc)
+    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
+        return torch.zeros_like(slab.mean)
 
 
 class DisARM(SquaredGradient):
@@ -250,8 +253,12 @@ class DisARM(SquaredGradient):
             news.append((slope * share / (logit.sigmoid() * (-logit).sigmoid())).expand(site.shape))
         self._take_in(self.scores, self.scores_weight, news, scale)
 
-    def pull(self, site: WeightSite, loc: Tensor) -> Tensor:
+    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
         return self._mean(self.scores, self.scores_weight, site)
+
+
+def _spared(slab: Distribution) -> Tensor:
+    return slab.mean.square() - slab.variance
 
 
 ESTIMATORS: dict[str, Callable[..., SquaredGradient]] = {

@@ -69,7 +69,7 @@ def test_disarm_is_unbiased(toy):
         estimator = ESTIMATORS["disarm"](model)
         with torch.no_grad():
             estimator.update(guide, seen)
-        draws.append(torch.cat([estimator.pull(site, guide.loc[site.key]).flatten() for site in model.sites]))
+        draws.append(torch.cat([estimator.pull(site, guide.slab(site)).flatten() for site in model.sites]))
     draws = torch.stack(draws)
     error = draws.std(0) / len(draws) ** 0.5
     assert ((draws.mean(0) - exact).abs() < 4 * error).all()
@@ -84,7 +84,7 @@ def test_paired_draws_agree_with_enumeration_in_the_last_layer(toy):
     with torch.no_grad():
         estimator.prepare(guide, seen)
     exact = exact_pulls(network, data, guide)[6:]
-    pulls = estimator.pull(model.sites[-1], guide.loc["second"]).flatten()
+    pulls = estimator.pull(model.sites[-1], guide.slab(model.sites[-1])).flatten()
     # the pairs scatter by about the pulls' own size; 3,000 of them, four standard errors
     torch.testing.assert_close(pulls, exact, atol=4 * exact.abs().max().item() / 3000**0.5, rtol=0)
 
@@ -181,10 +181,10 @@ def test_straight_through_and_none(toy):
     with torch.no_grad():
         guide.estimator.update(guide, seen)
     for site in model.sites:
-        pull = guide.estimator.pull(site, guide.loc[site.key])
+        pull = guide.estimator.pull(site, guide.slab(site))
         torch.testing.assert_close(pull, -guide.loc[site.key].detach() * seen.weights[site.name].grad)
     model, guide = guided(network, data, "none")
-    assert all((guide.estimator.pull(site, guide.loc[site.key]) == 0).all() for site in model.sites)
+    assert all((guide.estimator.pull(site, guide.slab(site)) == 0).all() for site in model.sites)
 
 
 def test_second_order_pulls_rank_weights_alike(toy):
@@ -217,7 +217,7 @@ def test_second_order_pulls_rank_weights_alike(toy):
         whole = Seen(data.images, data.labels, seen.weights, 1.0, IMAGES)
         with torch.no_grad():
             guide.estimator.prepare(guide, whole)
-        pulls[name] = torch.cat([guide.estimator.pull(s, guide.loc[s.key]).flatten() for s in model.sites]).detach()
+        pulls[name] = torch.cat([guide.estimator.pull(s, guide.slab(s)).flatten() for s in model.sites]).detach()
     exact = pulls.pop("hessian_diagonal")
     for name, pull in pulls.items():
         assert scipy.stats.spearmanr(pull, exact).statistic > 0.8, name
