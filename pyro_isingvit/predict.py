@@ -43,7 +43,7 @@ def predict(
     images: Tensor,
     draws: int = 50,
     interval: float = 0.9,
-    batch_size: int = 500,
+    batch_size: int = 250,
     seed: int = 0,
 ) -> Prediction:
     """Average the network's predictions over draws of masks and weights from a guide.

@@ -196,6 +196,33 @@ class PriorConformance(Conformance):
                         ends.append(end.item())
                     assert abs(ends[1] - ends[0] - slope.view(-1)[i].item()) < 1e-3, f"{name}: not linear"
 
+    def test_draws_of_masks_follow_the_factor(self) -> None:
+        """Frequencies of `draw_masks` against base measure times potential, summed over all states."""
+        model, guide = self.pair(ENUMERABLE)
+        if not guide.mask_shapes or guide.mask_hypers:
+            raise SkipTest("no masks, or their prior is itself unknown")
+        prior, sites = model.prior, {site.name: site for site in model.sites}
+        with torch.no_grad(), seeded(torch.device("cpu"), 0):
+            try:
+                drawn = prior.draw_masks(DRAWS)
+            except NotImplementedError as error:
+                raise SkipTest(str(error)) from None
+            states, logs = all_masks(guide), []
+            for masks in states:
+                log = prior.potential(masks)
+                total = torch.zeros(()) if log is None else log
+                for name, mask in masks.items():
+                    base = prior.mask(sites[name])
+                    assert base is not None
+                    total = total + base.log_prob(mask)
+                logs.append(total)
+            weights = torch.stack(logs).softmax(0)
+        for name, shape in guide.mask_shapes.items():
+            exact = torch.einsum("s,s...->...", weights, torch.stack([masks[name] for masks in states]))
+            assert drawn[name].shape == (DRAWS, *shape)
+            error = STANDARD_ERRORS * (exact * (1 - exact) / DRAWS).sqrt() + 1e-3
+            assert ((drawn[name].mean(0) - exact).abs() <= error).all(), f"{name}: exactly {exact}"
+
 
 class GuideConformance(Conformance):
     """Checks of a guide: implement `make_guide`.

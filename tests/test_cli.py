@@ -40,6 +40,7 @@ def test_a_run_folder_holds_everything(isingvit, tmp_path):
     assert "…" not in out
     folder = tmp_path / "runs" / "digits"
     assert {path.name for path in folder.iterdir()} == {
+        "deterministic",
         "fit.json",
         "history.csv",
         "inclusion.png",
@@ -66,6 +67,20 @@ def test_evaluate_repeats_the_figures_of_the_run(isingvit, tmp_path):
     assert evaluate("mine").scores == written
     config = evaluate("mine").config
     assert FitResult.load("mine", *build(config)).temperature == 1e-3
+
+
+def test_report_goes_into_the_run_folder(isingvit, tmp_path):
+    isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-3, "--dim", 8, "--mlp-ratio", 2, "--out", "mine")
+    code, out, _ = isingvit("report", "mine", "--draws", 2)
+    assert code == 0
+    assert out.endswith("Report: mine/report.html\n")
+    assert "</html>" in (tmp_path / "mine" / "report.html").read_text()
+    code, _, err = isingvit("report", "nowhere")
+    assert code == 2
+    assert err == "isingvit: run='nowhere': no run.json there; give a folder that 'isingvit fit' made\n"
+    code, _, err = isingvit("report", "mine", "--draws", 0)
+    assert code == 2
+    assert "--draws=0" in err
 
 
 def test_an_existing_run_is_kept_unless_told_otherwise(isingvit, tmp_path):

@@ -131,7 +131,7 @@ class Ising(TorchDistribution):
                 x[..., block] = torch.bernoulli(self.local_field(x)[..., block].sigmoid())
         return x
 
-    def chain(self, draws: int, thin: int = 10) -> Tensor:
+    def chain(self, draws: int, thin: int = 3) -> Tensor:
         """(draws, *batch, sites): exact and independent up to `EXACT_LIMIT` sites, else one Gibbs chain.
 
         Args:

@@ -1,5 +1,6 @@
 """Where a posterior looks."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
@@ -50,10 +51,10 @@ def figure_attention(attention: Attention, images: Tensor, index: int = 0) -> Fi
 
 
 def _show(ax: Axes, image: Tensor) -> None:
-    pixels = image.permute(1, 2, 0)
+    pixels = image.permute(1, 2, 0).numpy()
     ax.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
 
 
-def _enlarged(values: Tensor, size: tuple[int, int]) -> Tensor:
+def _enlarged(values: Tensor, size: tuple[int, int]) -> np.ndarray:
     """(rows, columns) of patches to pixels."""
-    return F.interpolate(values[None, None].to(torch.float), size=size, mode="nearest")[0, 0]
+    return F.interpolate(values[None, None].to(torch.float), size=size, mode="nearest")[0, 0].numpy()

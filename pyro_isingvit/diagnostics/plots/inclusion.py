@@ -116,7 +116,7 @@ def plot_mask(guide: Guide, site: str, layer: int | None = None, ax: Axes | None
     rows = 1
     for d in down:
         rows *= probs.shape[dims.index(d)]
-    matrix = probs.permute(order).reshape(rows, -1)
+    matrix = probs.permute(order).reshape(rows, -1).numpy()
     ax = new_axes(5, 0.6 + 5 * min(0.9, max(0.15, rows / matrix.shape[1]))) if ax is None else ax
     picture = ax.imshow(matrix, cmap=MAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     block = "" if layer is None else f", block {layer + 1}"

@@ -213,11 +213,11 @@ def figure_samples(
         ax.set_axis_off()
     for i in range(n):
         picture, bars = grid.flat[2 * i], grid.flat[2 * i + 1]
-        image = images[i].cpu().permute(1, 2, 0)
+        image = images[i].cpu().permute(1, 2, 0).numpy()
         picture.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
         picture.set_axis_off()
         best = prediction.probs[i].topk(top).indices
-        mean, lower, upper = (part[i][best] for part in (prediction.probs, prediction.lower, prediction.upper))
+        mean, lower, upper = (part[i][best].numpy() for part in (prediction.probs, prediction.lower, prediction.upper))
         truth = None if labels is None else int(labels[i])
         colors = [DARK if truth is None or int(k) == truth else LIGHT for k in best]
         places = np.arange(top)

@@ -1,0 +1,224 @@
+"""Inclusion by weight, unit, block and role against enumeration; false discovery rates against known masks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_isingvit import (
+    BackwardIsing,
+    FitConfig,
+    Images,
+    IndependentSpikeSlab,
+    InputError,
+    IsingSpikeSlab,
+    IsingViT,
+    LikelihoodGuided,
+    LowRank,
+    MeanField,
+    StructuredSpikeSlab,
+    ViT,
+    WeightSite,
+    fit,
+)
+from pyro_isingvit.diagnostics.inclusion import (
+    alive_units,
+    inclusion,
+    inclusion_table,
+    mask_draws,
+    stability,
+    threshold_table,
+    unit_inclusion,
+)
+from pyro_isingvit.testing import ENUMERABLE, all_masks
+
+
+@pytest.fixture
+def guide(tiny_model):
+    guide = LikelihoodGuided(tiny_model, initial_scale=0.3)
+    spread(guide)
+    return guide
+
+
+def spread(guide):
+    with torch.no_grad():
+        for logit in guide.logit.values():
+            logit.normal_()
+
+
+def test_table_has_a_row_for_each_site_and_block(guide):
+    table = inclusion_table(guide)
+    assert table["site"].iloc[0] == "patch_embed"
+    assert table["site"].iloc[-1] == "head.out"
+    assert table["layer"].dropna().tolist() == [0] * 6 + [1] * 6
+    row = table[(table["site"] == "encoder.up") & (table["layer"] == 1)].iloc[0]
+    logit = guide.logit["encoder_up"][1]
+    assert row["weights"] == logit.numel()
+    assert row["expected"] == pytest.approx(logit.sigmoid().mean().item())
+    assert row["median"] == pytest.approx((logit >= 0).float().mean().item())
+    assert table["weights"].sum() == sum(site.numel for site in guide.model.sites)
+
+
+def test_intervals_cover_the_share_kept(guide):
+    """The share is a mean of independent Bernoullis: normal by the central limit theorem, with known variance."""
+    table = inclusion_table(guide, interval=0.9, draws=2000).set_index(["site", "layer"])
+    probs = guide.inclusion_probabilities()["encoder.up"][0]
+    sd = (probs * (1 - probs)).sum().sqrt().item() / probs.numel()
+    row = table.loc[("encoder.up", 0)]
+    one = 1 / probs.numel()  # the share moves in such steps
+    assert row["upper"] - row["lower"] == pytest.approx(2 * 1.645 * sd, abs=2 * one)
+    assert row["lower"] < row["expected"] < row["upper"]
+
+
+def test_inclusion_is_labelled(guide):
+    weights = inclusion(guide)
+    probs = guide.inclusion_probabilities()
+    assert weights["encoder.up"].dims == ("layer", "hidden", "dim")
+    assert np.array_equal(weights["encoder.up"].values, probs["encoder.up"].numpy())
+    layers = inclusion(guide, by="layer")
+    assert layers["encoder.out"].dims == ("layer",)
+    assert float(layers["encoder.out"][1]) == pytest.approx(probs["encoder.out"][1].mean().item())
+    assert float(inclusion(guide, by="role")["head.out"]) == pytest.approx(probs["head.out"].mean().item())
+
+
+def test_shared_masks_have_the_dimensions_that_differ(tiny_network):
+    model = IsingViT(tiny_network, StructuredSpikeSlab(tiny_network.weight_sites(), coupling=0.1))
+    guide = MeanField(model)
+    spread(guide)
+    assert inclusion(guide)["encoder.query"].dims == ("layer", "head")
+    alive = unit_inclusion(guide, "head")
+    into, out = (inclusion(guide)[role].values for role in ("encoder.value", "encoder.out"))
+    assert np.allclose(alive.values, into * out)  # one mask in, one out
+
+
+@pytest.mark.parametrize("unit", ["head", "head_dim", "hidden", "head_hidden"])
+def test_unit_inclusion_is_the_frequency_over_draws(guide, unit):
+    exact = unit_inclusion(guide, unit)
+    drawn = torch.stack([alive_units(guide, unit, masks) for masks in mask_draws(guide, 2000)]).double().mean(0)
+    assert exact.dims == {"head": ("layer", "head"), "head_dim": ("layer", "head", "head_dim")}.get(
+        unit, ("layer", "hidden") if unit == "hidden" else ("head_hidden",)
+    )
+    assert np.abs(exact.values - drawn.numpy()).max() < 5 * 0.5 / math.sqrt(2000)
+
+
+def test_unit_inclusion_by_enumeration():
+    """All 1,024 states of the masks of a network of ten weights."""
+    network = ViT(ENUMERABLE)
+    model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), coupling=0.3))
+    for guide in (MeanField(model), BackwardIsing(model, initial_strength=0.8)):
+        spread(guide)
+        expected = sum(
+            guide.mask_log_prob(masks).exp().item() * alive_units(guide, "hidden", masks).double()
+            for masks in all_masks(guide)
+        )
+        # exact where masks are independent; else a frequency over 4,000 draws
+        error = 1e-5 if guide.independent_masks else 5 * 0.5 / math.sqrt(4000)
+        assert np.abs(unit_inclusion(guide, "hidden", draws=4000).values - expected.numpy()).max() < error
+
+
+def test_who_has_independent_masks(tiny_model):
+    assert MeanField(tiny_model).independent_masks
+    assert not LowRank(tiny_model).independent_masks
+    assert not BackwardIsing(tiny_model).independent_masks
+
+
+def test_a_unit_is_alive_if_something_enters_and_leaves_it(guide):
+    with torch.no_grad():
+        for logit in guide.logit.values():
+            logit.fill_(-1.0)
+        guide.logit["encoder_up"][0, 3, 1] = guide.logit["encoder_down"][0, 2, 3] = 1.0
+        guide.logit["encoder_up"][1, 5] = 1.0  # nothing leaves this one
+        guide.logit["encoder_value"][1, 0, 1, 2] = guide.logit["encoder_out"][1, 3, 0, 0] = 1.0
+    assert alive_units(guide, "hidden").nonzero().tolist() == [[0, 3]]
+    assert alive_units(guide, "head").nonzero().tolist() == [[1, 0]]
+    assert not alive_units(guide, "head_dim").any()  # what enters and what leaves are different ones
+
+
+def test_thresholds(guide):
+    probs = torch.cat([p.flatten() for p in guide.inclusion_probabilities().values()]).double()
+    table = threshold_table(guide, [0.0, 0.5, 0.8, 1.0]).set_index("threshold")
+    kept = probs >= 0.8
+    assert table.loc[0.8, "density"] == pytest.approx(kept.double().mean().item())
+    assert table.loc[0.8, "false_discovery_rate"] == pytest.approx((1 - probs[kept]).mean().item())
+    assert table.loc[0.8, "false_omission_rate"] == pytest.approx(probs[~kept].mean().item())
+    assert table.loc[0.0, "density"] == 1
+    assert table.loc[0.0, "false_omission_rate"] == table.loc[1.0, "false_discovery_rate"] == 0
+
+
+def test_stability_of_equal_and_of_unrelated_fits(tiny_model):
+    guides = [MeanField(tiny_model) for _ in range(3)]
+    for guide in guides:
+        torch.manual_seed(1)
+        spread(guide)
+    table = stability(guides).set_index("site")
+    assert table.loc["all", "rank_correlation"] == pytest.approx(1)
+    assert table.loc["all", "r_hat"] == pytest.approx(1)
+    assert table.loc["all", "split"] == 0
+    for guide in guides:
+        spread(guide)
+    table = stability(guides).set_index("site")
+    assert abs(table.loc["all", "rank_correlation"]) < 5 / math.sqrt(286)  # of 286 independent weights
+    assert table.loc["all", "split"] == pytest.approx(0.75, abs=5 * 0.43 / math.sqrt(286))  # not all alike: 1 - 2 / 8
+    # normal logits: E[p (1 - p)] and Var[p] by quadrature give the ratio of their means, the median lies below
+    assert 1.05 < table.loc["all", "r_hat"] < 1.2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda guide: unit_inclusion(guide, "block"), "unit='block': choose one of"),
+        (lambda guide: inclusion_table(guide, interval=1.0), "interval=1.0"),
+        (lambda guide: inclusion_table(guide, draws=0), "draws=0"),
+        (lambda guide: threshold_table(guide, [2.0]), "thresholds=2.0"),
+        (lambda guide: stability([guide]), "guides: 1 given"),
+    ],
+)
+def test_refusals(guide, call, message):
+    with pytest.raises(InputError, match=message):
+        call(guide)
+
+
+class Logistic(nn.Module):
+    """Logistic regression of two classes on a hundred pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, 100))
+
+    def weight_sites(self) -> list[WeightSite]:
+        return [WeightSite("weight", (1, 100), ("class", "pixel"), ("pixel",), ("class",))]
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = F.linear(2 * images.flatten(1) - 1, self.weight)
+        return torch.cat([torch.zeros_like(score), score], -1)
+
+
+def test_expected_false_discovery_rate_is_the_true_one():
+    """Six sparse regressions drawn from the model itself, so that a calibrated posterior is right on average."""
+    kept = wrong = expected = variance = 0.0
+    for seed in range(6):
+        torch.manual_seed(seed)
+        network = Logistic()
+        truth = torch.bernoulli(torch.full((1, 100), 0.3))
+        images = torch.rand(400, 1, 10, 10)
+        with torch.no_grad():
+            scores = F.linear(2 * images.flatten(1) - 1, truth * torch.randn(1, 100))
+        data = Images(images, torch.bernoulli(scores.sigmoid())[:, 0].long(), 2)
+        prior = IndependentSpikeSlab(network.weight_sites(), inclusion=0.3, slab_scale=10.0)
+        model = IsingViT(network, prior)
+        config = FitConfig(steps=600, learning_rate=2e-2, pilot=0.3, temperature=1.0, device="cpu")
+        result = fit(model, LikelihoodGuided(model), data, config=config, progress=False)
+        probs = result.inclusion_probabilities()["weight"]
+        among = probs >= 0.5
+        table = threshold_table(result.guide, [0.5])
+        kept += among.sum().item()
+        wrong += (1 - truth)[among].sum().item()
+        expected += table["false_discovery_rate"].item() * among.sum().item()
+        variance += (probs * (1 - probs))[among].sum().item()
+    assert kept > 90
+    assert 0.05 < expected / kept < 0.2
+    # two standard deviations of the number of wrong ones, were they independent
+    assert abs(wrong - expected) < 2 * math.sqrt(variance)
