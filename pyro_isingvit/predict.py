@@ -71,9 +71,14 @@ def predict(
     with evaluating(model, guide), seeded(device):
         for batch in images.split(batch_size):
             batch = batch.to(device)
-            each = torch.stack(
-                [model.logits(batch, draw.weights).softmax(-1) for draw in posterior_draws(model, guide, draws, seed)]
-            )
+            # In place: small results that outlive large buffers would keep the heap from shrinking between draws.
+            each = None
+            for t, draw in enumerate(posterior_draws(model, guide, draws, seed)):
+                probs = model.logits(batch, draw.weights).softmax(-1)
+                each = probs.new_empty(draws, *probs.shape) if each is None else each
+                each[t] = probs
+                del draw
+            assert each is not None
             probs = each.mean(0)
             entropy = torch.special.entr(probs).sum(-1)
             expected = torch.special.entr(each).sum(-1).mean(0)

@@ -205,8 +205,8 @@ class PriorConformance(Conformance):
         with torch.no_grad(), seeded(torch.device("cpu"), 0):
             try:
                 drawn = prior.draw_masks(DRAWS)
-            except NotImplementedError as error:
-                raise SkipTest(str(error)) from None
+            except NotImplementedError as refusal:
+                raise SkipTest(str(refusal)) from None
             states, logs = all_masks(guide), []
             for masks in states:
                 log = prior.potential(masks)

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_isingvit import Coupling, CouplingGraph, InputError, TraceGraph_ELBO
+from pyro_isingvit import Coupling, CouplingGraph, InputError, TraceGraph_ELBO, WeightSite
 from pyro_isingvit.guides import LikelihoodGuided, MeanField
 from pyro_isingvit.models import (
     HierarchicalSpikeSlab,
@@ -264,3 +264,13 @@ def test_horseshoe_density_is_its_formula(tiny_network):
 def test_impossible_priors_are_refused(tiny_network, make, message):
     with pytest.raises(InputError, match=message):
         make(tiny_network.weight_sites())
+
+
+def test_lattice_gibbs_by_chessboard_has_the_exact_marginals():
+    """Twelve masks in two matrices of 2 x 3, 4,000 chains from all on; five standard errors."""
+    site = WeightSite("w", (2, 2, 3), ("layer", "a", "b"), ("b",), ("a",))
+    prior = LatticeSpikeSlab([site], inclusion=0.4, coupling=0.35).ising(site)
+    drawn = prior.gibbs(torch.ones(4000, 12), 30).mean(0)
+    exact = prior.marginals()
+    assert ((drawn - exact).abs() < 5 * (exact * (1 - exact) / 4000).sqrt()).all()
+    assert (exact - 0.4).abs().max() > 0.1  # far from what the masks would be alone

@@ -72,13 +72,14 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Smoothed log weights, normalised over the draws; and the shape k of the tail, (...).
     """
-    if _new():
-        from arviz_stats.base import array_stats
+    with np.errstate(over="ignore", invalid="ignore"):  # a tail so heavy that it overflows has an infinite k
+        if _new():
+            from arviz_stats.base import array_stats
 
-        smoothed, k = array_stats.psislw(log_weights, axis=-1)
-        smoothed = smoothed - np.logaddexp.reduce(smoothed, axis=-1, keepdims=True)
-    else:
-        smoothed, k = arviz().psislw(log_weights)
+            smoothed, k = array_stats.psislw(log_weights, axis=-1)
+            smoothed = smoothed - np.logaddexp.reduce(smoothed, axis=-1, keepdims=True)
+        else:
+            smoothed, k = arviz().psislw(log_weights)
     return np.asarray(smoothed), np.asarray(k)
 
 
