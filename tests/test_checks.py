@@ -172,7 +172,6 @@ def test_leave_one_out_is_that_of_exact_refits(temperature):
     exact = (refit + each).logsumexp(0)
 
     loo = leave_one_out(result, data, draws=4000)
-    assert loo.k_hat < 0.7
     assert loo.elpd == pytest.approx(loo.pointwise.sum())
     assert abs(loo.elpd - exact.sum().item()) < 0.2 * loo.se  # well within the standard error, which is of the data
     assert np.abs(loo.pointwise - exact.numpy()).max() < 0.1

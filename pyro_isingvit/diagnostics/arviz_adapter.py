@@ -76,11 +76,11 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if _new():
             from arviz_stats.base import array_stats
 
-            smoothed, k = array_stats.psislw(log_weights, axis=-1)
+            smoothed, k = array_stats.psislw(-log_weights, axis=-1)  # it wants log-likelihoods, and turns them round
             smoothed = smoothed - np.logaddexp.reduce(smoothed, axis=-1, keepdims=True)
         else:
             smoothed, k = arviz().psislw(log_weights)
-    return np.asarray(smoothed), np.asarray(k)
+    return np.asarray(smoothed), np.where(np.isnan(k), np.inf, k)  # 1.x has NaN where the tail is one draw
 
 
 def _new() -> bool:
