@@ -19,6 +19,7 @@ from pyro_isingvit import (
     LikelihoodGuided,
     LowRank,
     MeanField,
+    Prior,
     StructuredSpikeSlab,
     ViT,
     WeightSite,
@@ -179,6 +180,13 @@ def test_stability_of_equal_and_of_unrelated_fits(tiny_model):
 def test_refusals(guide, call, message):
     with pytest.raises(InputError, match=message):
         call(guide)
+
+
+@pytest.mark.parametrize("read", [inclusion, inclusion_table, threshold_table, lambda guide: stability([guide, guide])])
+def test_a_guide_without_masks_is_refused(tiny_network, read):
+    model = IsingViT(tiny_network, Prior(tiny_network.weight_sites()))
+    with pytest.raises(InputError, match="guide=MeanField has no masks"):
+        read(MeanField(model))
 
 
 class Logistic(nn.Module):

@@ -49,10 +49,13 @@ def inclusion(guide: Guide, by: Literal["weight", "layer", "role"] = "weight") -
     Returns:
         One variable for each site. By weight it has the site's dimensions, without those along which all
         weights share a mask; by layer, ``layer`` where the site has blocks.
+
+    Raises:
+        InputError: if the guide has no masks.
     """
     variables: dict[str, tuple[list[str], np.ndarray]] = {}
     coords: dict[str, np.ndarray] = {}
-    inside = guide.inclusion_probabilities()
+    inside = _probabilities(guide)
     for site in guide.model.sites:
         if site.name in inside:
             probs = inside[site.name].cpu()
@@ -146,13 +149,13 @@ def inclusion_table(guide: Guide, interval: float = 0.9, draws: int = DRAWS, see
         weights kept; ``median``, that share in the median-probability model.
 
     Raises:
-        InputError: if the interval or the draws are out of range.
+        InputError: if the guide has no masks, or the interval or the draws are out of range.
     """
     if not 0 < interval < 1:
         raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
     if draws < 1:
         raise InputError(f"draws={draws}: need at least one")
-    inside = guide.inclusion_probabilities()
+    inside = _probabilities(guide)
     masked = [site for site in guide.model.sites if site.name in inside]
     shares: dict[str, list[Tensor]] = {site.name: [] for site in masked}
     for masks in mask_draws(guide, draws, seed):
@@ -201,8 +204,11 @@ def threshold_table(guide: Guide, thresholds: Sequence[float] = THRESHOLDS) -> p
         Columns ``threshold``; ``density``, the share of the masked weights with an inclusion probability of at
         least that; ``false_discovery_rate``, the expected share of those kept that are not in, by the posterior
         (0 where nothing is kept); ``false_omission_rate``, that of those dropped which are in.
+
+    Raises:
+        InputError: if the guide has no masks, or a threshold is out of range.
     """
-    inside = guide.inclusion_probabilities()
+    inside = _probabilities(guide)
     flat = [inside[s.name].cpu().double().expand(s.shape).flatten() for s in guide.model.sites if s.name in inside]
     probs = torch.cat(flat)
     rows = []
@@ -238,11 +244,11 @@ def stability(guides: Sequence[Guide]) -> pd.DataFrame:
         weights that some fit's median-probability model keeps and another drops.
 
     Raises:
-        InputError: if there are fewer than two, or they are of different models.
+        InputError: if there are fewer than two, they are of different models, or have no masks.
     """
     if len(guides) < 2:
         raise InputError(f"guides: {len(guides)} given; agreement takes at least two")
-    every = [guide.inclusion_probabilities() for guide in guides]
+    every = [_probabilities(guide) for guide in guides]
     shapes = [{name: tuple(p.shape) for name, p in inside.items()} for inside in every]
     if any(other != shapes[0] for other in shapes):
         raise InputError("guides: their masks have different sites or shapes; fit the same model each time")
@@ -263,6 +269,12 @@ def stability(guides: Sequence[Guide]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _probabilities(guide: Guide) -> dict[str, Tensor]:
+    if not guide.mask_shapes:
+        raise InputError(f"guide={type(guide).__name__} has no masks, and so no inclusion probabilities")
+    return guide.inclusion_probabilities()
 
 
 def _over_units(site: WeightSite, values: Tensor, dims: Sequence[str], reduce: Literal["sum", "amax"]) -> Tensor:
