@@ -13,6 +13,9 @@ from .errors import InputError
 from .guides import Guide
 from .models import IsingViT
 
+BATCH = 250
+"""Images at a time."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -43,7 +46,7 @@ def predict(
     images: Tensor,
     draws: int = 50,
     interval: float = 0.9,
-    batch_size: int = 250,
+    batch_size: int = BATCH,
     seed: int = 0,
 ) -> Prediction:
     """Average the network's predictions over draws of masks and weights from a guide.
@@ -88,7 +91,7 @@ def predict(
 
 
 def predict_plug_in(
-    model: IsingViT, guide: Guide, images: Tensor, masks: Mapping[str, Tensor] | None = None, batch_size: int = 500
+    model: IsingViT, guide: Guide, images: Tensor, masks: Mapping[str, Tensor] | None = None, batch_size: int = BATCH
 ) -> Tensor:
     """Probabilities (n, k) of one network: the posterior mean weights under given masks.
 
@@ -98,12 +101,20 @@ def predict_plug_in(
         masks: by site name; the median-probability model if None.
         batch_size: images at a time.
     """
-    device = next(guide.parameters()).device
     with evaluating(model, guide):
         weights = guide.mean_weights(guide.median_masks() if masks is None else dict(masks))
-        return torch.cat(
-            [model.logits(batch.to(device), weights).softmax(-1).cpu() for batch in images.split(batch_size)]
-        )
+        return log_probs(model, images, weights, batch_size).exp()
+
+
+def log_probs(model: IsingViT, images: Tensor, weights: Mapping[str, Tensor], batch_size: int = BATCH) -> Tensor:
+    """Log-probabilities (n, classes) of images by the network with given weights, batch by batch, on the CPU."""
+    device = model.prior.zero.device
+    return torch.cat([model.logits(b.to(device), weights).log_softmax(-1).cpu() for b in images.split(batch_size)])
+
+
+def draw_labels(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+    """A label (n,) for each row of log-probabilities (n, classes)."""
+    return torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(-1)
 
 
 @dataclass(frozen=True)

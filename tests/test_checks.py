@@ -31,8 +31,7 @@ from pyro_isingvit.diagnostics.checks import (
     predictive_check,
     prior_predictive_check,
 )
-from pyro_isingvit.diagnostics.inference_data import draw_labels
-from pyro_isingvit.predict import evaluating, posterior_draws, seeded
+from pyro_isingvit.predict import draw_labels, evaluating, posterior_draws, seeded
 from pyro_isingvit.testing import TINY
 
 

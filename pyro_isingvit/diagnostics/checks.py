@@ -19,10 +19,9 @@ from torch import Tensor
 from ..data import Images
 from ..errors import InputError
 from ..models import IsingViT
-from ..predict import evaluating, posterior_draws, prior_draws, seeded
+from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, seeded
 from ..result import FitResult
 from .arviz_adapter import psislw
-from .inference_data import BATCH, draw_labels
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
 """Labels (n,) and predictive probabilities (n, classes) to a number, or one for each class."""
@@ -177,9 +176,9 @@ def _check(
     generator = torch.Generator().manual_seed(seed)
     total, replicated = torch.zeros(len(data), data.classes), []
     for drawn in weights:
-        log_probs = _log_probs(model, data.images, drawn)
-        total += log_probs.exp()
-        replicated.append(draw_labels(log_probs, generator))
+        each = log_probs(model, data.images, drawn)
+        total += each.exp()
+        replicated.append(draw_labels(each, generator))
     if not replicated:
         raise InputError("draws=0: need at least one")
     return predictive_check(data.labels.cpu(), torch.stack(replicated), total / len(replicated), statistics)
@@ -238,7 +237,7 @@ def leave_one_out(result: FitResult, train: Images, draws: int = 1000, seed: int
     with evaluating(model, guide), seeded(device):
         for draw in posterior_draws(model, guide, draws, seed):
             ratios.append(draw.log_ratio)
-            likelihoods.append(_log_probs(model, train.images, draw.weights).gather(-1, labels).squeeze(-1))
+            likelihoods.append(log_probs(model, train.images, draw.weights).gather(-1, labels).squeeze(-1))
     each = torch.stack(likelihoods).double().numpy().T
     tempered = each / model.temperature
     whole = np.asarray(ratios) + tempered.sum(0)
@@ -247,8 +246,3 @@ def leave_one_out(result: FitResult, train: Images, draws: int = 1000, seed: int
     pointwise = np.logaddexp.reduce(log_weights + each, axis=-1)
     se = math.sqrt(len(pointwise) * pointwise.var())
     return LeaveOneOut(float(pointwise.sum()), se, pointwise, k, float(k_hat))
-
-
-def _log_probs(model: IsingViT, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    device = model.prior.zero.device
-    return torch.cat([model.logits(b.to(device), weights).log_softmax(-1).cpu() for b in images.split(BATCH)])

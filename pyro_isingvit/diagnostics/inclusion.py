@@ -103,11 +103,9 @@ def unit_inclusion(guide: Guide, unit: Unit = "head", draws: int = DRAWS, seed: 
     else:
         drawn = [alive_units(guide, unit, masks).double() for masks in mask_draws(guide, draws, seed)]
         alive = torch.stack(drawn).mean(0)
-    sizes = dict(zip(sites[roles[0]].dims, sites[roles[0]].shape, strict=True))
-    shape = [sizes[dim] for dim in dims]
-    return xr.DataArray(
-        alive.expand(shape).numpy(), {dim: np.arange(sizes[dim]) for dim in dims}, dims, name=f"P({unit} is alive)"
-    )
+    shape = _unit_shape(sites[roles[0]], dims)
+    coords = {dim: np.arange(size) for dim, size in zip(dims, shape, strict=True)}
+    return xr.DataArray(alive.expand(shape).numpy(), coords, dims, name=f"P({unit} is alive)")
 
 
 def alive_units(guide: Guide, unit: Unit, masks: dict[str, Tensor] | None = None) -> Tensor:
@@ -119,8 +117,7 @@ def alive_units(guide: Guide, unit: Unit, masks: dict[str, Tensor] | None = None
     masks = guide.median_masks() if masks is None else masks
     sites = {site.name: site for site in guide.model.sites}
     dims, roles = UNITS[unit]
-    sizes = dict(zip(sites[roles[0]].dims, sites[roles[0]].shape, strict=True))
-    alive = torch.ones([sizes[dim] for dim in dims], dtype=torch.bool)
+    alive = torch.ones(_unit_shape(sites[roles[0]], dims), dtype=torch.bool)
     for role in roles:
         if role in masks:
             alive = alive & (_over_units(sites[role], masks[role].cpu(), dims, "amax") > 0)
@@ -275,6 +272,10 @@ def _probabilities(guide: Guide) -> dict[str, Tensor]:
     if not guide.mask_shapes:
         raise InputError(f"guide={type(guide).__name__} has no masks, and so no inclusion probabilities")
     return guide.inclusion_probabilities()
+
+
+def _unit_shape(site: WeightSite, dims: Sequence[str]) -> list[int]:
+    return [site.shape[site.dims.index(dim)] for dim in dims]
 
 
 def _over_units(site: WeightSite, values: Tensor, dims: Sequence[str], reduce: Literal["sum", "amax"]) -> Tensor:

@@ -12,15 +12,12 @@ from torch import Tensor
 
 from ..data import Images
 from ..errors import InputError
-from ..predict import evaluating, posterior_draws, prior_draws, seeded
+from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, seeded
 from ..result import FitResult
 from ..sites import LAYER, WeightSite
 from .arviz_adapter import inference_data
 
 PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "xarray")
-
-BATCH = 500
-"""Images at a time."""
 
 
 def to_inference_data(
@@ -83,33 +80,23 @@ def to_inference_data(
     predicted: list[Tensor] = []
     prior_replicated: list[Tensor] = []
 
-    def log_probs(images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        parts = [model.logits(batch.to(device), drawn).log_softmax(-1).cpu() for batch in images.split(BATCH)]
-        return torch.cat(parts)
-
     with evaluating(model, guide), seeded(device):
         labels = torch.Generator().manual_seed(seed)
         for draw in posterior_draws(model, guide, draws, seed):
             posterior.add(draw.masks, draw.weights)
             log_ratio.append(draw.log_ratio)
             if data is not None:
-                each = log_probs(data.images, draw.weights)
+                each = log_probs(model, data.images, draw.weights)
                 log_likelihood.append(each.gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1))
                 replicated.append(draw_labels(each, labels))
             if predictions is not None:
-                predicted.append(draw_labels(log_probs(predictions, draw.weights), labels))
+                predicted.append(draw_labels(log_probs(model, predictions, draw.weights), labels))
         for masks, drawn in prior_draws(model, prior, seed) if prior else ():
             before.add(masks, drawn)
             if data is not None:
-                prior_replicated.append(draw_labels(log_probs(data.images, drawn), labels))
+                prior_replicated.append(draw_labels(log_probs(model, data.images, drawn), labels))
 
-    stats = xr.Dataset({"log_ratio": (("chain", "draw"), np.asarray([log_ratio]))}, _chain(draws))
-    if result.history is not None:
-        history = result.history
-        elbo = -history["loss"] * (model.num_data or 1) / history["temperature"]
-        stats = stats.assign(elbo=("step", elbo.to_numpy()), phase=("step", history["phase"].to_numpy(str)))
-        stats = stats.assign_coords(step=history["step"].to_numpy())
-    groups = {"posterior": posterior.dataset(), "sample_stats": stats}
+    groups = {"posterior": posterior.dataset(), "sample_stats": _sample_stats(result, log_ratio)}
     if data is not None:
         groups["log_likelihood"] = _labels(log_likelihood, "image")
         groups["posterior_predictive"] = _labels(replicated, "image")
@@ -122,22 +109,30 @@ def to_inference_data(
         groups["prior"] = before.dataset()
         if data is not None:
             groups["prior_predictive"] = _labels(prior_replicated, "image")
-    attrs = {
+    return inference_data(groups, _attributes(result))
+
+
+def _sample_stats(result: FitResult, log_ratio: list[float]) -> xr.Dataset:
+    stats = xr.Dataset({"log_ratio": (("chain", "draw"), np.asarray([log_ratio]))}, _chain(len(log_ratio)))
+    history = result.history
+    if history is None:
+        return stats
+    elbo = -history["loss"] * (result.model.num_data or 1) / history["temperature"]
+    stats = stats.assign(elbo=("step", elbo.to_numpy()), phase=("step", history["phase"].to_numpy(str)))
+    return stats.assign_coords(step=history["step"].to_numpy())
+
+
+def _attributes(result: FitResult) -> dict[str, Any]:
+    return {
         "inference_library": "pyro_isingvit",
         "inference_library_version": version("pyro-isingvit"),
         "versions": json.dumps({name: version(name) for name in PACKAGES}),
         "draws_are": "independent draws from a variational guide, not a Markov chain",
-        "guide": type(guide).__name__,
-        "prior": type(model.prior).__name__,
+        "guide": type(result.guide).__name__,
+        "prior": type(result.model.prior).__name__,
         "temperature": result.temperature,
         "fit": json.dumps(dict(result.config)),
     }
-    return inference_data(groups, attrs)
-
-
-def draw_labels(log_probs: Tensor, generator: torch.Generator) -> Tensor:
-    """A label (n,) for each row of log-probabilities (n, classes)."""
-    return torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(-1)
 
 
 def part_names(site: WeightSite) -> list[str]:

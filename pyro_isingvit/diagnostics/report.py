@@ -116,64 +116,37 @@ def examine(
     """
     methods = {ISING: (result, draws)} | ({} if deterministic is None else {PLAIN: (deterministic, 1)})
     test, few = data.test, data.test[torch.arange(min(IMAGES, len(data.test)))]
-    train = data.train[torch.arange(min(IMAGES, len(data.train)))]
-    found: dict[str, Any] = {}
-
-    def predictions() -> None:
-        found["predictions"] = {m: fit.predict(test.images, n, seed=seed) for m, (fit, n) in methods.items()}
-        entropy = found["predictions"][ISING].entropy
-        certain = torch.arange(min(SAMPLES // 2, len(test)))
-        unsure = [i for i in entropy.argsort(descending=True).tolist() if i >= len(certain)][: SAMPLES - len(certain)]
-        found["shown"] = torch.cat([certain, torch.tensor(unsure, dtype=torch.long)])
-
-    def score() -> None:
-        labels = test.labels.cpu()
-        found["scores"] = scores or {
-            **{m: metrics(p.probs, labels) for m, p in found["predictions"].items()},
-            MEDIAN: metrics(result.predict_plug_in(test.images), labels),
-        }
-        each = found["predictions"]
-        found["difference"] = paired_difference(each[ISING].probs, each[PLAIN].probs, labels) if PLAIN in each else None
-
-    def kept() -> None:
-        found["inclusion"], found["thresholds"] = inclusion_table(result.guide), threshold_table(result.guide)
-        found["units"] = _units(result)
-
-    def shifted() -> None:
-        found["shift"] = {m: under_shift(fit, few, draws=n, seed=seed) for m, (fit, n) in methods.items()}
-
-    def outside() -> None:
-        found["outside"] = _outside(methods, few, seed)
-
-    def looked() -> None:
-        found["attention"] = attention(result, test.images[found["shown"]], draws, seed)
-
-    def checks() -> None:
-        found["checks"] = posterior_predictive_check(result, test, draws=CHECK_DRAWS, seed=seed)
-
-    def prior_checks() -> None:
-        try:
-            found["prior_checks"] = prior_predictive_check(result.model, test, draws=PRIOR_DRAWS, seed=seed)
-        except NotImplementedError:
-            found["prior_checks"] = None
-
-    def loo() -> None:
-        found["loo"] = leave_one_out(result, train, LOO_DRAWS, seed)
-
-    steps: list[Callable[[], None]] = [
-        predictions,
-        score,
-        kept,
-        shifted,
-        outside,
-        looked,
-        checks,
-        prior_checks,
-        loo,
-    ]
-    for step in track(steps, "examine", disable=not progress):
-        step()
-    return Findings(result=result, deterministic=deterministic, data=data, **found)
+    train, labels = data.train[torch.arange(min(IMAGES, len(data.train)))], test.labels.cpu()
+    predictions = {m: fit.predict(test.images, n, seed=seed) for m, (fit, n) in methods.items()}
+    shown = _shown(predictions[ISING])
+    if scores is None:
+        scores = {m: metrics(p.probs, labels) for m, p in predictions.items()}
+        scores[MEDIAN] = metrics(result.predict_plug_in(test.images), labels)
+    difference = None
+    if deterministic is not None:
+        difference = paired_difference(predictions[ISING].probs, predictions[PLAIN].probs, labels)
+    costly: dict[str, Callable[[], Any]] = {
+        "shift": lambda: {m: under_shift(fit, few, draws=n, seed=seed) for m, (fit, n) in methods.items()},
+        "outside": lambda: _outside(methods, few, seed),
+        "attention": lambda: attention(result, test.images[shown], draws, seed),
+        "checks": lambda: posterior_predictive_check(result, test, draws=CHECK_DRAWS, seed=seed),
+        "prior_checks": lambda: _prior_checks(result, test, seed),
+        "loo": lambda: leave_one_out(result, train, LOO_DRAWS, seed),
+    }
+    found = {name: compute() for name, compute in track(costly.items(), "examine", disable=not progress)}
+    return Findings(
+        result=result,
+        deterministic=deterministic,
+        data=data,
+        scores=scores,
+        difference=difference,
+        predictions=predictions,
+        inclusion=inclusion_table(result.guide),
+        thresholds=threshold_table(result.guide),
+        units=_units(result),
+        shown=shown,
+        **found,
+    )
 
 
 def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> Path:
@@ -327,6 +300,20 @@ def _units(result: FitResult) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _shown(prediction: Prediction) -> torch.Tensor:
+    """Indices of the images to show: the first ones, then those of highest entropy."""
+    first = min(SAMPLES // 2, len(prediction.probs))
+    unsure = [i for i in prediction.entropy.argsort(descending=True).tolist() if i >= first]
+    return torch.tensor([*range(first), *unsure[: SAMPLES - first]])
+
+
+def _prior_checks(result: FitResult, test: Images, seed: int) -> pd.DataFrame | None:
+    try:
+        return prior_predictive_check(result.model, test, draws=PRIOR_DRAWS, seed=seed)
+    except NotImplementedError:
+        return None
 
 
 def _outside(methods: Mapping[str, tuple[FitResult, int]], few: Images, seed: int) -> pd.DataFrame:

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..attention import Attention
+from .style import show_image
 
 
 def figure_attention(attention: Attention, images: Tensor, index: int = 0) -> Figure:
@@ -33,7 +33,7 @@ def figure_attention(attention: Attention, images: Tensor, index: int = 0) -> Fi
     for ax, (values, title) in zip(
         grid[0], ((None, "image"), (mean, "share in the answer"), (sd, "its posterior sd")), strict=False
     ):
-        _show(ax, image)
+        show_image(ax, image)
         ax.set_title(title, fontsize="small")
         if values is not None:
             picture = ax.imshow(_enlarged(values, size), cmap="viridis", vmin=0, vmax=top, alpha=0.65)
@@ -43,16 +43,11 @@ def figure_attention(attention: Attention, images: Tensor, index: int = 0) -> Fi
         seen = attention.mean[index, block].mean(-2)[:, -patches:].view(heads, *mean.shape)
         for head in range(heads):
             ax = grid[block + 1, head]
-            _show(ax, image)
+            show_image(ax, image)
             ax.imshow(_enlarged(seen[head], size), cmap="viridis", vmin=0, vmax=top, alpha=0.65)
             alive = float(attention.head_inclusion[block, head])
             ax.set_title(f"block {block + 1}, head {head + 1}\nalive: {alive:.2f}", fontsize="x-small")
     return figure
-
-
-def _show(ax: Axes, image: Tensor) -> None:
-    pixels = image.permute(1, 2, 0).numpy()
-    ax.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
 
 
 def _enlarged(values: Tensor, size: tuple[int, int]) -> np.ndarray:

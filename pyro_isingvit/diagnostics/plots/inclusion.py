@@ -7,7 +7,7 @@ from ...errors import InputError
 from ...guides import Guide
 from ...sites import LAYER
 from ..inclusion import inclusion, inclusion_table, threshold_table, unit_inclusion
-from .style import ACCENT, DARK, GREY, LIGHT, MAP, bare, figure_of, new_axes
+from .style import ACCENT, DARK, GREY, LIGHT, MAP, bare, figure_of, new_axes, note_right
 
 ATTENTION = ("encoder.query", "encoder.key", "encoder.value", "encoder.out")
 
@@ -30,17 +30,8 @@ def plot_inclusion(guide: Guide, ax: Axes | None = None) -> Axes:
     ax.barh(rows, table["expected"], color=LIGHT, label="mean probability")
     ax.hlines(rows, table["lower"], table["upper"], color=GREY, lw=3, label="share kept, 90 %")
     ax.plot(table["median"], rows, "o", color=DARK, ms=5, clip_on=False, label="median model")
-    for row, label in [(-1, "weights"), *((row, f"{weights:,}") for row, weights in enumerate(table["weights"]))]:
-        ax.annotate(
-            label,
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(60, 0),
-            textcoords="offset points",
-            va="center",
-            ha="right",
-            fontsize="small",
-        )
+    for row, text in enumerate(["weights", *(f"{weights:,}" for weights in table["weights"])], -1):
+        note_right(ax, row, text, 60)
     ax.set_yticks(rows, names)
     ax.set(xlim=(0, 1), ylim=(len(table) - 0.4, -1.4), xlabel="inclusion")
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize="small", frameon=False)

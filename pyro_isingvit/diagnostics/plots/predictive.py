@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...predict import Prediction
 from ..calibration import PUBLISHED, reliability_table, selective_accuracy
-from .style import ACCENT, DARK, GREY, LIGHT, bare, lines, new_axes
+from .style import ACCENT, DARK, GREY, LIGHT, bare, lines, new_axes, note_right, show_image
 
 NAMES = {
     "accuracy": "accuracy",
@@ -174,17 +174,8 @@ def plot_check(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.plot(place[~fails], rows[~fails], "o", color=DARK, ms=4.5, label="observed")
     if fails.any():
         ax.plot(place[fails], rows[fails], "X", color=ACCENT, ms=8, clip_on=False, label="observed, check fails")
-    for row, text in enumerate(table["observed"]):
-        ax.annotate(
-            f"{text:.3f}",
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(34, 0),
-            textcoords="offset points",
-            va="center",
-            ha="right",
-            fontsize="small",
-        )
+    for row, value in enumerate(table["observed"]):
+        note_right(ax, row, f"{value:.3f}", 34)
     ax.set_yticks(rows, names, fontsize="small")
     reach = max(2.0, float(np.abs(place).max()) * 1.05)
     ax.set(ylim=(len(table) - 0.4, -0.6), xlim=(-reach, reach), xlabel="half widths from the middle of the replicated")
@@ -213,9 +204,7 @@ def figure_samples(
         ax.set_axis_off()
     for i in range(n):
         picture, bars = grid.flat[2 * i], grid.flat[2 * i + 1]
-        image = images[i].cpu().permute(1, 2, 0).numpy()
-        picture.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
-        picture.set_axis_off()
+        show_image(picture, images[i])
         best = prediction.probs[i].topk(top).indices
         mean, lower, upper = (part[i][best].numpy() for part in (prediction.probs, prediction.lower, prediction.upper))
         truth = None if labels is None else int(labels[i])

@@ -4,6 +4,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 DARK, LIGHT, ACCENT, GREY = "#1b3a5c", "#8ab6de", "#c8641e", "#9a9a9a"
 MAP = "Blues"
@@ -39,6 +40,19 @@ def bare(ax: Axes) -> Axes:
     """Without the upper and right border."""
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def note_right(ax: Axes, row: float, text: str, offset: int) -> None:
+    """Text beside a row, right-aligned some points beyond the right border."""
+    at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    ax.annotate(text, (1, row), xytext=(offset, 0), va="center", ha="right", fontsize="small", **at)
+
+
+def show_image(ax: Axes, image: Tensor) -> None:
+    """An image (channels, height, width) within [0, 1], grey if it has not three channels."""
+    pixels = image.cpu().permute(1, 2, 0).numpy()
+    ax.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
+    ax.set_axis_off()
 
 
 def figure_of(ax: Axes) -> Figure:
