@@ -71,6 +71,8 @@ class IsingViT(nn.Module):
         seen: of the last pass that was watched.
         plated: whether masks and weights are sampled in plates over their dimensions, so that Pyro knows which
             terms are local; a `Guide` sets it each time it runs.
+        precision: of the matrix products of the network's passes; weights, priors and the loss stay in float32.
+            `fit` sets it for the time of training.
 
     Raises:
         InputError: if the prior is for other sites than the network's.
@@ -89,6 +91,7 @@ class IsingViT(nn.Module):
         self.fixed_masks: dict[str, Tensor] | None = None
         self.watcher: Watcher | None = None
         self.plated = False
+        self.precision: torch.dtype = torch.float32
         self.seen: Seen | None = None
         self._varies = any(p.requires_grad for p in prior.parameters()) or _samples(prior)
         for site in self.sites:
@@ -133,7 +136,10 @@ class IsingViT(nn.Module):
 
     def logits(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The network's logits (batch, classes) with the given weights, by site name, in place of its own."""
-        return functional_call(self.network, dict(weights), (images,))
+        lower = self.precision != torch.float32
+        with torch.autocast(images.device.type, self.precision, enabled=lower):
+            logits = functional_call(self.network, dict(weights), (images,))
+        return logits.float() if lower else logits
 
     def fix_masks(self, masks: Mapping[str, Tensor] | None) -> None:
         """Condition on masks, by site name: they are sampled neither here nor in guides. None frees them again."""

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .errors import InputError
@@ -283,19 +282,18 @@ def hessian_diagonal(model: "IsingViT", seen: "Seen", chunk: int = 128) -> dict[
         return F.cross_entropy(model.logits(seen.images, of).float(), labels, reduction="sum")
 
     result = {}
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-        for name, weight in weights.items():
-            slope = torch.func.grad(lambda w, name=name: loss(weights | {name: w}))
-            product = torch.func.vjp(slope, weight)[1]  # the Hessian is symmetric
+    for name, weight in weights.items():
+        slope = torch.func.grad(lambda w, name=name: loss(weights | {name: w}))
+        product = torch.func.vjp(slope, weight)[1]  # the Hessian is symmetric
 
-            def entry(unit: Tensor, product: Any = product, weight: Tensor = weight) -> Tensor:
-                return (product(unit.view_as(weight))[0].flatten() * unit).sum()
+        def entry(unit: Tensor, product: Any = product, weight: Tensor = weight) -> Tensor:
+            return (product(unit.view_as(weight))[0].flatten() * unit).sum()
 
-            rows = []
-            for indices in torch.arange(weight.numel(), device=weight.device).split(chunk):
-                units = F.one_hot(indices, weight.numel()).to(weight.dtype)
-                rows.append(torch.func.vmap(entry)(units))
-            result[name] = torch.cat(rows).view_as(weight)
+        rows = []
+        for indices in torch.arange(weight.numel(), device=weight.device).split(chunk):
+            units = F.one_hot(indices, weight.numel()).to(weight.dtype)
+            rows.append(torch.func.vmap(entry)(units))
+        result[name] = torch.cat(rows).view_as(weight)
     return result
 
 
@@ -341,6 +339,7 @@ class _CatchingLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> Any:
         x, weight = ctx.saved_tensors
+        signal, x = signal.to(weight.dtype), x.to(weight.dtype)  # of a pass in lower precision
         rows, inputs = signal.flatten(0, -2), x.flatten(0, -2)
         ctx.into.add_(rows.square().mT @ inputs.square())
         return signal @ weight, rows.mT @ inputs, rows.sum(0) if ctx.biased else None, None

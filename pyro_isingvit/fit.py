@@ -48,6 +48,8 @@ class FitConfig(Config):
         augment: random transformation of the training images, or None.
         seed: of everything random in `fit`.
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
+        precision: of matrix products in training. ``"bfloat16"`` is two to three times as fast where the processor has
+            instructions for it; what was fitted predicts in float32 either way.
     """
 
     steps: pydantic.PositiveInt = 3000
@@ -62,6 +64,7 @@ class FitConfig(Config):
     augment: RandomAffine | None = None
     seed: pydantic.NonNegativeInt = 0
     device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     @pydantic.model_validator(mode="after")
     def _phases_fit(self) -> Self:
@@ -128,6 +131,7 @@ def fit(
     _check(model, guide, train, validation, config)
     with (
         _holding(guide, config.target_density),
+        _computing(model, getattr(torch, config.precision)),
         seeded(device, config.seed),
         pyro.validation_enabled(False),
         Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress) as bar,
@@ -262,6 +266,16 @@ def _holding(guide: Guide, density: float | None) -> Iterator[None]:
     finally:
         if density is not None:
             guide.hold_density(before)
+
+
+@contextmanager
+def _computing(model: IsingViT, precision: torch.dtype) -> Iterator[None]:
+    """In a precision, for the time of a fit."""
+    before, model.precision = model.precision, precision
+    try:
+        yield
+    finally:
+        model.precision = before
 
 
 def _check(model: IsingViT, guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:

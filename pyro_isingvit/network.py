@@ -135,9 +135,11 @@ class Encoder(nn.Module):
             q = split(F.linear(z, query[i], query_bias[i]))
             k = split(F.linear(z, key[i], key_bias[i]))
             v = split(F.linear(z, value[i], value_bias[i]))
+            # Spelled out: tokens are few, and torch's fused kernel on CPUs is slow in bfloat16 and differentiable once.
+            looks = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1).to(v.dtype)
             if attention is not None:
-                attention.append((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1))
-            z = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+                attention.append(looks)
+            z = (looks @ v).transpose(1, 2).flatten(2)
             x = x + F.linear(z, out[i], out_bias[i])
             z = F.layer_norm(x, (dim,), norm2[i], norm2_bias[i])
             x = x + F.linear(F.gelu(F.linear(z, up[i], up_bias[i])), down[i], down_bias[i])
