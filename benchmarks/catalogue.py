@@ -84,7 +84,7 @@ def run(
     data = iv.split(iv.read("digits"), train=1000, test=500)
     network = iv.ViT(iv.ViTConfig(image_size=8, patch_size=4, mlp_ratio=8))
     model = iv.IsingViT(network, prior(network.weight_sites()))
-    augment = iv.RandomAffine(degrees=10, scale=0.1, shear=10, translate=0.1)
+    augment = iv.Augment(degrees=10, scale=0.1, shear=10, translate=0.1)
     config = iv.FitConfig(**{"learning_rate": 4e-3, "augment": augment, "temperature": 1e-3, "device": "cpu"} | fit)
     result = iv.fit(model, guide(model), data.train, config=config, progress=False)
     scores = metrics(result.predict(data.test.images, 50).probs, data.test.labels)

@@ -9,6 +9,7 @@ from .mean_field import MeanField
 from .point import PointEstimate
 from .relaxed import Relaxed
 from .score_function import ScoreFunction
+from .sparse_variational_dropout import SparseVariationalDropout
 
 __all__ = [
     "Auto",
@@ -20,4 +21,5 @@ __all__ = [
     "PointEstimate",
     "Relaxed",
     "ScoreFunction",
+    "SparseVariationalDropout",
 ]

@@ -46,6 +46,9 @@ class Guide(nn.Module):
     plated = False
     """What `IsingViT.plated` is to be."""
 
+    sparsifies = False
+    """Whether training has phases, from a whole network to a sparse one, though no site has masks."""
+
     target_density: float | None = None
     """Share of the weights to hold in, if the family can; None leaves it to prior and likelihood."""
 

@@ -1,4 +1,8 @@
-"""One value for each weight: maximum likelihood under `Flat`, maximum a posteriori under another prior."""
+"""One value for each weight: maximum likelihood under `Flat`, maximum a posteriori under another prior.
+
+References:
+    Wan et al., "Regularization of Neural Networks using DropConnect", ICML 2013.
+"""
 
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -14,15 +18,25 @@ from .base import Guide, initial_weights
 class PointEstimate(Guide):
     """``weight = loc``. For priors without masks; under `Flat` it trains the deterministic network.
 
+    Masks that are fixed (`IsingViT.fix_masks`) cut weights, as magnitude pruning does.
+
+    Args:
+        model: whose posterior this approximates.
+        dropconnect: share of the weights that each step of training leaves out at random; the others are scaled up.
+
     Raises:
-        InputError: if the prior has masks.
+        InputError: if the prior has masks, or the share is not within [0, 1).
     """
 
-    def __init__(self, model: IsingViT) -> None:
+    def __init__(self, model: IsingViT, dropconnect: float = 0.0) -> None:
         super().__init__(model)
+        if not 0 <= dropconnect < 1:
+            raise InputError(f"dropconnect={dropconnect}: a share of the weights lies within [0, 1), e.g. 0.1")
+        self.dropconnect = dropconnect
         if self.mask_shapes:
             raise InputError(f"prior={type(model.prior).__name__} has masks; PointEstimate has none: use e.g. Flat")
         self.loc = nn.ParameterDict({key: nn.Parameter(weight) for key, weight in initial_weights(model).items()})
 
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:
-        return Delta(self.loc[site.key], event_dim=len(site.shape))
+        loc = nn.functional.dropout(self.loc[site.key], self.dropconnect, self.training)
+        return Delta(loc if mask is None else loc * mask, event_dim=len(site.shape))

@@ -1,10 +1,10 @@
 """Bayesian sparsification of Vision Transformers as a probabilistic program."""
 
-from .data import Data, Images, RandomAffine, read, split
+from .data import Augment, Data, Images, from_dataset, read, split
 from .distributions import Gaussian, Ising, SpikeAndSlab, StraightThroughBernoulli, StraightThroughConcrete
 from .elbo import TraceGraph_ELBO
 from .errors import InputError, TrainingError
-from .fit import FitConfig, fit
+from .fit import FitConfig, fit, fit_path
 from .guides import (
     Auto,
     BackwardIsing,
@@ -15,6 +15,7 @@ from .guides import (
     PointEstimate,
     Relaxed,
     ScoreFunction,
+    SparseVariationalDropout,
 )
 from .interactions import VIT_COUPLINGS, Coupling, CouplingGraph
 from .models import (
@@ -24,6 +25,7 @@ from .models import (
     IsingSpikeSlab,
     IsingViT,
     LatticeSpikeSlab,
+    LogUniform,
     Prior,
     RegularisedHorseshoe,
     StructuredSpikeSlab,
@@ -35,6 +37,7 @@ from .sites import WeightSite
 
 __all__ = [
     "VIT_COUPLINGS",
+    "Augment",
     "Auto",
     "BackwardIsing",
     "Coupling",
@@ -54,15 +57,16 @@ __all__ = [
     "IsingViT",
     "LatticeSpikeSlab",
     "LikelihoodGuided",
+    "LogUniform",
     "LowRank",
     "MeanField",
     "PointEstimate",
     "Prediction",
     "Prior",
-    "RandomAffine",
     "RegularisedHorseshoe",
     "Relaxed",
     "ScoreFunction",
+    "SparseVariationalDropout",
     "SpikeAndSlab",
     "StraightThroughBernoulli",
     "StraightThroughConcrete",
@@ -73,6 +77,8 @@ __all__ = [
     "ViTConfig",
     "WeightSite",
     "fit",
+    "fit_path",
+    "from_dataset",
     "predict",
     "predict_plug_in",
     "read",

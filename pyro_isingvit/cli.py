@@ -9,24 +9,40 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .data import read
+from .data import AUGMENTATIONS, read
 from .errors import InputError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
 from .experiments.run import Run
+from .experiments.study import read_plan, run_cell, run_study, shipped_plans
+from .experiments.tables import write_study
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 
 @app.command("fit")
 def fit_command(
-    dataset: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or the path of an .npz file.")] = "digits",
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="digits, mnist, fashion-mnist, cifar-10, cifar-100, folder (one of images for each class), "
+            "or the path of an .npz file."
+        ),
+    ] = "digits",
     data_root: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the data set's files if they are not there.")
+    ] = False,
+    image_size: Annotated[int | None, typer.Option(help="Height and width to resize the images to.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.  [default: runs/DATASET]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")] = False,
     compare: Annotated[bool, typer.Option(help="Train the deterministic network of the same recipe too.")] = True,
     train: Annotated[int | None, typer.Option(help="Number of training images N.")] = None,
     validation: Annotated[int | None, typer.Option(help="Number of validation images.")] = None,
-    test: Annotated[int | None, typer.Option(help="Number of test images.")] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(help="Number of test images, or official: the data set's own.  [default: the recipe's, a tenth]"),
+    ] = None,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Equally many training images of each class.")] = False,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Training passes over the images, in place of --steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
@@ -42,7 +58,12 @@ def fit_command(
     depth: Annotated[int | None, typer.Option(help="Number of blocks.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
     mlp_ratio: Annotated[float | None, typer.Option(help="Hidden units of a block, in multiples of dim.")] = None,
-    augment: Annotated[bool, typer.Option(help="Augment the training images by the recipe.")] = True,
+    augment: Annotated[
+        str | None, typer.Option(help=f"How training images are augmented: {', '.join(AUGMENTATIONS)}.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of training: float32, or bfloat16, which may be faster.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the first weights and the training.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto.")] = None,
 ) -> None:
@@ -50,8 +71,8 @@ def fit_command(
     out = Path("runs") / Path(dataset).stem if out is None else out
     if out.exists() and not overwrite:
         raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
-    everything = read(dataset, data_root)
-    settings = recipe(dataset, everything)
+    everything = read(dataset, data_root, download=download, image_size=image_size)
+    settings = recipe(dataset, everything, train)
     fit_options = {
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -61,7 +82,9 @@ def fit_command(
         "target_density": target_density,
         "seed": seed,
         "device": device,
+        "precision": precision,
         "steps": steps,
+        "augment": augment,
     }
     network_options = {
         "patch_size": patch_size,
@@ -70,12 +93,12 @@ def fit_command(
         "heads": heads,
         "mlp_ratio": mlp_ratio,
     }
-    settings |= _given(train=train, validation=validation, test=test, data_root=data_root)
+    settings |= _given(validation=validation, test=test, data_root=data_root, image_size=image_size) | {
+        "balanced": balanced
+    }
     settings["network"] = settings["network"] | _given(**network_options)
     settings["fit"] = settings["fit"] | _given(**fit_options)
     settings["prior"] = _given(inclusion=inclusion, coupling=coupling)
-    if not augment:
-        settings["fit"]["augment"] = None
     config = RunConfig(**settings)
     if epochs is not None:
         if steps is not None:
@@ -112,6 +135,72 @@ def report_command(
         raise InputError(f"--draws={draws}: need at least one")
     page = report(folder, data_root, draws)
     Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command("study")
+def study_command(
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN", help="YAML file, or the name of a plan that ships: see --plans.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of the results.  [default: studies/NAME]")] = None,
+    data_root: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder of the data sets' files; NAME=FOLDER for one of them. May be repeated."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    cells: Annotated[bool, typer.Option("--list", help="List the runs and whether they are done, and stop.")] = False,
+    cell: Annotated[int | None, typer.Option(help="Only this run of the list: for schedulers.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write tables and pictures of what is there, and stop.")
+    ] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch data sets' files if they are not there.")] = False,
+    plans: Annotated[
+        bool, typer.Option("--plans", help="List the plans that ship with the package, and stop.")
+    ] = False,
+) -> None:
+    """Run a study: every data set, size, method, setting and seed of a plan. Killed and started again, it goes on."""
+    console = Console()
+    if plans:
+        for name in shipped_plans():
+            console.print(f"{name}: {' '.join(read_plan(name).about.split())}", highlight=False, soft_wrap=True)
+        return
+    if not plan:
+        raise InputError(f"PLAN='': give a YAML file, or the name of a plan that ships: {list(shipped_plans())}")
+    study = read_plan(plan)
+    out = Path("studies") / study.name if out is None else out
+    roots = _roots(data_root or [])
+    every = study.cells()
+    if cell is not None and not 0 <= cell < len(every):
+        raise InputError(f"--cell={cell}: the plan has runs 0 to {len(every) - 1}")
+    if cells:
+        for number, one in enumerate(every):
+            done = "done" if (out / "cells" / f"{one.key}.safetensors").exists() else "-"
+            console.print(f"{number:4}  {done:4}  {one.key}  {one.setting}", highlight=False, soft_wrap=True)
+    elif report:
+        console.print(f"Report: {write_study(study, out, out / 'report')}", highlight=False, soft_wrap=True)
+    elif cell is not None:
+        path = run_cell(every[cell], out, roots, download, progress=True)
+        console.print(f"Result: {path}", highlight=False, soft_wrap=True)
+    else:
+        failures = run_study(study, out, roots, jobs, download)
+        for key, error in failures.items():
+            sys.stderr.write(f"isingvit: {key}: {error}\n")
+        console.print(
+            f"{len(every) - len(failures)} of {len(every)} runs are in {out}; --report makes the tables",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if failures:
+            sys.exit(1)
+
+
+def _roots(given: list[str]) -> dict[str, str]:
+    """Folders by data set; ``""`` is for all others."""
+    roots = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        roots.update({name: folder} if equals else {"": text})
+    return roots
 
 
 def _given(**options: Any) -> dict[str, Any]:

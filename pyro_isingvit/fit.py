@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from .config import Config
 from .conformance import check_pair
-from .data import Images, RandomAffine
+from .data import AUGMENTATIONS, Augment, Images
 from .elbo import TraceGraph_ELBO
 from .errors import InputError, TrainingError
 from .guides import Guide
 from .models import IsingViT
+from .network import as_floats
 from .predict import evaluating, predict_plug_in, seeded
 from .result import FitResult, densities
-from .temperature import coldest, follow_path
+from .temperature import FACTORS, PATIENCE, SHARE, FitPath, coldest, follow_path, go_to, path_table
 
 LOGS = 50
 """Rows of the history."""
@@ -45,7 +46,7 @@ class FitConfig(Config):
             to hot, and the validation images decide where to stay; see `temperature.follow_path`.
         target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
-        augment: random transformation of the training images, or None.
+        augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
         seed: of everything random in `fit`.
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
         precision: of matrix products in training. ``"bfloat16"`` is two to three times as fast where the processor has
@@ -61,10 +62,19 @@ class FitConfig(Config):
     temperature: pydantic.PositiveFloat | Literal["auto"] = "auto"
     target_density: float | None = pydantic.Field(default=None, gt=0, lt=1)
     clip: pydantic.PositiveFloat = 1.0
-    augment: RandomAffine | None = None
+    augment: Augment | None = None
     seed: pydantic.NonNegativeInt = 0
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @pydantic.field_validator("augment", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value not in AUGMENTATIONS:
+            raise ValueError(f"choose one of {list(AUGMENTATIONS)}")
+        return AUGMENTATIONS[value]
 
     @pydantic.model_validator(mode="after")
     def _phases_fit(self) -> Self:
@@ -124,7 +134,70 @@ def fit(
         TrainingError: if the loss is no longer finite.
     """
     config = config or FitConfig()
-    started = time.perf_counter()
+    path = None
+    with _training(model, guide, train, validation, config, progress) as trainer:
+        if not _sparsifies(guide):
+            trainer.run(config.steps, "weights")
+        else:
+            trainer.run_pilot()
+            fine_tune = round(config.fine_tune * config.steps)
+            ising = config.steps - trainer.step - fine_tune
+            if config.temperature == "auto" and ising:
+                assert validation is not None
+                stops = follow_path(trainer, validation, max(1, round(SHARE * ising / len(FACTORS))), PATIENCE)
+                path = path_table(stops)
+                go_to(trainer, stops[int(path["chosen"].to_numpy().argmax())])
+            trainer.run(config.steps - fine_tune - trainer.step, "ising")
+            if fine_tune:
+                model.fix_masks(guide.median_masks())
+                trainer.run(fine_tune, "fine-tune")
+    return FitResult(model, guide, trainer.history, path, trainer.seconds, config.model_dump(mode="json"))
+
+
+def fit_path(
+    model: IsingViT,
+    guide: Guide,
+    train: Images,
+    validation: Images,
+    config: FitConfig | None = None,
+    progress: bool = True,
+) -> FitPath:
+    """Fit a guide at many temperatures in one go, from cold and dense to hot and sparse.
+
+    After the pilot phase all steps are spread evenly over `temperature.FACTORS`, each temperature starting from the one
+    before, at one learning rate and with averaged parameters. What ``temperature="auto"`` does in the first part of
+    its Ising phase is done here with all of it, and every point is kept.
+
+    Args:
+        model, guide, train, validation, config, progress: see `fit`. The configuration's temperature stays ``"auto"``.
+
+    Returns:
+        The curve, and the posterior at each point of it.
+
+    Raises:
+        InputError, TrainingError: see `fit`.
+    """
+    config = config or FitConfig()
+    for name, value, free in (
+        ("temperature", config.temperature, "auto"),
+        ("target_density", config.target_density, None),
+        ("fine_tune", config.fine_tune, 0),
+    ):
+        if value != free:
+            raise InputError(f"{name}={value}: a path goes through all temperatures and densities; leave it {free!r}")
+    with _training(model, guide, train, validation, config, progress) as trainer:
+        trainer.run_pilot()
+        trainer.stride = 0.0
+        stops = follow_path(trainer, validation, max(1, (config.steps - trainer.step) // len(FACTORS)))
+    table, facts = path_table(stops), config.model_dump(mode="json")
+    return FitPath(model, guide, table, stops, trainer.history, trainer.seconds, facts)
+
+
+@contextmanager
+def _training(
+    model: IsingViT, guide: Guide, train: Images, validation: Images | None, config: FitConfig, progress: bool
+) -> Iterator["Trainer"]:
+    """A trainer of the pair on its device, with everything in place for the time of a fit."""
     device = config.torch_device()
     model.to(device).train()
     guide.to(device).train()
@@ -137,26 +210,8 @@ def fit(
         Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress) as bar,
     ):
         trainer = Trainer(model, guide, train.to(device), validation, config, bar)
-        path = None
-        if not guide.mask_shapes:
-            trainer.run(config.steps, "weights")
-        else:
-            pilot, fine_tune = (round(share * config.steps) for share in (config.pilot, config.fine_tune))
-            model.fix_masks({name: torch.ones(shape, device=device) for name, shape in guide.mask_shapes.items()})
-            if pilot:
-                trainer.run(pilot, "pilot")
-            model.fix_masks(None)
-            ising = config.steps - pilot - fine_tune
-            if config.temperature == "auto" and ising:
-                assert validation is not None
-                path = follow_path(trainer, validation, ising)
-            trainer.run(config.steps - fine_tune - trainer.step, "ising")
-            if fine_tune:
-                model.fix_masks(guide.median_masks())
-                trainer.run(fine_tune, "fine-tune")
-    history = pd.DataFrame(trainer.rows)
-    seconds = time.perf_counter() - started
-    return FitResult(model, guide, history, path, seconds, config.model_dump(mode="json"))
+        yield trainer
+        trainer.seconds = time.perf_counter() - trainer.started
 
 
 class Trainer:
@@ -173,7 +228,7 @@ class Trainer:
     ) -> None:
         device = train.images.device
         self.model, self.guide, self.train, self.config = model, guide, train, config
-        self.step, self.started = 0, time.perf_counter()
+        self.step, self.started, self.seconds = 0, time.perf_counter(), 0.0
         self.position, self.stride = 0.0, 1.0  # along the schedule of the learning rate, and what a step adds
         self.rows: list[dict[str, Any]] = []
         model.num_data, model.seen = len(train), None
@@ -190,6 +245,20 @@ class Trainer:
         self.batches = _batches(len(train), config.batch_size, device)
         self.bar, self.task = bar, bar.add_task("", total=config.steps)
 
+    @property
+    def history(self) -> pd.DataFrame:
+        """See `FitResult`."""
+        return pd.DataFrame(self.rows)
+
+    def run_pilot(self) -> None:
+        """The pilot phase: all masks on."""
+        steps = round(self.config.pilot * self.config.steps)
+        if steps:
+            shapes, device = self.guide.mask_shapes, self.train.images.device
+            self.model.fix_masks({name: torch.ones(shape, device=device) for name, shape in shapes.items()})
+            self.run(steps, "pilot")
+        self.model.fix_masks(None)
+
     def run(self, steps: int, phase: str, after_step: Callable[[], None] | None = None) -> None:
         """Train for some steps at the model's temperature; a row of history now and then and at the end."""
         model, config, every = self.model, self.config, math.ceil(self.config.steps / LOGS)
@@ -199,7 +268,7 @@ class Trainer:
             batch = next(self.batches)
             images, labels = self.train.images[batch], self.train.labels[batch]
             if config.augment is not None:
-                images = config.augment(images)
+                images = config.augment(as_floats(images))
             with pyro.validation_enabled(i == 0):
                 loss = self.loss(images, labels)
             loss.backward()
@@ -278,12 +347,16 @@ def _computing(model: IsingViT, precision: torch.dtype) -> Iterator[None]:
         model.precision = before
 
 
+def _sparsifies(guide: Guide) -> bool:
+    return bool(guide.mask_shapes) or guide.sparsifies
+
+
 def _check(model: IsingViT, guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
     if guide.model is not model:
         raise InputError(f"guide={type(guide).__name__} was made for another model: make it from this one")
     if config.temperature == "auto" and validation is None:
         raise InputError('temperature="auto" is decided on held-out images: pass validation, or a number, e.g. 1e-3')
-    if config.temperature == "auto" and (not guide.mask_shapes or config.pilot + config.fine_tune == 1):
+    if config.temperature == "auto" and (not _sparsifies(guide) or config.pilot + config.fine_tune == 1):
         raise InputError(
             'temperature="auto" is decided in the Ising phase, and there is none (no masks, or pilot and fine_tune '
             "take all steps): give a number, e.g. 1e-3"

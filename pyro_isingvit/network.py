@@ -32,6 +32,8 @@ class ViTConfig(Config):
         head_hidden: hidden units of the classifier; ``dim // 2`` if None.
         pooling: what the classifier reads: the mean of all tokens, or a class token of its own.
         position_embedding: whether tokens know where they are (the published model's do not).
+        dropout: share of activations that training leaves out: after the patch embedding, and after every linear layer
+            of a block but query, key and value.
         pixel_mean, pixel_std: images come in [0, 1]; the network standardises them by these.
     """
 
@@ -46,6 +48,7 @@ class ViTConfig(Config):
     head_hidden: pydantic.PositiveInt | None = None
     pooling: Literal["mean", "cls"] = "mean"
     position_embedding: bool = True
+    dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
     pixel_mean: float = 0.5
     pixel_std: pydantic.PositiveFloat = 0.5
 
@@ -92,6 +95,11 @@ class ViTConfig(Config):
         return self.head_hidden or max(1, self.dim // 2)
 
 
+def as_floats(images: Tensor) -> Tensor:
+    """Images within [0, 1]: bytes are divided by 255."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
 class Encoder(nn.Module):
     """Pre-norm transformer blocks; every parameter holds all blocks, stacked along its first dimension."""
 
@@ -99,6 +107,7 @@ class Encoder(nn.Module):
         super().__init__()
         depth, dim, heads, hidden = config.depth, config.dim, config.heads, config.hidden
         inner = (heads, dim // heads)
+        self.drop = nn.Dropout(config.dropout)
         self.query = nn.Parameter(torch.empty(depth, *inner, dim))
         self.key = nn.Parameter(torch.empty(depth, *inner, dim))
         self.value = nn.Parameter(torch.empty(depth, *inner, dim))
@@ -140,9 +149,10 @@ class Encoder(nn.Module):
             if attention is not None:
                 attention.append(looks)
             z = (looks @ v).transpose(1, 2).flatten(2)
-            x = x + F.linear(z, out[i], out_bias[i])
+            x = x + self.drop(F.linear(z, out[i], out_bias[i]))
             z = F.layer_norm(x, (dim,), norm2[i], norm2_bias[i])
-            x = x + F.linear(F.gelu(F.linear(z, up[i], up_bias[i])), down[i], down_bias[i])
+            z = self.drop(F.gelu(F.linear(z, up[i], up_bias[i])))
+            x = x + self.drop(F.linear(z, down[i], down_bias[i]))
         return x
 
 
@@ -163,7 +173,7 @@ class Classifier(nn.Module):
 
 
 class ViT(nn.Module):
-    """A Vision Transformer: images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
+    """A Vision Transformer: images (batch, channels, height, width), floats in [0, 1] or bytes, to (batch, classes).
 
     The weights of one role of all blocks are one parameter (`weight_sites` names their dimensions), so
     ``torch.func.functional_call(vit, {"encoder.up": draw, ...}, (images,))`` runs it on sampled weights.
@@ -228,14 +238,14 @@ class ViT(nn.Module):
                 f"(batch, {config.channels}, {config.image_size[0]}, {config.image_size[1]}); "
                 "resize them or change ViTConfig"
             )
-        pixels = (images - config.pixel_mean) / config.pixel_std
+        pixels = (as_floats(images) - config.pixel_mean) / config.pixel_std
         patches = F.unfold(pixels, config.patch_size, stride=config.patch_size).transpose(1, 2)
         x = F.linear(patches, self.patch_embed, self.patch_embed_bias)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
         if self.position is not None:
             x = x + self.position
-        return self.norm(self.encoder(x, attention))
+        return self.norm(self.encoder(self.encoder.drop(x), attention))
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Tokens (batch, tokens, dim) to logits (batch, classes)."""

@@ -1,7 +1,8 @@
 """The temperature, decided on held-out images along one warm-started path from cold to hot."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -9,24 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from .data import Images
+from .errors import InputError
+from .guides import Guide
 from .models import IsingViT
 from .predict import predict
-from .result import densities
+from .result import FitResult, densities
 
 if TYPE_CHECKING:
     from .fit import Trainer
 
-FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0)
+FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0, 16.0)
 """Temperatures tried, in multiples of training images per weight."""
 
 SHARE = 0.3
-"""Share of the Ising phase that is spent on trying them."""
+"""Share of the Ising phase that ``temperature="auto"`` spends on trying them."""
 
 SNAPSHOTS = 8
 """States that are averaged at each."""
 
 PATIENCE = 1.2
-"""The path ends early once the validation NLL is this many times its minimum."""
+"""``temperature="auto"`` stops trying once the validation NLL is this many times its minimum."""
 
 DRAWS = 20
 """Posterior draws behind each validation NLL."""
@@ -37,53 +40,134 @@ def coldest(model: IsingViT, num_data: int) -> float:
     return FACTORS[0] * num_data / sum(site.numel for site in model.sites)
 
 
-def follow_path(trainer: "Trainer", validation: Images, ising: int) -> pd.DataFrame:
-    """Train through rising temperatures and go back to the one that the validation images favour.
+@dataclass(frozen=True)
+class Stop:
+    """Where training stood at one temperature of a path.
+
+    Attributes:
+        temperature: of the posterior.
+        states: of model and guide, averaged over the second half of the steps at this temperature.
+        optimizer: its state at the end of them.
+        position: of the learning rate along its schedule, then.
+        nll: of each validation image, (n,), in nats.
+        row: what the path's table says: temperature, nll, accuracy, densities.
+    """
+
+    temperature: float
+    states: tuple[dict[str, Tensor], dict[str, Tensor]]
+    optimizer: dict[str, Any]
+    position: float
+    nll: Tensor
+    row: dict[str, float]
+
+
+def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: float = float("inf")) -> list[Stop]:
+    """Train through rising temperatures, judging each by the validation images.
 
     Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the
     whole curve of NLL against density, as a lasso path does. Each is judged by the average of the parameters
     over its second half: at this rate of learning any single state is off by more than temperatures differ.
-    Chosen is the temperature of least validation NLL; model, guide, optimiser and learning rate go back to where
-    they were there, the first two on average.
 
     Args:
-        trainer: at the start of its Ising phase.
+        trainer: at the start of its Ising phase; it is left at the end of the path.
         validation: images to decide on.
-        ising: steps of that phase.
-
-    Returns:
-        One row a temperature: temperature, nll, accuracy, expected_density, median_density, chosen.
+        steps: at each temperature.
+        patience: the path ends once the validation NLL is this many times its minimum.
     """
     model, guide = trainer.model, trainer.guide
-    steps = max(1, round(SHARE * ising / len(FACTORS)))
+    parts: tuple[Any, Any] = model, guide
     labels = validation.labels.cpu()
-    rows: list[dict[str, Any]] = []
-    parts: tuple[Any, ...] = model, guide, trainer.optimizer
-    best: list[dict[str, Any]] = []
-    for factor in FACTORS[: max(1, ising // steps)]:
-        model.temperature = factor / FACTORS[0] * coldest(model, len(trainer.train))
-        average = _Average((model, guide), steps)
-        trainer.run(steps, "path", average)
+    cold, least = coldest(model, len(trainer.train)), float("inf")
+    stops: list[Stop] = []
+    for factor in FACTORS:
+        if trainer.step >= trainer.config.steps:
+            break
+        model.temperature = factor / FACTORS[0] * cold
+        here = min(steps, trainer.config.steps - trainer.step)
+        average = _Average(parts, here)
+        trainer.run(here, "path", average)
         states = [copy.deepcopy(part.state_dict()) for part in parts]
-        for part, state in zip(parts, average.states, strict=False):
+        for part, state in zip(parts, average.states, strict=True):
             part.load_state_dict(state)
         probs = predict(model, guide, validation.images, draws=DRAWS).probs
-        nll = float(torch.nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels))
-        accuracy = float((probs.argmax(-1) == labels).float().mean())
-        rows.append({"temperature": model.temperature, "nll": nll, "accuracy": accuracy, **densities(guide)})
+        each = torch.nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels, reduction="none")
+        nll, accuracy = float(each.mean()), float((probs.argmax(-1) == labels).float().mean())
+        row = {"temperature": model.temperature, "nll": nll, "accuracy": accuracy, **densities(guide)}
+        optimizer = copy.deepcopy(trainer.optimizer.state_dict())
+        of_model, of_guide = average.states
+        stops.append(Stop(model.temperature, (of_model, of_guide), optimizer, trainer.position, each, row))
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
-        least = min(row["nll"] for row in rows)
-        if nll == least:
-            best, temperature, position = [*average.states, states[2]], model.temperature, trainer.position
-        elif nll > PATIENCE * least:
+        least = min(least, nll)
+        if nll > patience * least:
             break
-    for part, state in zip(parts, best, strict=True):
+    return stops
+
+
+def path_table(stops: Sequence[Stop]) -> pd.DataFrame:
+    """One row a temperature: temperature, nll, accuracy, expected_density, median_density of the validation images.
+
+    ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images;
+    ``chosen`` marks the minimum, ``sparsest`` the sparsest of those within one standard error of it.
+    """
+    table = pd.DataFrame([stop.row for stop in stops])
+    best = int(table["nll"].to_numpy().argmin())
+    gaps = [stop.nll - stops[best].nll for stop in stops]
+    table["se"] = [float(gap.std() / len(gap) ** 0.5) if len(gap) > 1 else 0.0 for gap in gaps]
+    within = table[table["nll"] <= table["nll"].min() + table["se"]]
+    sparsest = within["median_density"].idxmin()
+    return table.assign(chosen=table.index == best, sparsest=table.index == sparsest)
+
+
+def go_to(trainer: "Trainer", stop: Stop) -> None:
+    """Put model, guide, optimiser, temperature and learning rate back to where they were at a stop."""
+    for part, state in zip((trainer.model, trainer.guide), stop.states, strict=True):
         part.load_state_dict(state)
-    model.temperature = temperature
-    trainer.go_back(position)
-    path = pd.DataFrame(rows)
-    return path.assign(chosen=path["temperature"] == temperature)
+    trainer.optimizer.load_state_dict(stop.optimizer)
+    trainer.model.temperature = stop.temperature
+    trainer.go_back(stop.position)
+
+
+@dataclass(frozen=True)
+class FitPath:
+    """What `fit_path` returns: the whole curve of accuracy and NLL against density from one fit.
+
+    Attributes:
+        model, guide: the pair; `at` sets it to a point of the path.
+        table: one row a temperature, see `path_table`.
+        stops: what the rows are made of.
+        history, seconds, config: see `FitResult`.
+    """
+
+    model: IsingViT
+    guide: Guide
+    table: pd.DataFrame
+    stops: Sequence[Stop]
+    history: pd.DataFrame
+    seconds: float
+    config: Mapping[str, Any]
+
+    def at(self, row: int) -> FitResult:
+        """The posterior at a row of the table. Model and guide are put there, so results of other rows go with them.
+
+        Raises:
+            InputError: if there is no such row.
+        """
+        if not 0 <= row < len(self.stops):
+            raise InputError(f"row={row}: the path has rows 0 to {len(self.stops) - 1}")
+        stop = self.stops[row]
+        for part, state in zip((self.model, self.guide), stop.states, strict=True):
+            part.load_state_dict(state)
+        self.model.temperature = stop.temperature
+        return FitResult(self.model, self.guide, self.history, self.table, self.seconds, self.config)
+
+    def best(self) -> FitResult:
+        """The posterior of least validation NLL."""
+        return self.at(int(self.table["chosen"].to_numpy().argmax()))
+
+    def sparsest(self) -> FitResult:
+        """The sparsest posterior within one standard error of the least validation NLL."""
+        return self.at(int(self.table["sparsest"].to_numpy().argmax()))
 
 
 class _Average:

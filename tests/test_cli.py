@@ -109,7 +109,7 @@ def test_own_images_from_a_file(isingvit, tmp_path):
     images = np.random.default_rng(0).random((120, 12, 12), dtype=np.float32) / 2
     images[np.arange(120), labels] += 0.5
     np.savez(tmp_path / "stripes.npz", images=images, labels=labels)
-    code, _, _ = isingvit("fit", "--dataset", "stripes.npz", "--steps", 40, "--no-compare", "--no-augment")
+    code, _, _ = isingvit("fit", "--dataset", "stripes.npz", "--steps", 40, "--no-compare", "--augment", "none")
     assert code == 0
     config = json.loads((tmp_path / "runs" / "stripes" / "run.json").read_text())["config"]
     assert config["network"]["image_size"] == [12, 12]

@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from pyro_isingvit import Images, InputError, RandomAffine, read, split
+from pyro_isingvit import Augment, Images, InputError, read, split
 
 
 def numbered(n: int) -> Images:
@@ -72,21 +72,21 @@ def test_a_rotation_and_shift_equal_scipys():
         return augment(image)[0, 0].numpy()
 
     with pytest.MonkeyPatch.context() as patch:
-        turned = with_noise(RandomAffine(degrees=90, scale=0, shear=0, translate=0), [1.0, 0, 0, 0, 0], patch)
+        turned = with_noise(Augment(degrees=90, scale=0, shear=0, translate=0), [1.0, 0, 0, 0, 0], patch)
     np.testing.assert_allclose(turned, scipy.ndimage.rotate(image[0, 0], 90, order=1), atol=1e-5)
     with pytest.MonkeyPatch.context() as patch:
-        moved = with_noise(RandomAffine(degrees=0, scale=0, shear=0, translate=0.25), [0.0, 0, 0, 1, 0], patch)
+        moved = with_noise(Augment(degrees=0, scale=0, shear=0, translate=0.25), [0.0, 0, 0, 1, 0], patch)
     np.testing.assert_allclose(moved, scipy.ndimage.shift(image[0, 0], (0, -2), order=1), atol=1e-5)
 
 
 def test_augmentation_differs_within_a_batch_and_stays_in_range():
     batch = torch.rand(1, 1, 8, 8).expand(16, -1, -1, -1)
-    out = RandomAffine()(batch)
+    out = Augment()(batch)
     assert out.shape == batch.shape
     assert len({tuple(image.flatten().tolist()) for image in out}) == 16
     assert out.min() >= 0
     assert out.max() <= 1
-    torch.testing.assert_close(RandomAffine(degrees=0, scale=0, shear=0, translate=0)(batch), batch)
+    torch.testing.assert_close(Augment(degrees=0, scale=0, shear=0, translate=0)(batch), batch)
 
 
 @pytest.mark.parametrize(

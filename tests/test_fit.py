@@ -1,12 +1,14 @@
 """The training loop: phases, temperature, density, reproducibility, saving."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
 import torch
 
 from pyro_isingvit import (
+    Augment,
     FitConfig,
     FitResult,
     Flat,
@@ -18,7 +20,6 @@ from pyro_isingvit import (
     MeanField,
     PointEstimate,
     Prior,
-    RandomAffine,
     StructuredSpikeSlab,
     TrainingError,
     ViT,
@@ -102,7 +103,7 @@ def test_fixed_masks_move_with_the_model(stripes):
 
 def test_same_seed_same_result_and_no_trace_on_the_global_generator(stripes):
     state = torch.get_rng_state()
-    augmented = {"augment": RandomAffine(degrees=5), "seed": 3}
+    augmented = {"augment": Augment(degrees=5), "seed": 3}
     first, second = (quick_fit(stripes, **augmented) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     other = quick_fit(stripes, **augmented | {"seed": 4})
@@ -127,8 +128,9 @@ def test_temperature_auto_takes_the_least_validation_nll(stripes):
     assert result.history["step"].iloc[-1] == 300
 
 
-def test_temperature_auto_listens_to_the_validation_images(stripes):
+def test_temperature_auto_listens_to_the_validation_images(stripes, monkeypatch):
     """Against labels that are wrong by design, the network that says least is best: the hottest."""
+    monkeypatch.setattr("pyro_isingvit.fit.PATIENCE", math.inf)  # try them all
     wrong = Images(stripes.images, (stripes.labels + 1) % 3, 3)
     right = quick_fit(stripes, validation=stripes, temperature="auto", steps=600, pilot=0.2)
     misled = quick_fit(stripes, validation=wrong, temperature="auto", steps=600, pilot=0.2)

@@ -7,6 +7,7 @@ from .horseshoe import RegularisedHorseshoe
 from .independent import IndependentSpikeSlab
 from .ising import IsingSpikeSlab
 from .lattice import LatticeSpikeSlab
+from .log_uniform import LogUniform
 from .structured import StructuredSpikeSlab
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "IndependentSpikeSlab",
     "IsingSpikeSlab",
     "LatticeSpikeSlab",
+    "LogUniform",
     "Prior",
     "RegularisedHorseshoe",
     "StructuredSpikeSlab",

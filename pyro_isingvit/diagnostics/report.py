@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from ..data import Data, Images
+from ..network import as_floats
 from ..predict import Prediction
 from ..result import FitResult
 from .attention import Attention, attention
@@ -317,7 +318,10 @@ def _prior_checks(result: FitResult, test: Images, seed: int) -> pd.DataFrame | 
 
 
 def _outside(methods: Mapping[str, tuple[FitResult, int]], few: Images, seed: int) -> pd.DataFrame:
-    elsewhere = {"turned by 90°": rotate(few.images, 90).clamp(0, 1), "of static": static(few.images, seed)}
+    elsewhere = {
+        "turned by 90°": rotate(as_floats(few.images), 90).clamp(0, 1),
+        "of static": static(as_floats(few.images), seed),
+    }
     tables = []
     for method, (fit, draws) in methods.items():
         inside = fit.predict(few.images, draws, seed=seed)

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..data import Images
 from ..errors import InputError
+from ..network import as_floats
 from ..predict import Prediction, seeded
 from ..result import FitResult
 from .calibration import metrics
@@ -87,7 +88,7 @@ def under_shift(
             prediction = plain
             if strength:
                 with seeded(data.images.device, seed):
-                    images = shift(data.images, strength)
+                    images = shift(as_floats(data.images), strength)
                 if images.shape != data.images.shape:
                     raise InputError(
                         f"shifts[{name!r}] made {tuple(images.shape)} of {tuple(data.images.shape)}: keep the shape"

@@ -16,11 +16,8 @@ from ..config import describe
 from ..data import Data, Images, read, split
 from ..errors import InputError
 from ..fit import fit
-from ..guides import LikelihoodGuided, PointEstimate
-from ..models import Flat, IsingSpikeSlab, IsingViT
-from ..network import ViT
-from ..predict import seeded
 from ..result import FitResult
+from .methods import build, build_deterministic, fit_deterministic
 from .recipes import RunConfig
 
 PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "numpy")
@@ -80,7 +77,7 @@ def run(
         raise InputError(f"out={str(out)!r} exists: choose another folder or overwrite=True")
     if out.exists() and not (out / "run.json").is_file():
         raise InputError(f"out={str(out)!r} exists and is no run folder, so it is not overwritten: choose another")
-    data = _data(config, everything)
+    data = load(config, everything)
     model, guide = build(config)
     result = fit(model, guide, data.train, data.validation, config.fit, progress)
     plain = fit_deterministic(config, data, progress) if compare else None
@@ -111,7 +108,7 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
         raise InputError(f"{folder / 'run.json'}: {describe(error)}") from None
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    data = _data(config, None)
+    data = load(config)
     result = FitResult.load(folder, *build(config))
     plain = folder / "deterministic"
     deterministic = FitResult.load(plain, *build_deterministic(config)) if plain.is_dir() else None
@@ -141,39 +138,22 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
     return write_report(findings, Path(folder), facts)
 
 
-def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
-    """The model and guide of a run, the network's first weights drawn by the run's seed."""
-    network, prior = _network(config), config.prior
-    sites = network.weight_sites()
-    model = IsingViT(
-        network,
-        IsingSpikeSlab(sites, prior.inclusion, prior.coupling, slab_scale=prior.slab_scale),
-    )
-    return model, LikelihoodGuided(model)
+def load(config: RunConfig, everything: Images | None = None, download: bool = False) -> Data:
+    """The images of a run, in their parts.
 
+    Args:
+        config: of the run.
+        everything: the data set's training images, if already read.
+        download: whether files that are not there are fetched.
 
-def fit_deterministic(config: RunConfig, data: Data, progress: bool = True) -> FitResult:
-    """The same network trained by maximum likelihood with the same recipe, from the same first weights."""
-    model, guide = build_deterministic(config)
-    settings = config.fit.model_copy(update={"temperature": 1.0, "target_density": None})
-    return fit(model, guide, data.train, data.validation, settings, progress)
-
-
-def build_deterministic(config: RunConfig) -> tuple[IsingViT, PointEstimate]:
-    """Likewise, without masks or uncertainty."""
-    network = _network(config)
-    model = IsingViT(network, Flat(network.weight_sites()))
-    return model, PointEstimate(model)
-
-
-def _network(config: RunConfig) -> ViT:
-    with seeded(torch.device("cpu"), config.fit.seed):
-        return ViT(config.network)
-
-
-def _data(config: RunConfig, everything: Images | None) -> Data:
-    everything = read(config.dataset, config.data_root) if everything is None else everything
-    return split(everything, config.train, config.test, config.validation, config.fit.seed)
+    Raises:
+        InputError: if they cannot be read, or there are not as many.
+    """
+    name, root, size = config.dataset, config.data_root, config.image_size
+    if everything is None:
+        everything = read(name, root, "train", download, size)
+    test = read(name, root, "test", download, size) if config.test == "official" else config.test
+    return split(everything, config.train, test, config.validation, config.fit.seed, config.balanced)
 
 
 def _metrics(probs: torch.Tensor, test: Images) -> dict[str, float]:

@@ -6,6 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ...network import as_floats
+
 DARK, LIGHT, ACCENT, GREY = "#1b3a5c", "#8ab6de", "#c8641e", "#9a9a9a"
 MAP = "Blues"
 """Colour map of probabilities: white is 0, dark is 1."""
@@ -50,7 +52,7 @@ def note_right(ax: Axes, row: float, text: str, offset: int) -> None:
 
 def show_image(ax: Axes, image: Tensor) -> None:
     """An image (channels, height, width) within [0, 1], grey if it has not three channels."""
-    pixels = image.cpu().permute(1, 2, 0).numpy()
+    pixels = as_floats(image).cpu().permute(1, 2, 0).numpy()
     ax.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
 

@@ -1,0 +1,96 @@
+"""Gaussian noise of its own strength on every weight; what is all noise is dropped.
+
+References:
+    Molchanov, Ashukha & Vetrov, "Variational Dropout Sparsifies Deep Neural Networks", ICML 2017.
+"""
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_isingvit.distributions import Gaussian
+from pyro_isingvit.errors import InputError
+from pyro_isingvit.models.ising_vit import IsingViT
+from pyro_isingvit.models.priors import LogUniform
+from pyro_isingvit.sites import WeightSite
+
+from .base import Guide, initial_weights
+
+DROPPED = 3.0
+"""A weight is out if the log of its noise variance over its squared mean, log alpha, is at least this."""
+
+
+class SparseVariationalDropout(Guide):
+    """``weight ~ Normal(loc, scale)`` under `LogUniform`, a baseline without masks.
+
+    A weight with ``log alpha = log(scale ** 2 / loc ** 2)`` of 3 or more is out: its inclusion probability is 0, that
+    of all others 1, and predictions leave it out. The KL divergence from the prior is the published approximation, not
+    the one-draw estimate.
+
+    Args:
+        model: whose posterior this approximates; its prior is `LogUniform`.
+        initial_scale: of every weight.
+        scale_rate: learning rate of the log scales in multiples of the weights'.
+
+    Raises:
+        InputError: if the prior is another one, or a value is out of range.
+    """
+
+    sparsifies = True
+
+    def __init__(self, model: IsingViT, initial_scale: float = 5e-3, scale_rate: float = 5.0) -> None:
+        super().__init__(model)
+        if not isinstance(model.prior, LogUniform):
+            raise InputError(f"prior={type(model.prior).__name__}: SparseVariationalDropout is made for LogUniform")
+        for name, value in (("initial_scale", initial_scale), ("scale_rate", scale_rate)):
+            if value <= 0:
+                raise InputError(f"{name}={value}: must be positive")
+        self.scale_rate, start = scale_rate, initial_weights(model)
+        self.loc = nn.ParameterDict({key: nn.Parameter(weight) for key, weight in start.items()})
+        self.log_scale = nn.ParameterDict(
+            {key: nn.Parameter(torch.full_like(weight, math.log(initial_scale))) for key, weight in start.items()}
+        )
+
+    def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:
+        loc, log_scale = self.loc[site.key], self.log_scale[site.key]
+        if mask is None and not self.training:
+            mask = self._inside(site)
+        if mask is not None:
+            loc, log_scale = loc * mask, torch.where(mask > 0, log_scale, math.log(1e-8))
+        return _Noisy(loc, log_scale).to_event(len(site.shape))
+
+    @torch.no_grad()
+    def inclusion_probabilities(self) -> dict[str, Tensor]:
+        return {site.name: self._inside(site) for site in self.model.sites}
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        return [
+            {"params": list(self.loc.parameters()), "lr": learning_rate},
+            {"params": list(self.log_scale.parameters()), "lr": learning_rate * self.scale_rate},
+        ]
+
+    def _inside(self, site: WeightSite) -> Tensor:
+        loc = self.loc[site.key]
+        return (_log_alpha(loc, self.log_scale[site.key]) < DROPPED).to(loc.dtype)
+
+
+class _Noisy(Gaussian):
+    """A `Gaussian` whose entropy term makes, with the prior's log density of the draw, the approximate divergence."""
+
+    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
+        log_prior = -x.abs().clamp_min(1e-20).log()
+        return ScoreParts(self.log_prob(x), 0, divergence(self._loc, self._log_scale) + log_prior)
+
+
+def divergence(loc: Tensor, log_scale: Tensor) -> Tensor:
+    """KL from the log-uniform prior of each weight, up to a constant: equation 14 of Molchanov et al."""
+    log_alpha = _log_alpha(loc, log_scale)
+    return -0.63576 * (torch.sigmoid(1.87320 + 1.48695 * log_alpha) - 1) + 0.5 * nn.functional.softplus(-log_alpha)
+
+
+def _log_alpha(loc: Tensor, log_scale: Tensor) -> Tensor:
+    return 2 * (log_scale - loc.abs().clamp_min(1e-8).log())

@@ -1,0 +1,186 @@
+"""Labelled images in memory, and how to part them without a leak."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..network import as_floats
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images.
+
+    Attributes:
+        images: shape (n, channels, height, width): bytes, or floats within [0, 1]. Bytes take a quarter of the memory;
+            the network and everything else that reads images divides them by 255.
+        labels: int64, shape (n,), within [0, classes).
+        classes: number of classes.
+
+    Raises:
+        InputError: if shapes, pixel values or labels do not fit.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dim() != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+            raise InputError(
+                f"images of shape {tuple(images.shape)} and type {images.dtype}: need (n, channels, height, width) "
+                "bytes, or floats within [0, 1]; unsqueeze(1) grey images and turn other integers into torch.uint8"
+            )
+        if labels.shape != images.shape[:1] or labels.is_floating_point():
+            raise InputError(
+                f"labels of shape {tuple(labels.shape)} and type {labels.dtype}: need ({len(images)},) integers, "
+                "one for each image"
+            )
+        if not len(images):
+            raise InputError("images: there is none; give at least one")
+        if images.is_floating_point():
+            broken = ~images.isfinite().flatten(1).all(1)
+            if broken.any():
+                where = int(broken.nonzero()[0])
+                raise InputError(
+                    f"images[{where}] holds NaN or infinity: remove or repair {int(broken.sum())} image(s)"
+                )
+            low, high = float(images.min()), float(images.max())
+            if low < 0 or high > 1:
+                raise InputError(f"images within [{low:g}, {high:g}]: rescale them to [0, 1]")
+        strange = (labels < 0) | (labels >= self.classes)
+        if strange.any():
+            where = int(strange.nonzero()[0])
+            raise InputError(
+                f"labels[{where}]={int(labels[where])}: must lie within [0, {self.classes}); "
+                "correct it or raise classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Tensor) -> "Images":
+        return Images(self.images[index], self.labels[index], self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> "Images":
+        """The same on a device."""
+        return Images(self.images.to(device), self.labels.to(device), self.classes)
+
+    def resized(self, size: int) -> "Images":
+        """The same with height and width ``size``, by antialiased bilinear interpolation; bytes stay bytes.
+
+        Raises:
+            InputError: if the size is not positive.
+        """
+        if size < 1:
+            raise InputError(f"image_size={size}: must be positive")
+        if self.shape[1:] == (size, size):
+            return self
+        parts = [resize(batch, size) for batch in self.images.split(1000)]
+        return Images(torch.cat(parts), self.labels, self.classes)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Images (n, channels, height, width) to height and width ``size``; bytes stay bytes."""
+    small = F.interpolate(as_floats(images), (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    return (small * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else small
+
+
+@dataclass(frozen=True)
+class Data:
+    """Three parts that share no image: fit on ``train``, decide on ``validation``, report on ``test``."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.train.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.train.shape
+
+
+def split(
+    everything: Images,
+    train: int,
+    test: int | Images | None = None,
+    validation: int | None = None,
+    seed: int = 0,
+    balanced: bool = False,
+) -> Data:
+    """Part images at random, by seed: the first go to test, the next to validation, the last to training.
+
+    Args:
+        everything: all images, but for a test set of their own.
+        train: how many to learn from.
+        test: how many to test on, a tenth of ``everything`` if None (as published); or the images of an official
+            test set.
+        validation: how many; if None as many as ``train``, as far as there are any left, and at most 2,000.
+        seed: of the permutation.
+        balanced: whether training takes equally many images of each class (up to one), not any.
+
+    Raises:
+        InputError: if there are not as many.
+    """
+    total = len(everything)
+    apart = test if isinstance(test, Images) else None
+    if apart is not None and (apart.shape, apart.classes) != (everything.shape, everything.classes):
+        raise InputError(
+            f"test of shape {apart.shape} and {apart.classes} classes: the other images have shape "
+            f"{everything.shape} and {everything.classes}"
+        )
+    first = 0 if apart is not None else max(1, total // 10) if test is None else int(test)  # type: ignore[arg-type]
+    spared = max(1, total // 10) if validation is None else validation
+    if validation is None:
+        validation = max(1, min(train, 2000, total - train - first))
+    for name, value in (("train", train), ("validation", validation), *(() if apart else (("test", first),))):
+        if value < 1:
+            raise InputError(f"{name}={value}: need at least one image")
+    if train + validation + first > total:
+        raise InputError(
+            f"train={train} with validation={validation} and test={first}: there are only {total} images; "
+            f"train={max(1, total - first - spared)} or fewer would do"
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    rest = order[first + validation :]
+    return Data(
+        train=everything[_balanced(rest, everything, train) if balanced else rest[:train]],
+        validation=everything[order[first : first + validation]],
+        test=everything[order[:first]] if apart is None else apart,
+    )
+
+
+def _balanced(order: Tensor, everything: Images, count: int) -> Tensor:
+    """The first indices of an order of which each class has its share, in that order."""
+    labels, classes = everything.labels[order], everything.classes
+    if count < classes:
+        raise InputError(f"train={count}, balanced: needs one image at least of each of {classes} classes")
+    rank = torch.zeros_like(labels)
+    for k in range(classes):
+        own = labels == k
+        rank[own] = torch.arange(int(own.sum()))
+    shares = torch.full((classes,), count // classes)
+    shares[: count % classes] += 1
+    there = labels.bincount(minlength=classes)
+    if (there < shares).any():
+        k = int((there < shares).nonzero()[0])
+        raise InputError(
+            f"train={count}, balanced: class {k} has {int(there[k])} images left for training, not {int(shares[k])}; "
+            f"train={int(there.min()) * classes} or fewer would do"
+        )
+    return order[rank < shares[labels]]

@@ -1,0 +1,200 @@
+"""Data sets by name or path, from files that are there; nothing is downloaded unless asked for."""
+
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .images import Images, resize
+
+Part = Literal["train", "test"]
+"""The official parts of a data set."""
+
+
+class Reader(Protocol):
+    """Reads one part of a data set; the arguments are those of `read`."""
+
+    def __call__(self, root: Path | None, part: Part, download: bool, image_size: int | None) -> Images: ...
+
+
+def read(
+    name: str,
+    root: str | Path | None = None,
+    part: Part = "train",
+    download: bool = False,
+    image_size: int | None = None,
+) -> Images:
+    """All images of a part of a data set, as bytes where its files hold bytes.
+
+    Args:
+        name: a key of `DATASETS`; or the path of a NumPy ``.npz`` file with arrays ``images``
+            (n, height, width) or (n, channels, height, width), bytes or floats within [0, 1], ``labels``
+            (n,) and optionally ``classes``.
+        root: folder of the files, for data sets that do not ship with a package. For ``"folder"`` it holds a folder of
+            images for each class.
+        part: the official training or test images, where a data set tells them apart.
+        download: whether files that are not there are fetched from the data set's home.
+        image_size: height and width to resize to; None leaves images as they are.
+
+    Raises:
+        InputError: if there is no such data set, file or folder, or it is damaged, or what is in it does not fit.
+    """
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size={image_size}: must be positive")
+    if name.endswith(".npz"):
+        _only_training(name, part)
+        return _sized(_npz(Path(name)), image_size)
+    if name not in DATASETS:
+        raise InputError(f"dataset={name!r}: unknown; choose one of {list(DATASETS)} or the path of an .npz file")
+    return DATASETS[name](None if root is None else Path(root), part, download, image_size)
+
+
+def from_dataset(dataset: Any, classes: int | None = None, image_size: int | None = None) -> Images:
+    """The images of any torch ``Dataset`` of pairs (image, label).
+
+    Args:
+        dataset: indexable. Images are PIL images, or tensors (channels, height, width) or (height, width) of bytes or
+            of floats within [0, 1]. If some are coloured, grey ones become so too.
+        classes: number of classes; one more than the highest label if None.
+        image_size: height and width to resize to; if None they have to be of one size.
+
+    Raises:
+        InputError: if there is none, or sizes differ.
+    """
+    images, labels = [], []
+    for i in range(len(dataset)):
+        image, label = dataset[i]
+        images.append(_as_tensor(image, image_size))
+        labels.append(int(label))
+    return Images(_stack(images), torch.tensor(labels, dtype=torch.long), classes or max(labels) + 1)
+
+
+def _as_tensor(image: Any, size: int | None) -> Tensor:
+    if not isinstance(image, Tensor):
+        grey = image.mode in ("1", "L", "LA")
+        image = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
+        image = image if grey else image.permute(2, 0, 1)
+    image = image.unsqueeze(0) if image.dim() == 2 else image
+    return image if size is None else resize(image.unsqueeze(0), size).squeeze(0)
+
+
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    if not images:
+        raise InputError("dataset: holds no image; give at least one")
+    channels = max(image.shape[0] for image in images)
+    for i, image in enumerate(images):
+        if image.shape[1:] != images[0].shape[1:] or image.shape[0] not in (1, channels):
+            raise InputError(
+                f"dataset[{i}] of shape {tuple(image.shape)}: the first image is {tuple(images[0].shape)}; "
+                "give images of one size, or image_size to have them resized"
+            )
+    return torch.stack([image.expand(channels, -1, -1) for image in images])
+
+
+def _digits(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
+    """Scikit-learn's 1,797 handwritten digits, 8x8; part of that package, nothing is downloaded."""
+    from sklearn.datasets import load_digits
+
+    _only_training("digits", part)
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
+    return _sized(Images(images, torch.from_numpy(bunch.target).long(), 10), image_size)
+
+
+def _torchvision(name: str, inside: str) -> Reader:
+    """The reader of a torchvision data set of that name, whose files lie in a folder ``inside`` the root."""
+
+    def read(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
+        from torchvision import datasets
+
+        if root is None:
+            raise InputError(f"data_root=None: {name} is read from files; give the folder that holds {inside}")
+        try:
+            data = getattr(datasets, name)(root, train=part == "train", download=download)
+        except (RuntimeError, ValueError, OSError, EOFError, AssertionError, KeyError, pickle.UnpicklingError) as error:
+            if not (root / inside).is_dir():
+                raise InputError(
+                    f"data_root={str(root)!r}: no {name} there (looked for {root / inside}); give the folder that "
+                    f"torchvision.datasets.{name}(root, download=True) filled, or --download"
+                ) from None
+            raise InputError(
+                f"data_root={str(root)!r}: the files of {name} in {root / inside} are incomplete or damaged "
+                f"({' '.join(str(error).split())[:120] or type(error).__name__}); remove and fetch them again"
+            ) from None
+        pixels = torch.as_tensor(data.data)
+        pixels = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+        return _sized(Images(pixels, torch.as_tensor(data.targets).long(), len(data.classes)), image_size)
+
+    return read
+
+
+def _folder(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
+    """A folder of images for each class."""
+    from torchvision.datasets import ImageFolder
+
+    _only_training("folder", part)
+    if root is None or not root.is_dir():
+        raise InputError(
+            f"data_root={None if root is None else str(root)!r}: give a folder that holds one of images for each class"
+        )
+    try:
+        folder = ImageFolder(str(root), loader=_open)
+    except FileNotFoundError as error:
+        raise InputError(f"data_root={str(root)!r}: {' '.join(str(error).split())[:200]}") from None
+    return from_dataset(folder, len(folder.classes), image_size)
+
+
+def _open(path: str) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: not an image, or damaged ({error}); remove or repair it") from None
+
+
+def _npz(path: Path) -> Images:
+    if not path.is_file():
+        raise InputError(f"dataset={str(path)!r}: no such file; make one by numpy.savez(path, images=..., labels=...)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"dataset={str(path)!r}: not an .npz file, or damaged ({error}); make one by numpy.savez"
+        ) from None
+    missing = {"images", "labels"} - set(arrays)
+    if missing:
+        raise InputError(f"dataset={str(path)!r}: lacks {sorted(missing)}; it has {list(arrays)}")
+    images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    images = images.unsqueeze(1) if images.dim() == 3 else images
+    images = images if images.dtype == torch.uint8 else images.float()
+    return Images(images, labels.long(), int(arrays["classes"]) if "classes" in arrays else int(labels.max()) + 1)
+
+
+def _sized(images: Images, image_size: int | None) -> Images:
+    return images if image_size is None else images.resized(image_size)
+
+
+def _only_training(name: str, part: Part) -> None:
+    if part != "train":
+        raise InputError(f"test='official': {name} has no test set of its own; give a number of images")
+
+
+DATASETS: dict[str, Reader] = {
+    "digits": _digits,
+    "mnist": _torchvision("MNIST", "MNIST/raw"),
+    "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST/raw"),
+    "cifar-10": _torchvision("CIFAR10", "cifar-10-batches-py"),
+    "cifar-100": _torchvision("CIFAR100", "cifar-100-python"),
+    "folder": _folder,
+}
+"""Readers by name."""

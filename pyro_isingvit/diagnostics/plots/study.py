@@ -1,0 +1,139 @@
+"""Pictures of a study: many methods at once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..calibration import metrics, reliability_table
+from .predictive import plot_radar
+from .style import ACCENT, DARK, GREY, LIGHT, bare, lines, new_axes
+
+CURVE_STYLES: dict[str, dict[str, Any]] = {
+    "ising-path": {"color": DARK, "marker": "o", "ls": "-"},
+    "magnitude-pruning": {"color": ACCENT, "marker": "^", "ls": "-."},
+}
+
+
+def figure_calibration(probs: Mapping[str, Tensor], labels: Tensor) -> Figure:
+    """Calibration curve, distribution of the entropy, and the five published scores of each method.
+
+    Args:
+        probs: (n, classes) by method.
+        labels: (n,), the truth.
+    """
+    figure = Figure(figsize=(11.5, 4.3), layout="constrained")
+    left, middle = figure.add_subplot(1, 3, 1), figure.add_subplot(1, 3, 2)
+    plot_calibration(probs, labels, left)
+    plot_entropies(probs, middle)
+    plot_radar(
+        {name: metrics(p, labels) for name, p in probs.items()}, figure.add_subplot(1, 3, 3, projection="polar")
+    ).get_legend().remove()  # type: ignore[union-attr]
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(7, len(names)), fontsize="small", frameon=False)
+    return figure
+
+
+def plot_calibration(probs: Mapping[str, Tensor], labels: Tensor, ax: Axes | None = None) -> Axes:
+    """Accuracy less confidence over bins of equal mass: below zero is overconfident.
+
+    Args:
+        probs: (n, classes) by method.
+        labels: (n,), the truth.
+        ax: where to draw; that of a new figure if None.
+    """
+    ax = new_axes(4.2, 3.8) if ax is None else ax
+    ax.axhline(0, color=GREY, lw=1, zorder=0)
+    for method, style in lines(list(probs)).items():
+        table = reliability_table(probs[method], labels, 10, equal_mass=True)
+        ax.plot(table["confidence"], table["accuracy"] - table["confidence"], ms=4, lw=1.2, label=method, **style)
+    ax.set(xlabel="confidence", ylabel="accuracy less confidence")
+    return bare(ax)
+
+
+def plot_entropies(probs: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
+    """Share of the test images with at most an entropy, by method.
+
+    Args:
+        probs: (n, classes) by method.
+        ax: where to draw; that of a new figure if None.
+    """
+    ax = new_axes(4.2, 3.8) if ax is None else ax
+    highest = 0.0
+    for method, style in lines(list(probs)).items():
+        p = probs[method].double()
+        entropy = np.sort((-(p * p.clamp_min(1e-300).log()).sum(-1)).numpy())
+        share = np.arange(1, len(entropy) + 1) / len(entropy)
+        ax.plot(entropy, share, label=method, color=style["color"], ls=style["ls"], lw=1.4)
+        highest = max(highest, float(entropy[-1]))
+    ax.set(xlim=(0, highest), ylim=(0, 1.01), xlabel="predictive entropy, nats", ylabel="share of the test images")
+    return bare(ax)
+
+
+def figure_curves(table: pd.DataFrame) -> Figure:
+    """Accuracy and NLL against density of the methods that have several, with the others as single points.
+
+    Args:
+        table: rows of `experiments.tables.result_table` of one data set and size.
+    """
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for ax, score in zip(figure.subplots(1, 2), ("accuracy", "nll"), strict=True):
+        plot_curves(table, score, ax)
+    figure.axes[0].legend(fontsize="small", frameon=False, loc="lower right")
+    return figure
+
+
+def plot_curves(table: pd.DataFrame, score: str = "accuracy", ax: Axes | None = None) -> Axes:
+    """A score against the share of the weights that is kept.
+
+    Args:
+        table: see `figure_curves`.
+        score: which column.
+        ax: where to draw; that of a new figure if None.
+    """
+    ax = new_axes(4.5, 3.8) if ax is None else ax
+    for method, style in CURVE_STYLES.items():
+        for i, (_, rows) in enumerate(table[table["method"] == method].groupby(["setting", "seed"])):
+            rows = rows.sort_values("density")
+            ax.plot(rows["density"], rows[score], ms=5, lw=1.3, label=method if i == 0 else None, **style)
+    for method, marker, color in (("ising", "*", DARK), ("deterministic", "s", GREY)):
+        rows = table[(table["method"] == method) & (table["setting"] == "")]
+        if len(rows):
+            label = f"{method} (auto)" if method == "ising" else method
+            ax.plot(rows["density"], rows[score], marker, color=color, ms=9 if marker == "*" else 6, label=label)
+    ax.set(xscale="log", xlabel="weights kept", ylabel=score.upper() if score == "nll" else score)
+    ticks = [t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if t >= 0.8 * float(table["density"].min())]
+    ax.set_xticks(ticks, [f"{t:.0%}" for t in ticks])
+    ax.minorticks_off()
+    return bare(ax)
+
+
+def figure_cost(table: pd.DataFrame) -> Figure:
+    """Minutes of training and peak memory of each method, by data set and number of training images.
+
+    Args:
+        table: rows of `experiments.tables.result_table`.
+    """
+    groups = list(table.groupby(["dataset", "train"], sort=False))
+    methods = list(dict.fromkeys(table["method"]))
+    figure = Figure(figsize=(9, 0.9 + 0.32 * len(methods) + 0.6), layout="constrained")
+    places = np.arange(len(methods))
+    shades = [DARK, LIGHT, ACCENT, GREY, "#5c7f9f", "#e3b48f"]
+    for ax, (score, label) in zip(
+        figure.subplots(1, 2, sharey=True), (("minutes", "minutes"), ("memory_mib", "MiB")), strict=True
+    ):
+        for i, ((dataset, train), rows) in enumerate(groups):
+            means = rows.groupby("method")[score].mean().reindex(methods)
+            ax.plot(means, places, "osD^vP"[i % 6], color=shades[i % len(shades)], ms=6, label=f"{dataset} {train}")
+        ax.set_yticks(places, methods, fontsize="small")
+        ax.set(xlabel=label, ylim=(len(methods) - 0.5, -0.5))
+        ax.grid(axis="y", color="0.9")
+        bare(ax)
+    figure.axes[0].set_xscale("log")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), fontsize="small", frameon=False)
+    return figure

@@ -1,0 +1,245 @@
+"""The methods that a study compares: ours and its baselines, each a prior and a guide in the same loop.
+
+References:
+    Wan et al., "Regularization of Neural Networks using DropConnect", ICML 2013.
+    Molchanov, Ashukha & Vetrov, "Variational Dropout Sparsifies Deep Neural Networks", ICML 2017.
+    Lakshminarayanan, Pritzel & Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep
+    Ensembles", NeurIPS 2017.
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (temperature scaling).
+    Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (magnitude pruning).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..data import Data
+from ..fit import FitConfig, fit, fit_path
+from ..guides import Guide, LikelihoodGuided, PointEstimate, SparseVariationalDropout
+from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform
+from ..network import ViT
+from ..predict import seeded
+from ..result import FitResult
+from .recipes import RunConfig
+
+Name = Literal[
+    "ising", "ising-path", "deterministic", "dropout", "dropconnect", "sparse-vd", "ensemble", "magnitude-pruning"
+]
+
+
+class Method(Config):
+    """A method and its own settings.
+
+    Attributes:
+        name: ``ising``; ``ising-path`` (every point of `fit_path`); ``deterministic`` (and, from the same fit,
+            ``temperature-scaling``); ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``; ``magnitude-pruning``
+            (the deterministic network cut to each density, then trained on for a quarter of the steps).
+        rate: of dropout or DropConnect.
+        members: of the ensemble.
+        densities: that magnitude pruning cuts to.
+    """
+
+    name: Name
+    rate: float = pydantic.Field(default=0.1, gt=0, lt=1)
+    members: int = pydantic.Field(default=5, ge=2)
+    densities: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method predicts, and at what price.
+
+    Attributes:
+        method: as it is named in tables.
+        probs: of the test images, (n, classes).
+        validation_nll: mean NLL of the validation images, in nats: what choices may be made by.
+        density: share of the weights that is in (in the median-probability model, for ours).
+        expected_density: mean inclusion probability.
+        temperature: of the posterior; 1 where there is none.
+        seconds: of training.
+    """
+
+    method: str
+    probs: Tensor
+    validation_nll: float
+    density: float
+    expected_density: float
+    temperature: float
+    seconds: float
+
+
+def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = True) -> Iterator[Outcome]:
+    """Train a method by a run's recipe, and predict the test images; one outcome, or several from one fit."""
+    return _METHODS[method.name](config, method, data, progress)
+
+
+def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
+    """The model and guide of a run, the network's first weights drawn by the run's seed."""
+    network, prior = _network(config), config.prior
+    sites = network.weight_sites()
+    model = IsingViT(
+        network,
+        IsingSpikeSlab(sites, prior.inclusion, prior.coupling, slab_scale=prior.slab_scale),
+    )
+    return model, LikelihoodGuided(model, estimator=prior.estimator)
+
+
+def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> tuple[IsingViT, PointEstimate]:
+    """Likewise, without masks or uncertainty."""
+    network = _network(config)
+    model = IsingViT(network, Flat(network.weight_sites()))
+    return model, PointEstimate(model, dropconnect)
+
+
+def fit_deterministic(config: RunConfig, data: Data, progress: bool = True, dropconnect: float = 0.0) -> FitResult:
+    """The same network trained by maximum likelihood with the same recipe, from the same first weights."""
+    model, guide = build_deterministic(config, dropconnect)
+    return fit(model, guide, data.train, data.validation, _plain(config.fit), progress)
+
+
+def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+    result = fit(*build(config), data.train, data.validation, config.fit, progress)
+    yield _posterior("ising", result, config, data)
+
+
+def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+    path = fit_path(*build(config), data.train, data.validation, config.fit, progress)
+    for row in range(len(path.stops)):
+        yield _posterior("ising-path", path.at(row), config, data)
+
+
+def _deterministic(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+    result = fit_deterministic(config, data, progress)
+    validation, test = (result.predict_plug_in(part.images) for part in (data.validation, data.test))
+    yield _point("deterministic", test, validation, data, result.seconds)
+    scale = temperature_scale(validation, data.validation.labels)
+    test, validation = ((probs.clamp_min(1e-12).log() / scale).softmax(-1) for probs in (test, validation))
+    yield _point("temperature-scaling", test, validation, data, result.seconds)
+
+
+def _dropout(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+    network = config.network.model_copy(update={"dropout": method.rate})
+    result = fit_deterministic(config.model_copy(update={"network": network}), data, progress)
+    yield _plug_in(f"dropout {method.rate:g}", result, data)
+
+
+def _dropconnect(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+    result = fit_deterministic(config, data, progress, dropconnect=method.rate)
+    yield _plug_in(f"dropconnect {method.rate:g}", result, data)
+
+
+def _sparse_vd(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+    network = _network(config)
+    model = IsingViT(network, LogUniform(network.weight_sites()))
+    result = fit(model, SparseVariationalDropout(model), data.train, data.validation, config.fit, progress)
+    yield _posterior("sparse-vd", result, config, data)
+
+
+def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+    parts: list[tuple[Tensor, Tensor]] = []
+    seconds = 0.0
+    for member in range(method.members):
+        settings = config.fit.model_copy(update={"seed": config.fit.seed + 1_000_003 * member})
+        result = fit_deterministic(config.model_copy(update={"fit": settings}), data, progress)
+        parts.append((result.predict_plug_in(data.test.images), result.predict_plug_in(data.validation.images)))
+        seconds += result.seconds
+    test, validation = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))
+    yield _point(f"ensemble of {method.members}", test, validation, data, seconds, density=float(method.members))
+
+
+def _magnitude_pruning(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+    whole = fit_deterministic(config, data, progress)
+    start = {name: value.clone() for name, value in whole.guide.state_dict().items()}
+    shared = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    settings = _plain(config.fit).model_copy(update={"steps": max(1, config.fit.steps // 4)})
+    for density in method.densities:
+        model, guide = whole.model, whole.guide
+        guide.load_state_dict(start)
+        model.load_state_dict(shared)
+        model.fix_masks(magnitude_masks(guide, density))
+        result = fit(model, guide, data.train, data.validation, settings, progress)
+        masks = model.fixed_masks
+        test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
+        assert masks is not None
+        share = sum(float(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+        yield _point("magnitude-pruning", test, validation, data, whole.seconds + result.seconds, density=share)
+
+
+_METHODS: dict[str, Callable[[RunConfig, Method, Data, bool], Iterator[Outcome]]] = {
+    "ising": _ising,
+    "ising-path": _ising_path,
+    "deterministic": _deterministic,
+    "dropout": _dropout,
+    "dropconnect": _dropconnect,
+    "sparse-vd": _sparse_vd,
+    "ensemble": _ensemble,
+    "magnitude-pruning": _magnitude_pruning,
+}
+
+
+@torch.no_grad()
+def magnitude_masks(guide: Guide, density: float) -> dict[str, Tensor]:
+    """Masks that keep the largest weights of the network, a share ``density`` of all, by site name."""
+    weights = guide.mean_weights({})
+    every = torch.cat([weight.abs().flatten() for weight in weights.values()])
+    keep = max(1, round(density * len(every)))
+    threshold = every.kthvalue(len(every) - keep + 1).values
+    return {name: (weight.abs() >= threshold).to(weight.dtype) for name, weight in weights.items()}
+
+
+def temperature_scale(probs: Tensor, labels: Tensor) -> float:
+    """The number that log-probabilities (n, classes) are best divided by for the labels (n,); by maximum likelihood."""
+    logits, log_scale = probs.double().clamp_min(1e-12).log(), torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_scale], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(logits / log_scale.exp(), labels.cpu())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return float(log_scale.exp())
+
+
+def _network(config: RunConfig) -> ViT:
+    with seeded(torch.device("cpu"), config.fit.seed):
+        return ViT(config.network)
+
+
+def _plain(settings: FitConfig) -> FitConfig:
+    return settings.model_copy(update={"temperature": 1.0, "target_density": None})
+
+
+def _nll(probs: Tensor, labels: Tensor) -> float:
+    return float(nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels.cpu()))
+
+
+def _posterior(name: str, result: FitResult, config: RunConfig, data: Data) -> Outcome:
+    test, validation = (
+        result.predict(part.images, config.draws, seed=config.fit.seed).probs for part in (data.test, data.validation)
+    )
+    shares = result.densities()
+    return Outcome(
+        name,
+        test,
+        _nll(validation, data.validation.labels),
+        shares["median_density"],
+        shares["expected_density"],
+        result.temperature,
+        result.seconds,
+    )
+
+
+def _plug_in(name: str, result: FitResult, data: Data) -> Outcome:
+    test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
+    return _point(name, test, validation, data, result.seconds)
+
+
+def _point(name: str, test: Tensor, validation: Tensor, data: Data, seconds: float, density: float = 1.0) -> Outcome:
+    return Outcome(name, test, _nll(validation, data.validation.labels), density, density, 1.0, seconds)

@@ -1,0 +1,266 @@
+"""What a study found: tables, and pictures of calibration, entropy, density and cost."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from ..errors import InputError
+from .study import Plan, Result, results
+
+PUBLISHED: dict[tuple[str, int], dict[str, float]] = {
+    ("mnist", 300): {"ising": 46.6, "dropout": 48.9, "dropconnect": 54.9},
+    ("mnist", 6000): {"ising": 91.1, "dropout": 90.7, "dropconnect": 92.3},
+    ("mnist", 18000): {"ising": 95.5, "dropout": 95.8, "dropconnect": 96.7},
+    ("fashion-mnist", 300): {"ising": 58.3, "dropout": 56.0, "dropconnect": 60.5},
+    ("fashion-mnist", 6000): {"ising": 82.8, "dropout": 82.3, "dropconnect": 84.1},
+    ("fashion-mnist", 18000): {"ising": 87.9, "dropout": 88.1, "dropconnect": 90.2},
+    ("cifar-10", 250): {"ising": 25.4, "dropout": 22.4, "dropconnect": 25.7},
+    ("cifar-10", 5000): {"ising": 45.9, "dropout": 43.5, "dropconnect": 49.7},
+    ("cifar-10", 15000): {"ising": 57.7, "dropout": 59.1, "dropconnect": 66.1},
+    ("cifar-100", 250): {"ising": 3.7, "dropout": 1.8, "dropconnect": 4.6},
+    ("cifar-100", 5000): {"ising": 14.5, "dropout": 12.7, "dropconnect": 22.0},
+    ("cifar-100", 15000): {"ising": 25.4, "dropout": 29.2, "dropconnect": 39.6},
+}
+"""Accuracies in percent that Salem & Kim, arXiv 2511.13221, published: means of 10 seeds, each at its best setting."""
+
+CURVES = ("ising-path", "magnitude-pruning")
+"""Methods with an outcome for each of several densities: drawn as curves, and left out of the table of methods."""
+
+SCORES = {"accuracy": "accuracy, %", "nll": "NLL", "ece": "ECE", "brier": "Brier", "density": "kept, %"}
+"""Scores of the tables, and how they are headed there."""
+
+
+def result_table(every: Iterable[Result]) -> pd.DataFrame:
+    """One row for each outcome: what was run, all metrics on the test images, density, minutes, MiB."""
+    from ..diagnostics.calibration import metrics
+
+    rows: list[dict[str, Any]] = []
+    for result in every:
+        cell = result.cell
+        of_cell = {"dataset": cell.dataset, "train": cell.train, "setting": cell.setting, "seed": cell.seed}
+        for number, probs in zip(result.outcomes, result.probs, strict=True):
+            numbers = dict(number)
+            method, seconds = numbers.pop("method"), numbers.pop("seconds")
+            costs = {"minutes": seconds / 60, "memory_mib": result.memory}
+            rows.append(of_cell | {"method": method} | metrics(probs, result.labels) | numbers | costs)
+    return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over the seeds of every method and setting; curves are left out."""
+    keys = ["dataset", "train", "method", "setting"]
+    columns = [*SCORES, "expected_density", "temperature", "validation_nll", "minutes", "memory_mib"]
+    kept = table[~table["method"].isin(CURVES)]
+    groups = kept.groupby(keys, sort=False)[columns]
+    means, spreads = groups.mean(), groups.std().add_suffix("_sd")
+    return means.join(spreads).join(kept.groupby(keys, sort=False).size().rename("seeds")).reset_index()
+
+
+def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
+    """How much better ``method`` predicts the same test images than each other method of the same setting and seed.
+
+    Returns:
+        Columns dataset, train, setting, baseline, score, ``difference`` (of ``method`` less the baseline, mean over
+        seeds), ``se`` (between the seeds where there are three or more, else among the images), seeds.
+    """
+    from ..diagnostics.calibration import paired_difference
+
+    groups: dict[tuple[str, int, str, int], dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
+    for result in every:
+        cell = result.cell
+        own = groups.setdefault((cell.dataset, cell.train, cell.setting, cell.seed), {})
+        for number, probs in zip(result.outcomes, result.probs, strict=True):
+            if number["method"] not in CURVES:
+                own[number["method"]] = probs, result.labels
+    tables = []
+    for (dataset, train, setting, seed), methods in groups.items():
+        if method not in methods:
+            continue
+        probs, labels = methods[method]
+        for baseline, (other, _) in methods.items():
+            if baseline != method:
+                facts = {"dataset": dataset, "train": train, "setting": setting, "baseline": baseline, "seed": seed}
+                tables.append(paired_difference(probs, other, labels).assign(**facts))
+    if not tables:
+        return pd.DataFrame()
+    rows = []
+    keys = ["dataset", "train", "setting", "baseline", "score"]
+    for names, group in pd.concat(tables).groupby(keys, sort=False):
+        seeds = len(group)
+        within = math.sqrt(float((group["se"] ** 2).sum())) / seeds
+        se = float(group["difference"].std()) / math.sqrt(seeds) if seeds >= 3 else within
+        rows.append(
+            dict(zip(keys, names, strict=True)) | {"difference": group["difference"].mean(), "se": se, "seeds": seeds}
+        )
+    return pd.DataFrame(rows)
+
+
+def choices(table: pd.DataFrame) -> pd.DataFrame:
+    """Where settings were varied: the one that validation images choose for each seed, and the best there was.
+
+    Returns:
+        A row for each dataset, train, method and seed with more than one setting: ``chosen`` (least validation NLL),
+        its test ``nll`` and ``accuracy``; ``best`` (least test NLL), ``best_nll``, ``best_accuracy`` (highest of any).
+    """
+    rows = []
+    keys = ["dataset", "train", "method", "seed"]
+    for names, group in table[~table["method"].isin(CURVES)].groupby(keys, sort=False):
+        if group["setting"].nunique() < 2:
+            continue
+        chosen, best = group.loc[group["validation_nll"].idxmin()], group.loc[group["nll"].idxmin()]
+        rows.append(
+            dict(zip(keys, names, strict=True))
+            | {"chosen": chosen["setting"], "nll": chosen["nll"], "accuracy": chosen["accuracy"]}
+            | {"best": best["setting"], "best_nll": best["nll"], "best_accuracy": group["accuracy"].max()}
+        )
+    return pd.DataFrame(rows)
+
+
+def write_study(plan: Plan, out: Path, to: Path) -> Path:
+    """Write a study's tables (CSV and Markdown) and pictures, and its plan, into a folder.
+
+    Args:
+        plan: of the study.
+        out: its folder.
+        to: where to write; files of earlier reports are replaced.
+
+    Returns:
+        Path of the page, ``README.md``.
+
+    Raises:
+        InputError: if there is no result yet, or one is damaged.
+    """
+    every = list(results(plan, out))
+    if not every:
+        raise InputError(f"out={str(out)!r}: no result of the plan {plan.name!r} there; run the study first")
+    to.mkdir(parents=True, exist_ok=True)
+    table = result_table(every)
+    gaps, chosen = differences(every), choices(table)
+    table.to_csv(to / "results.csv", index=False, float_format="%.6g")
+    if len(gaps):
+        gaps.to_csv(to / "differences.csv", index=False, float_format="%.6g")
+    pictures = _pictures(every, table)
+    for name, figure in pictures.items():
+        figure.savefig(to / name, dpi=130)
+    missing = len(plan.cells()) - len(every)
+    page = to / "README.md"
+    page.write_text(_page(plan, table, gaps, chosen, list(pictures), missing, every))
+    return page
+
+
+def _page(
+    plan: Plan,
+    table: pd.DataFrame,
+    gaps: pd.DataFrame,
+    chosen: pd.DataFrame,
+    pictures: list[str],
+    missing: int,
+    every: list[Result],
+) -> str:
+    parts = [f"# Study: {plan.name}", plan.about.strip()]
+    if missing:
+        parts.append(f"**{missing} of {len(plan.cells())} runs are not there yet.**")
+    parts.append(
+        "Mean over seeds, ± standard deviation between them where there are several. *kept* is the share of the "
+        "weights in the median-probability model; minutes are those of training on the machine that ran it, one after another "
+        "for an ensemble. Curves are below."
+    )
+    means = summary(table)
+    for (dataset, train), rows in means.groupby(["dataset", "train"], sort=False):
+        parts.append(f"## {dataset}, {train} training images")
+        parts.append(_method_table(rows, PUBLISHED.get((str(dataset), int(train)))))
+        mine = gaps[(gaps["dataset"] == dataset) & (gaps["train"] == train)] if len(gaps) else gaps
+        if len(mine):
+            parts.append("Ising less each baseline on the same test images, ± standard error:")
+            parts.append(_gap_table(mine))
+        parts += [f"![{name}]({name})" for name in pictures if name.startswith(f"{Path(str(dataset)).stem}-{train}-")]
+    if len(chosen):
+        parts += ["## What the validation images choose", _markdown(chosen)]
+    parts += [f"![{name}]({name})" for name in pictures if name == "cost.png"]
+    parts.append("## Plan\n\n```yaml\n" + _yaml(plan) + "```")
+    parts.append(
+        "Every number, with all metrics and seeds, is in `results.csv`; paired differences in `differences.csv`."
+    )
+    networks = {
+        (r.cell.dataset, r.cell.train): f"{r.cell.dataset} {r.cell.train}: patch {r.config.network.patch_size[0]}, "
+        f"dim {r.config.network.dim}, heads {r.config.network.heads}, depth {r.config.network.depth}, "
+        f"{r.config.fit.steps} steps of {r.config.fit.batch_size} images, {len(r.labels)} test images"
+        for r in every
+    }
+    parts.append("Networks and lengths: " + "; ".join(networks.values()) + ".")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _method_table(rows: pd.DataFrame, published: Mapping[str, float] | None) -> str:
+    settings = rows["setting"].any()
+    lines = []
+    for _, row in rows.iterrows():
+        line = {"method": row["method"]} | ({"setting": row["setting"] or "-"} if settings else {})
+        for score, heading in SCORES.items():
+            scale, digits = (100, 1) if heading.endswith("%") else (1, 3)
+            line[heading] = _plus_minus(row[score] * scale, row[f"{score}_sd"] * scale, digits)
+        line |= {"T": f"{row['temperature']:.1e}" if row["temperature"] != 1 else "-"}
+        line |= {"validation NLL": f"{row['validation_nll']:.3f}"} if settings else {}
+        lines.append(line | {"minutes": f"{row['minutes']:.1f}", "seeds": str(int(row["seeds"]))})
+    if published:
+        best = max(published, key=lambda name: published[name])
+        lines.append({"method": f"best published ({best})", "accuracy, %": f"{published[best]:.1f}"})
+        lines.append({"method": "published Ising", "accuracy, %": f"{published['ising']:.1f}"})
+    return _markdown(pd.DataFrame(lines).fillna(""))
+
+
+def _gap_table(gaps: pd.DataFrame) -> str:
+    lines = []
+    for (setting, baseline), rows in gaps.groupby(["setting", "baseline"], sort=False):
+        line = {"baseline": baseline} | ({"setting": setting} if setting else {})
+        for _, row in rows.iterrows():
+            scale, digits = (100, 2) if row["score"] == "accuracy" else (1, 4)
+            name = "accuracy, points" if row["score"] == "accuracy" else SCORES[row["score"]]
+            line[name] = f"{row['difference'] * scale:+.{digits}f} ± {row['se'] * scale:.{digits}f}"
+        lines.append(line)
+    return _markdown(pd.DataFrame(lines).fillna(""))
+
+
+def _plus_minus(mean: float, spread: float, digits: int) -> str:
+    return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
+    rows = [list(table.columns), ["---"] * len(table.columns), *cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _yaml(plan: Plan) -> str:
+    import yaml
+
+    return yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
+
+
+def _pictures(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
+    from ..diagnostics.plots.study import figure_calibration, figure_cost, figure_curves
+
+    pictures: dict[str, Figure] = {}
+    first = min(result.cell.seed for result in every)
+    for dataset, train in {(result.cell.dataset, result.cell.train): None for result in every}:
+        stem = f"{Path(dataset).stem}-{train}"
+        own = [r for r in every if (r.cell.dataset, r.cell.train, r.cell.seed) == (dataset, train, first)]
+        probs = {
+            number["method"]: p
+            for r in own
+            if not r.cell.setting
+            for number, p in zip(r.outcomes, r.probs, strict=True)
+            if number["method"] not in CURVES
+        }
+        if len(probs) > 1:
+            pictures[f"{stem}-calibration.png"] = figure_calibration(probs, own[0].labels)
+        rows = table[(table["dataset"] == dataset) & (table["train"] == train)]
+        if rows["method"].isin(CURVES).any():
+            pictures[f"{stem}-density.png"] = figure_curves(rows)
+    pictures["cost.png"] = figure_cost(table[~table["method"].isin(CURVES)])
+    return pictures
