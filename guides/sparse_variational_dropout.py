@@ -8,14 +8,14 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_isingvit.distributions import Gaussian
+from pyro_isingvit.distributions import Gaussian, SpikeAndSlab
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.models.priors import LogUniform
+from pyro_isingvit.models.priors.log_uniform import SMALLEST
 from pyro_isingvit.sites import WeightSite
 
 from .base import Guide, initial_weights
@@ -56,12 +56,10 @@ class SparseVariationalDropout(Guide):
         )
 
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:
-        loc, log_scale = self.loc[site.key], self.log_scale[site.key]
-        if mask is None and not self.training:
-            mask = self._inside(site)
-        if mask is not None:
-            loc, log_scale = loc * mask, torch.where(mask > 0, log_scale, math.log(1e-8))
-        return _Noisy(loc, log_scale).to_event(len(site.shape))
+        loc = self.loc[site.key]
+        if mask is None:
+            mask = torch.ones_like(loc) if self.training else self._inside(site)
+        return SpikeAndSlab(mask, _Noisy(loc, self.log_scale[site.key]), event_dim=len(site.shape))
 
     @torch.no_grad()
     def inclusion_probabilities(self) -> dict[str, Tensor]:
@@ -79,11 +77,10 @@ class SparseVariationalDropout(Guide):
 
 
 class _Noisy(Gaussian):
-    """A `Gaussian` whose entropy term makes, with the prior's log density of the draw, the approximate divergence."""
+    """A `Gaussian` whose pathwise term is, less the prior's log density of the draw, the approximate divergence."""
 
-    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
-        log_prior = -x.abs().clamp_min(1e-20).log()
-        return ScoreParts(self.log_prob(x), 0, divergence(self._loc, self._log_scale) + log_prior)
+    def pathwise_log_prob(self, value: Tensor) -> Tensor:
+        return divergence(self._loc, self._log_scale) - value.abs().clamp_min(SMALLEST).log()
 
 
 def divergence(loc: Tensor, log_scale: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0, 16.0)
 """Temperatures tried, in multiples of training images per weight."""
 
-SHARE = 0.3
+SHARE = 0.4
 """Share of the Ising phase that ``temperature="auto"`` spends on trying them."""
 
 SNAPSHOTS = 8
@@ -92,7 +92,8 @@ def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: fl
         probs = predict(model, guide, validation.images, draws=DRAWS).probs
         each = torch.nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels, reduction="none")
         nll, accuracy = float(each.mean()), float((probs.argmax(-1) == labels).float().mean())
-        row = {"temperature": model.temperature, "nll": nll, "accuracy": accuracy, **densities(guide)}
+        brier = float((probs - nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
+        row = {"temperature": model.temperature, "nll": nll, "brier": brier, "accuracy": accuracy, **densities(guide)}
         optimizer = copy.deepcopy(trainer.optimizer.state_dict())
         of_model, of_guide = average.states
         stops.append(Stop(model.temperature, (of_model, of_guide), optimizer, trainer.position, each, row))
@@ -105,18 +106,21 @@ def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: fl
 
 
 def path_table(stops: Sequence[Stop]) -> pd.DataFrame:
-    """One row a temperature: temperature, nll, accuracy, expected_density, median_density of the validation images.
+    """One row a temperature: temperature; nll, brier and accuracy of the validation images; both densities.
 
-    ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images;
-    ``chosen`` marks the minimum, ``sparsest`` the sparsest of those within one standard error of it.
+    ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images. Marked
+    are ``least_nll``; ``sparsest``, the sparsest of those within one standard error of it; and ``chosen``, the least
+    Brier score, which is what ``temperature="auto"`` takes. Training is not over on the path, and the NLL of a network
+    that has yet to settle is mostly about its few worst answers: its minimum lies at temperatures that cost points of
+    accuracy in the end. The Brier score, as proper, is bounded.
     """
     table = pd.DataFrame([stop.row for stop in stops])
-    best = int(table["nll"].to_numpy().argmin())
-    gaps = [stop.nll - stops[best].nll for stop in stops]
+    least = int(table["nll"].to_numpy().argmin())
+    gaps = [stop.nll - stops[least].nll for stop in stops]
     table["se"] = [float(gap.std() / len(gap) ** 0.5) if len(gap) > 1 else 0.0 for gap in gaps]
     within = table[table["nll"] <= table["nll"].min() + table["se"]]
-    sparsest = within["median_density"].idxmin()
-    return table.assign(chosen=table.index == best, sparsest=table.index == sparsest)
+    marks = {"least_nll": least, "sparsest": within["median_density"].idxmin(), "chosen": table["brier"].idxmin()}
+    return table.assign(**{name: table.index == row for name, row in marks.items()})
 
 
 def go_to(trainer: "Trainer", stop: Stop) -> None:
@@ -161,13 +165,9 @@ class FitPath:
         self.model.temperature = stop.temperature
         return FitResult(self.model, self.guide, self.history, self.table, self.seconds, self.config)
 
-    def best(self) -> FitResult:
-        """The posterior of least validation NLL."""
-        return self.at(int(self.table["chosen"].to_numpy().argmax()))
-
-    def sparsest(self) -> FitResult:
-        """The sparsest posterior within one standard error of the least validation NLL."""
-        return self.at(int(self.table["sparsest"].to_numpy().argmax()))
+    def pick(self, mark: Literal["chosen", "least_nll", "sparsest"] = "chosen") -> FitResult:
+        """The posterior at a marked row of the table, see `path_table`."""
+        return self.at(int(self.table[mark].to_numpy().argmax()))
 
 
 class _Average:

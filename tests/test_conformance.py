@@ -17,6 +17,7 @@ from pyro_isingvit.guides import (
     PointEstimate,
     Relaxed,
     ScoreFunction,
+    SparseVariationalDropout,
 )
 from pyro_isingvit.guides.backward_ising import MARGINAL_DRAWS
 from pyro_isingvit.models import (
@@ -26,6 +27,7 @@ from pyro_isingvit.models import (
     IsingSpikeSlab,
     IsingViT,
     LatticeSpikeSlab,
+    LogUniform,
     Prior,
     RegularisedHorseshoe,
     StructuredSpikeSlab,
@@ -100,6 +102,19 @@ class TestPointEstimate(GuideConformance):
 
     def make_guide(self, model):
         return PointEstimate(model)
+
+
+class TestDropConnect(TestPointEstimate):
+    def make_guide(self, model):
+        return PointEstimate(model, dropconnect=0.1)
+
+
+class TestSparseVariationalDropout(GuideConformance):
+    def make_prior(self, sites):
+        return LogUniform(sites)
+
+    def make_guide(self, model):
+        return SparseVariationalDropout(model)
 
 
 def fit_briefly(model, guide, stripes):

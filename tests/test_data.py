@@ -1,13 +1,17 @@
 """Data sets, splits without a leak, augmentation, refusals."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from PIL import Image
+from torchvision import datasets
 
-from pyro_isingvit import Augment, Images, InputError, read, split
+from pyro_isingvit import Augment, Images, InputError, ViT, ViTConfig, from_dataset, read, split
+from pyro_isingvit.data import AUGMENTATIONS
 
 
 def numbered(n: int) -> Images:
@@ -40,18 +44,150 @@ def test_validation_is_as_large_as_training_where_there_is_enough():
     assert len(split(numbered(100), 70, 20).validation) == 10
 
 
-def test_idx_files_of_torchvision(tmp_path):
-    raw = tmp_path / "MNIST" / "raw"
+def test_a_tenth_is_tested_on_unless_told_otherwise():
+    assert len(split(numbered(100), 30).test) == 10
+
+
+def test_an_official_test_set_stays_whole_and_apart():
+    official = numbered(7)
+    data = split(numbered(100), train=60, test=official, validation=40, seed=1)
+    assert data.test is official
+    assert len(set(data.train.images[:, 0, 0, 0].tolist() + data.validation.images[:, 0, 0, 0].tolist())) == 100
+    with pytest.raises(InputError, match=r"test of shape \(1, 3, 3\)"):
+        split(numbered(100), 60, Images(torch.rand(4, 1, 3, 3), torch.zeros(4, dtype=torch.long), 2))
+
+
+def test_balanced_subsets_have_equal_shares():
+    labels = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)[torch.randperm(100)]
+    images = Images((torch.arange(100) / 100).view(-1, 1, 1, 1), labels, 3)
+    data = split(images, train=7, test=1, validation=1, balanced=True, seed=2)
+    assert sorted(data.train.labels.bincount().tolist()) == [2, 2, 3]
+    assert len(set(data.train.images.flatten().tolist())) == 7
+    again = split(images, train=7, test=1, validation=1, balanced=True, seed=2)
+    assert torch.equal(again.train.images, data.train.images)
+    with pytest.raises(InputError, match=r"train=60, balanced: class 1 has \d+ images left for training, not 20"):
+        split(images, train=60, test=1, validation=1, balanced=True)
+
+
+def test_bytes_and_floats_are_the_same_to_a_network():
+    network = ViT(ViTConfig(image_size=4, patch_size=2, dim=4, heads=2, mlp_ratio=2))
+    pixels = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
+    torch.testing.assert_close(network(pixels), network(pixels.float() / 255))
+
+
+def write_mnist(root, images, labels):
+    raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    images = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
-    labels = np.array([7, 0, 9], dtype=np.uint8)
-    for part in ("train", "t10k"):
-        header = np.array([2051, 3, 28, 28], dtype=">i4").tobytes()
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(np.array([2049, 3], dtype=">i4").tobytes() + labels.tobytes())
+    for part, shift in (("train", 0), ("t10k", 1)):
+        pixels, classes = images + np.uint8(shift), labels
+        header = np.array([2051, len(images), 28, 28], dtype=">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        header = np.array([2049, len(images)], dtype=">i4").tobytes()
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + classes.tobytes())
+
+
+def test_idx_files_of_torchvision(tmp_path):
+    images = (np.arange(3 * 28 * 28) % 200).astype(np.uint8).reshape(3, 28, 28)
+    write_mnist(tmp_path, images, np.array([7, 0, 9], dtype=np.uint8))
     mnist = read("mnist", tmp_path)
-    torch.testing.assert_close(mnist.images[:, 0], torch.from_numpy(images).float() / 255)
+    assert mnist.images.dtype == torch.uint8
+    assert torch.equal(mnist.images[:, 0], torch.from_numpy(images))
     assert mnist.labels.tolist() == [7, 0, 9]
+    official = read("mnist", tmp_path, part="test")
+    assert torch.equal(official.images[:, 0], torch.from_numpy(images) + 1)
+    assert read("mnist", tmp_path, image_size=14).shape == (1, 14, 14)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000])
+def test_a_truncated_archive_is_named(tmp_path, keep):
+    write_mnist(tmp_path, np.zeros((3, 28, 28), np.uint8), np.array([7, 0, 9], dtype=np.uint8))
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"the files of MNIST in .*raw are incomplete or damaged .*; remove"):
+        read("mnist", tmp_path)
+
+
+def write_cifar100(root, monkeypatch, per_class=2):
+    """A small archive in CIFAR-100's own format, with checksums that torchvision is told of."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    labels = np.arange(100 * per_class) % 100
+    data = rng.integers(0, 256, (len(labels), 3 * 32 * 32), dtype=np.uint8)
+    names = [f"class {k}" for k in range(100)]
+    contents = {
+        "train": {"data": data, "fine_labels": labels.tolist(), "coarse_labels": (labels // 5).tolist()},
+        "test": {"data": data[::-1].copy(), "fine_labels": labels[::-1].tolist()},
+        "meta": {"fine_label_names": names, "coarse_label_names": names[:20]},
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+    md5 = {name: datasets.utils.calculate_md5(folder / name) for name in contents}
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": md5["meta"]})
+    return data.reshape(-1, 3, 32, 32), labels
+
+
+def test_cifar100_archives(tmp_path, monkeypatch):
+    pixels, labels = write_cifar100(tmp_path, monkeypatch)
+    cifar = read("cifar-100", tmp_path)
+    assert cifar.classes == 100
+    assert torch.equal(cifar.images, torch.from_numpy(pixels))
+    assert cifar.labels.tolist() == labels.tolist()
+    assert read("cifar-100", tmp_path, part="test").labels.tolist() == labels[::-1].tolist()
+    file = tmp_path / "cifar-100-python" / "train"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"the files of CIFAR100 in .*cifar-100-python are incomplete or damaged"):
+        read("cifar-100", tmp_path)
+    with pytest.raises(InputError, match=r"no CIFAR10 there .*or --download"):
+        read("cifar-10", tmp_path)
+
+
+def write_folder(root, sizes=((6, 6), (6, 6)), mode="RGB"):
+    for k, name in enumerate(("cats", "dogs")):
+        (root / name).mkdir(parents=True)
+        for i, size in enumerate(sizes):
+            Image.new(mode, size, 100 * k + i if mode == "L" else (100 * k, i, 255)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_folder_of_images(tmp_path):
+    folder = read("folder", write_folder(tmp_path / "rgb"))
+    assert folder.shape == (3, 6, 6)
+    assert folder.images[:, :, 0, 0].tolist() == [[0, 0, 255], [0, 1, 255], [100, 0, 255], [100, 1, 255]]
+    assert (folder.labels.tolist(), folder.classes) == ([0, 0, 1, 1], 2)
+    assert read("folder", write_folder(tmp_path / "grey", mode="L")).shape == (1, 6, 6)
+    uneven = write_folder(tmp_path / "uneven", sizes=((6, 6), (9, 5)))
+    with pytest.raises(InputError, match=r"dataset\[1\] of shape \(3, 5, 9\): the first image is \(3, 6, 6\)"):
+        read("folder", uneven)
+    assert read("folder", uneven, image_size=4).shape == (3, 4, 4)
+    (uneven / "cats" / "0.png").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"0.png: not an image, or damaged"):
+        read("folder", uneven, image_size=4)
+    with pytest.raises(InputError, match=r"data_root='.*nowhere': give a folder"):
+        read("folder", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="Couldn't find any class folder"):
+        read("folder", tmp_path / "empty")
+
+
+def test_any_torch_dataset():
+    grey, colour = torch.rand(5, 5), torch.rand(3, 5, 5)
+    mine = from_dataset([(grey, 1), (colour, 0)], classes=4)
+    assert mine.classes == 4
+    torch.testing.assert_close(mine.images, torch.stack([grey.expand(3, 5, 5), colour]))
+    with pytest.raises(InputError, match="holds no image"):
+        from_dataset([])
+
+
+def test_resizing_keeps_means_and_bytes():
+    images = Images(torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8), torch.zeros(4, dtype=torch.long), 1)
+    small = images.resized(4)
+    assert small.images.dtype == torch.uint8
+    torch.testing.assert_close(small.images.float().mean(), images.images.float().mean(), atol=2.0, rtol=0)
+    with pytest.raises(InputError, match="image_size=0"):
+        images.resized(0)
 
 
 def test_npz_files(tmp_path):
@@ -59,8 +195,11 @@ def test_npz_files(tmp_path):
     np.savez(path, images=np.full((4, 6, 6), 255, np.uint8), labels=np.arange(4), classes=9)
     mine = read(str(path))
     assert mine.images.shape == (4, 1, 6, 6)
-    assert mine.images.unique().tolist() == [1.0]
+    assert mine.images.unique().tolist() == [255]
     assert mine.classes == 9
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"not an .npz file, or damaged"):
+        read(str(path))
 
 
 def test_a_rotation_and_shift_equal_scipys():
@@ -89,11 +228,43 @@ def test_augmentation_differs_within_a_batch_and_stays_in_range():
     torch.testing.assert_close(Augment(degrees=0, scale=0, shear=0, translate=0)(batch), batch)
 
 
+def test_half_of_the_images_are_mirrored():
+    image = torch.rand(1, 3, 6, 6)
+    out = Augment(degrees=0, scale=0, shear=0, translate=0, flip=True)(image.expand(400, -1, -1, -1))
+    same, mirrored = ((out - reference).abs().amax((1, 2, 3)) < 1e-5 for reference in (image, image.flip(-1)))
+    assert (same | mirrored).all()
+    assert 150 < int(mirrored.sum()) < 250
+
+
+def test_colours_change_by_no_more_than_they_may():
+    still = {"degrees": 0, "scale": 0, "shear": 0, "translate": 0}
+    grey = torch.full((200, 3, 4, 4), 0.5)
+    out = Augment(**still, colour=0.2)(grey)
+    torch.testing.assert_close(out, out[:, :1, :1, :1].expand_as(out))  # no contrast or saturation to change
+    assert out.min() >= 0.4 - 1e-6
+    assert out.max() <= 0.6 + 1e-6
+    assert out[:, 0, 0, 0].std() > 0.03
+
+
+def test_a_square_is_blacked_out():
+    out = Augment(degrees=0, scale=0, shear=0, translate=0, erase=0.5)(torch.ones(500, 1, 8, 8))
+    black = (out == 0).flatten(1).sum(1)
+    assert black.max() <= 25
+    assert black.float().mean() > 6
+
+
+def test_augmentations_by_name():
+    assert AUGMENTATIONS["none"] is None
+    for augment in AUGMENTATIONS.values():
+        if augment is not None:
+            assert augment(torch.rand(2, 3, 8, 8)).shape == (2, 3, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"images": torch.rand(4, 8, 8)}, r"images of shape \(4, 8, 8\)"),
-        ({"images": torch.randint(256, (4, 1, 8, 8))}, "torch.int64"),
+        ({"images": torch.randint(256, (4, 1, 8, 8))}, "torch.int64.*torch.uint8"),
         ({"images": torch.full((4, 1, 8, 8), 7.0)}, r"images within \[7, 7\]: rescale"),
         ({"images": torch.full((4, 1, 8, 8), math.nan)}, r"images\[0\] holds NaN"),
         ({"labels": torch.tensor([0, 1, 2, 10])}, r"labels\[3\]=10: must lie within \[0, 10\)"),

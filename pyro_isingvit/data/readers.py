@@ -37,7 +37,7 @@ def read(
             (n, height, width) or (n, channels, height, width), bytes or floats within [0, 1], ``labels``
             (n,) and optionally ``classes``.
         root: folder of the files, for data sets that do not ship with a package. For ``"folder"`` it holds a folder of
-            images for each class.
+            images for each class, and for the others it may.
         part: the official training or test images, where a data set tells them apart.
         download: whether files that are not there are fetched from the data set's home.
         image_size: height and width to resize to; None leaves images as they are.
@@ -107,14 +107,19 @@ def _digits(root: Path | None, part: Part, download: bool, image_size: int | Non
     return _sized(Images(images, torch.from_numpy(bunch.target).long(), 10), image_size)
 
 
-def _torchvision(name: str, inside: str) -> Reader:
-    """The reader of a torchvision data set of that name, whose files lie in a folder ``inside`` the root."""
+def _torchvision(name: str, inside: str, classes: int = 10) -> Reader:
+    """The reader of a torchvision data set of that name, whose files lie in a folder ``inside`` the root.
+
+    Where there is none, but a folder of images for each class, that is read.
+    """
 
     def read(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
         from torchvision import datasets
 
         if root is None:
             raise InputError(f"data_root=None: {name} is read from files; give the folder that holds {inside}")
+        if root.is_dir() and not (root / inside).exists() and sum(path.is_dir() for path in root.iterdir()) == classes:
+            return _folder(root, part, download, image_size)
         try:
             data = getattr(datasets, name)(root, train=part == "train", download=download)
         except (RuntimeError, ValueError, OSError, EOFError, AssertionError, KeyError, pickle.UnpicklingError) as error:
@@ -164,6 +169,8 @@ def _open(path: str) -> Any:
 def _npz(path: Path) -> Images:
     if not path.is_file():
         raise InputError(f"dataset={str(path)!r}: no such file; make one by numpy.savez(path, images=..., labels=...)")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"dataset={str(path)!r}: not an .npz file, or damaged; make one by numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -194,7 +201,7 @@ DATASETS: dict[str, Reader] = {
     "mnist": _torchvision("MNIST", "MNIST/raw"),
     "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST/raw"),
     "cifar-10": _torchvision("CIFAR10", "cifar-10-batches-py"),
-    "cifar-100": _torchvision("CIFAR100", "cifar-100-python"),
+    "cifar-100": _torchvision("CIFAR100", "cifar-100-python", classes=100),
     "folder": _folder,
 }
 """Readers by name."""

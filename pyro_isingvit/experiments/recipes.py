@@ -55,10 +55,6 @@ class RunConfig(Config):
     draws: pydantic.PositiveInt = 50
 
 
-# What was tried, and what these rest on: docs/results.
-_MNIST = {"patch_size": 7}
-_CIFAR = {"patch_size": 4, "dim": 64, "heads": 8}
-
 RECIPES: dict[str, list[tuple[float, dict[str, Any]]]] = {
     "digits": [
         (
@@ -70,25 +66,30 @@ RECIPES: dict[str, list[tuple[float, dict[str, Any]]]] = {
                 "fit": {"steps": 3000, "batch_size": 50, "learning_rate": 4e-3, "pilot": 0.4, "augment": "digits"},
             },
         )
-    ],
-    "mnist": [
-        (1000, {"train": 300, "network": _MNIST, "fit": {"steps": 4500, "batch_size": 20, "augment": "handwriting"}}),
-        (
-            math.inf,
-            {"train": 6000, "network": _MNIST, "fit": {"steps": 9000, "batch_size": 64, "augment": "handwriting"}},
-        ),
-    ],
-    "fashion-mnist": [
-        (1000, {"train": 300, "network": _MNIST, "fit": {"steps": 4500, "batch_size": 20, "augment": "garments"}}),
-        (math.inf, {"train": 6000, "network": _MNIST, "fit": {"steps": 9000, "batch_size": 64, "augment": "garments"}}),
-    ],
-    "cifar-10": [
-        (1000, {"train": 250, "network": _CIFAR, "fit": {"steps": 3000, "batch_size": 50, "augment": "photos"}}),
-        (math.inf, {"train": 5000, "network": _CIFAR, "fit": {"steps": 8000, "batch_size": 50, "augment": "photos"}}),
-    ],
+    ]
 }
-RECIPES["cifar-100"] = RECIPES["cifar-10"]
-"""Settings of `RunConfig` by data set, each up to a number of training images."""
+"""Settings of `RunConfig` by data set, each up to a number of training images. What they give: docs/results."""
+
+
+def _sized(
+    dataset: str, few: int, many: int, network: dict[str, Any], fit_few: dict[str, Any], fit_many: dict[str, Any]
+) -> None:
+    shared = {"network": network, "prior": {"inclusion": 0.3, "coupling": 0.5}}
+    RECIPES[dataset] = [
+        (1000, {"train": few, "fit": fit_few} | shared),
+        (math.inf, {"train": many, "fit": fit_many} | shared),
+    ]
+
+
+for _dataset, _augment in (("mnist", "handwriting"), ("fashion-mnist", "garments")):
+    _fit = {"learning_rate": 2e-3, "augment": _augment}
+    _few, _many = {"steps": 9000, "batch_size": 20}, {"steps": 12000, "batch_size": 64}
+    _sized(_dataset, 300, 6000, {"patch_size": 7}, _fit | _few, _fit | _many)
+for _dataset in ("cifar-10", "cifar-100"):
+    _fit = {"learning_rate": 1e-3, "batch_size": 50, "augment": "photos"}
+    _sized(
+        _dataset, 250, 5000, {"patch_size": 4, "dim": 64, "heads": 8}, _fit | {"steps": 2000}, _fit | {"steps": 8000}
+    )
 
 
 def recipe(dataset: str, everything: Images, train: int | None = None) -> dict[str, Any]:

@@ -167,8 +167,8 @@ def _page(
         parts.append(f"**{missing} of {len(plan.cells())} runs are not there yet.**")
     parts.append(
         "Mean over seeds, ± standard deviation between them where there are several. *kept* is the share of the "
-        "weights in the median-probability model; minutes are those of training on the machine that ran it, one after another "
-        "for an ensemble. Curves are below."
+        "weights in the median-probability model; minutes are those of training on the machine that ran it, one "
+        "member of an ensemble after another."
     )
     means = summary(table)
     for (dataset, train), rows in means.groupby(["dataset", "train"], sort=False):

@@ -1,0 +1,202 @@
+"""Studies: every run once, whatever happens."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from pyro_isingvit import InputError
+from pyro_isingvit.experiments.study import Cell, Plan, read_plan, read_result, run_cell, run_study, shipped_plans
+from pyro_isingvit.experiments.tables import choices, differences, result_table, summary, write_study
+
+PLAN = """
+name: small
+seeds: [0, 1]
+set: {fit.steps: 40, test: 60, validation: 60, draws: 3, fit.device: cpu, network.dim: 8, network.mlp_ratio: 2}
+blocks:
+  - dataset: digits
+    train: 60
+    method: [ising, {name: dropout, rate: 0.3}, deterministic]
+"""
+COMMAND = [sys.executable, "-c", "from pyro_isingvit.cli import main; main()", "study"]
+
+
+@pytest.fixture
+def plan_file(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+def test_a_plan_is_all_combinations_each_once():
+    plan = Plan(
+        name="grid",
+        seeds=[0, 1],
+        blocks=[
+            {"dataset": "digits", "train": [10, 20], "method": ["ising"], "vary": {"prior.coupling": [0, 1.5]}},
+            {"dataset": "digits", "train": [10], "method": ["ising", "dropout"], "seeds": [0], "set": {"draws": 7}},
+            {"dataset": "digits", "train": 10, "method": "ising", "vary": {"prior.coupling": [0]}},
+        ],
+    )
+    cells = plan.cells()
+    assert len(cells) == 2 * 2 * 2 + 2
+    assert len({cell.key for cell in cells}) == len(cells)
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    assert {cell.setting for cell in cells} == {"coupling=0", "coupling=1.5", ""}
+    recipe = {"network": {"image_size": 8, "patch_size": 4}, "fit": {"steps": 50}}
+    cell = next(cell for cell in cells if cell.setting == "coupling=1.5" and cell.seed == 1)
+    config = cell.run_config(recipe, None)
+    assert (config.prior.coupling, config.fit.seed, config.fit.steps) == (1.5, 1, 50)
+    assert recipe == {"network": {"image_size": 8, "patch_size": 4}, "fit": {"steps": 50}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "not YAML"),
+        ("name: x", "blocks"),
+        ("{name: x, blocks: [{dataset: digits, train: 0, method: ising}]}", "greater than 0"),
+        ("{name: x, blocks: [{dataset: digits, train: 5, method: sing}]}", "sing"),
+        ("{name: x, blocks: [{dataset: digits, train: 5, method: ising, colour: red}]}", "colour"),
+    ],
+)
+def test_wrong_plans_are_refused(tmp_path, text, message):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_plan(path)
+    with pytest.raises(InputError, match=r"plan='none.yaml': no such file; give one, or the name of one of \['"):
+        read_plan("none.yaml")
+
+
+def test_a_wrong_setting_of_a_cell_is_named():
+    cell = Cell(dataset="digits", train=60, method={"name": "ising"}, seed=0, set={"fit.stepz": 3})
+    with pytest.raises(InputError, match="stepz"):
+        cell.run_config({"network": {"image_size": 8, "patch_size": 4}}, None)
+    cell = Cell(dataset="digits", train=60, method={"name": "ising"}, seed=0, set={"draws.of": 3})
+    with pytest.raises(InputError, match=r"set='draws.of': 'draws' is no group"):
+        cell.run_config({"draws": 3}, None)
+
+
+def test_plans_that_ship_can_be_read():
+    plans = {name: read_plan(name) for name in shipped_plans()}
+    assert {"smoke", "published", "ablations", "coupling"} <= set(plans)
+    published = {(cell.dataset, cell.train) for cell in plans["published"].cells()}
+    assert len(published) == 12
+    for name, plan in plans.items():
+        assert plan.name == name
+        assert plan.about
+
+
+def test_a_killed_study_goes_on(plan_file, tmp_path):
+    """Killed three times at random, the process alone or with its children: same results, none twice, none corrupt."""
+    out, dice = tmp_path / "out", random.Random(0)
+    command = [*COMMAND, str(plan_file), "--out", str(out), "--jobs", "2"]
+    for alone in (True, False, True):
+        study = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(dice.uniform(4, 12))
+        (os.kill if alone else os.killpg)(study.pid, signal.SIGKILL)
+        study.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    plan = read_plan(plan_file)
+    paths = sorted((out / "cells").glob("*.safetensors"))
+    assert sorted(path.stem for path in paths) == sorted(cell.key for cell in plan.cells())
+    assert not list((out / "cells").glob("*.tmp"))
+    for path in paths:
+        assert read_result(path).cell.key == path.stem
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    assert run_study(plan, out, {}, progress=False) == {}
+    assert {path: path.stat().st_mtime_ns for path in paths} == before
+    cell = plan.cells()[0]
+    alone = read_result(run_cell(cell, tmp_path / "alone", {}))
+    torch.testing.assert_close(alone.probs[0], read_result(out / "cells" / f"{cell.key}.safetensors").probs[0])
+
+
+def test_failures_are_told_and_leave_the_others_alone(tmp_path):
+    plan = read_plan("smoke").model_copy(
+        update={
+            "blocks": (
+                {"dataset": "digits", "train": 60, "method": "deterministic", "set": {"fit.steps": 3}},
+                {"dataset": "digits", "train": 60, "method": "deterministic", "set": {"fit.steps": -3}},
+            ),
+            "seeds": (0,),
+        }
+    )
+    plan = Plan.model_validate(plan.model_dump(warnings=False))
+    failures = run_study(plan, tmp_path, {}, jobs=2, progress=False)
+    assert [("steps" in error and "-3" in error) for error in failures.values()] == [True]
+    assert len(list((tmp_path / "cells").glob("*.safetensors"))) == 1
+    with pytest.raises(InputError, match="jobs=0"):
+        run_study(plan, tmp_path, {}, jobs=0)
+
+
+def test_a_damaged_result_is_named(plan_file, tmp_path):
+    cell = read_plan(plan_file).cells()[2]
+    path = run_cell(cell, tmp_path, {})
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"not a result, or damaged .*; remove it and run the study again"):
+        read_result(path)
+
+
+def test_tables_and_pictures(plan_file, tmp_path):
+    plan = read_plan(plan_file)
+    cells = plan.cells()
+    with pytest.raises(InputError, match="no result of the plan 'small' there"):
+        write_study(plan, tmp_path, tmp_path / "report")
+    for cell in cells[:5]:
+        run_cell(cell, tmp_path, {})
+    page = write_study(plan, tmp_path, tmp_path / "report").read_text()
+    assert "1 of 6 runs are not there yet" in page
+    table = pd.read_csv(tmp_path / "report" / "results.csv")
+    assert table["method"].value_counts().to_dict() == {
+        "ising": 2,
+        "dropout 0.3": 2,
+        "deterministic": 1,
+        "temperature-scaling": 1,
+    }
+    for name in ("digits-60-calibration.png", "cost.png"):
+        assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
+        assert f"({name})" in page
+    mean = table.loc[table["method"] == "ising", "accuracy"].mean()
+    spread = table.loc[table["method"] == "ising", "accuracy"].std()
+    assert f"| ising | {100 * mean:.1f} ± {100 * spread:.1f} |" in page
+
+
+def test_differences_are_paired_and_by_seed(plan_file, tmp_path):
+    plan = read_plan(plan_file)
+    every = [read_result(run_cell(cell, tmp_path, {})) for cell in plan.cells() if cell.method.name != "deterministic"]
+    gaps = differences(every).set_index("score")
+    table = result_table(every).groupby("method")[["accuracy", "nll", "brier"]].mean()
+    for score in ("accuracy", "nll", "brier"):
+        expected = table.loc["ising", score] - table.loc["dropout 0.3", score]
+        assert gaps.loc[score, "difference"] == pytest.approx(expected, abs=1e-5)
+        assert gaps.loc[score, "se"] > 0
+        assert gaps.loc[score, "seeds"] == 2
+
+
+def test_validation_images_choose_among_settings():
+    rows = [
+        {"dataset": "d", "train": 9, "method": "ising", "setting": f"coupling={j}", "seed": 0, "validation_nll": v}
+        | {"nll": n, "accuracy": a}
+        for j, v, n, a in ((0, 0.5, 0.40, 0.8), (1, 0.4, 0.45, 0.9), (2, 0.6, 0.60, 0.7))
+    ]
+    row = choices(pd.DataFrame(rows)).iloc[0]
+    assert (row["chosen"], row["nll"], row["accuracy"]) == ("coupling=1", 0.45, 0.9)
+    assert (row["best"], row["best_nll"], row["best_accuracy"]) == ("coupling=0", 0.40, 0.9)
+
+
+def test_summary_leaves_curves_out():
+    row = {"dataset": "d", "train": 9, "setting": "", "accuracy": 0.5, "nll": 1.0, "ece": 0.1, "brier": 0.2}
+    row |= {"density": 0.3, "expected_density": 0.3, "temperature": 1.0, "validation_nll": 1.0}
+    row |= {"minutes": 1.0, "memory_mib": 1.0}
+    table = pd.DataFrame([row | {"method": m, "seed": s} for m in ("ising", "ising-path") for s in (0, 1)])
+    means = summary(table)
+    assert means["method"].tolist() == ["ising"]
+    assert means["seeds"].tolist() == [2]
+    assert means["accuracy_sd"].tolist() == [0.0]
