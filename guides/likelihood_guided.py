@@ -51,6 +51,7 @@ class LikelihoodGuided(MeanField):
             from the model.
         target_density: hold the mean inclusion probability of all weights here, by solving for the external field at
             each update, in place of the prior's own; within (0, 1).
+        fixed_scale: of every weight from start to end, as published; None for the closed form.
 
     Raises:
         InputError: if a value is out of range, or the prior has no spike-and-slab weights.
@@ -65,8 +66,10 @@ class LikelihoodGuided(MeanField):
         refresh_every: int = 10,
         estimator: str | Callable[[IsingViT], SquaredGradient] = "squared_gradient",
         target_density: float | None = None,
+        fixed_scale: float | None = None,
     ) -> None:
-        super().__init__(model, initial_logit, initial_scale)
+        super().__init__(model, initial_logit, initial_scale if fixed_scale is None else fixed_scale)
+        self.fixed_scale = fixed_scale
         bare = [site.name for site in model.sites if site.name not in self._spiked]
         if bare or len(self.mask_shapes) < len(model.sites):
             raise InputError(
@@ -126,6 +129,8 @@ class LikelihoodGuided(MeanField):
             pull = self.estimator.pull(site, self.slab(site)) / temperature
             target = pull - _divergence(self.slab(site), slabs[site.name])
             targets[site.key] = target.sum_to_size(self.mask_shapes[site.name]) + prior_fields[site.name]
+            if self.fixed_scale is not None:
+                continue
             precision = self.estimator.curvature(site) / temperature + 1 / slabs[site.name].variance
             self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
         if self.target_density is not None:

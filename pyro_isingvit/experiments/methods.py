@@ -86,7 +86,7 @@ def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
         network,
         IsingSpikeSlab(sites, prior.inclusion, prior.coupling, slab_scale=prior.slab_scale),
     )
-    return model, LikelihoodGuided(model, estimator=prior.estimator)
+    return model, LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
 
 
 def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> tuple[IsingViT, PointEstimate]:

@@ -18,13 +18,23 @@ class PriorConfig(Config):
         inclusion: probability that a weight is in, without its neighbours.
         coupling: strength J of the Ising interaction; 0 switches it off.
         slab_scale: scale of the weights that are in, in multiples of ``1 / sqrt(fan_in)``.
-        estimator: of the likelihood's pull on the masks, see `LikelihoodGuided`.
     """
 
     inclusion: float = pydantic.Field(default=0.2, gt=0, lt=1)
     coupling: float = 1.0
     slab_scale: pydantic.PositiveFloat = 1.0
+
+
+class GuideConfig(Config):
+    """The `LikelihoodGuided` guide of a run.
+
+    Attributes:
+        estimator: of the likelihood's pull on the masks.
+        fixed_scale: of all weights, in place of the closed form.
+    """
+
     estimator: str = "squared_gradient"
+    fixed_scale: pydantic.PositiveFloat | None = None
 
 
 class RunConfig(Config):
@@ -38,6 +48,7 @@ class RunConfig(Config):
             data set's own test images.
         network: geometry.
         prior: the Ising prior.
+        guide: its guide.
         fit: how to train; its seed also draws the split and the network's first weights.
         draws: posterior draws behind each prediction.
     """
@@ -51,6 +62,7 @@ class RunConfig(Config):
     balanced: bool = False
     network: ViTConfig
     prior: PriorConfig = PriorConfig()
+    guide: GuideConfig = GuideConfig()
     fit: FitConfig = FitConfig()
     draws: pydantic.PositiveInt = 50
 
