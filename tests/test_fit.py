@@ -1,7 +1,9 @@
 """The training loop: phases, temperature, density, reproducibility, saving."""
 
+import importlib
 import json
 import math
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -24,7 +26,9 @@ from pyro_isingvit import (
     TrainingError,
     ViT,
     fit,
+    fit_path,
 )
+from pyro_isingvit.temperature import FACTORS
 from tests.conftest import TINY
 
 QUICK = {"steps": 60, "batch_size": 20, "learning_rate": 2e-2, "temperature": 1e-2, "device": "cpu"}
@@ -115,12 +119,12 @@ def test_same_seed_same_result_and_no_trace_on_the_global_generator(stripes):
     pd.testing.assert_frame_equal(first.history[columns], second.history[columns])
 
 
-def test_temperature_auto_takes_the_least_validation_nll(stripes):
+def test_temperature_auto_takes_the_least_brier_score(stripes):
     result = quick_fit(stripes, validation=stripes, temperature="auto", steps=300)
     path = result.path
     assert path["temperature"].is_monotonic_increasing
     assert len(path) >= 3
-    assert path.loc[path["nll"].idxmin(), "chosen"]
+    assert path.loc[path["brier"].idxmin(), "chosen"]
     assert path["chosen"].sum() == 1
     assert result.temperature == path.loc[path["chosen"], "temperature"].item()
     assert result.history["temperature"].iloc[-1] == result.temperature
@@ -130,11 +134,75 @@ def test_temperature_auto_takes_the_least_validation_nll(stripes):
 
 def test_temperature_auto_listens_to_the_validation_images(stripes, monkeypatch):
     """Against labels that are wrong by design, the network that says least is best: the hottest."""
-    monkeypatch.setattr("pyro_isingvit.fit.PATIENCE", math.inf)  # try them all
+    monkeypatch.setattr(importlib.import_module("pyro_isingvit.fit"), "PATIENCE", math.inf)  # try them all
     wrong = Images(stripes.images, (stripes.labels + 1) % 3, 3)
     right = quick_fit(stripes, validation=stripes, temperature="auto", steps=600, pilot=0.2)
     misled = quick_fit(stripes, validation=wrong, temperature="auto", steps=600, pilot=0.2)
     assert misled.temperature > right.temperature
+
+
+def test_a_path_is_the_curve_and_every_point_of_it(stripes):
+    noisy = Images(stripes.images, torch.where(torch.arange(60) % 7 == 0, 2 - stripes.labels, stripes.labels), 3)
+    settings = QUICK | {"temperature": "auto", "steps": 800, "pilot": 0.2}
+    path = fit_path(*pair(), noisy, noisy, FitConfig(**settings), progress=False)
+    table = path.table
+    assert len(table) == len(path.stops) == len(FACTORS)
+    assert table["temperature"].is_monotonic_increasing
+    assert table["expected_density"].iloc[-1] < 0.6 * table["expected_density"].iloc[0]
+    assert path.history["step"].iloc[-1] == 800
+    for mark in ("least_nll", "sparsest", "chosen"):
+        assert table[mark].sum() == 1
+    least = int(table["nll"].argmin())
+    gap = path.stops[2].nll - path.stops[least].nll
+    assert table["se"].iloc[2] == pytest.approx(float(gap.std()) / 60**0.5, abs=1e-6)
+    within = table[table["nll"] <= table["nll"].min() + table["se"]]
+    assert table.loc[table["sparsest"], "median_density"].item() == within["median_density"].min()
+    for row in (0, 6, 3):
+        result = path.at(row)
+        assert result.temperature == table["temperature"].iloc[row]
+        assert result.densities()["median_density"] == table["median_density"].iloc[row]
+        nll = -result.predict(noisy.images, 20, seed=1).probs.gather(1, noisy.labels[:, None]).log().mean()
+        assert float(nll) == pytest.approx(table["nll"].iloc[row], abs=0.15)
+    assert path.pick("sparsest").temperature == table.loc[table["sparsest"], "temperature"].item()
+    with pytest.raises(InputError, match="row=8: the path has rows 0 to 7"):
+        path.at(8)
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.1}, {"target_density": 0.3}, {"fine_tune": 0.2}])
+def test_a_path_refuses_what_would_fix_a_point_of_it(stripes, change):
+    name = next(iter(change))
+    settings = QUICK | {"temperature": "auto"} | change
+    with pytest.raises(InputError, match=f"{name}=.*: a path goes through all temperatures"):
+        fit_path(*pair(), stripes, stripes, FitConfig(**settings), progress=False)
+
+
+@pytest.mark.parametrize("estimator", ["squared_gradient", "levenberg_marquardt", "paired_draws"])
+def test_bfloat16_trains_to_much_the_same(stripes, estimator):
+    """Same steps, same random numbers: densities and losses of both precisions agree, and differ at all."""
+    results = [
+        quick_fit(stripes, partial(LikelihoodGuided, estimator=estimator), precision=precision, steps=200)
+        for precision in ("float32", "bfloat16")
+    ]
+    for result in results:
+        assert result.model.precision == torch.float32
+        assert all(p.dtype == torch.float32 for p in result.model.parameters())
+    full, half = (result.history.iloc[-1] for result in results)
+    assert half["loss"] != full["loss"]
+    assert half["loss"] == pytest.approx(full["loss"], abs=0.1)
+    assert half["expected_density"] == pytest.approx(full["expected_density"], abs=0.1)
+
+
+def test_augmentations_go_by_name():
+    assert FitConfig(augment="handwriting").augment == Augment()
+    assert FitConfig(augment="none").augment is None
+    with pytest.raises(InputError, match=r"augment='handwritting': choose one of \['none'"):
+        FitConfig(augment="handwritting")
+
+
+def test_a_fixed_scale_stays(stripes):
+    result = quick_fit(stripes, partial(LikelihoodGuided, fixed_scale=0.018))
+    for log_scale in result.guide.log_scale.values():
+        torch.testing.assert_close(log_scale.exp(), torch.full_like(log_scale, 0.018))
 
 
 def test_point_estimate_is_plain_training(stripes):

@@ -26,7 +26,7 @@ from pyro_isingvit.guides.sparse_variational_dropout import divergence
 
 def config_of(**fit) -> RunConfig:
     settings = {"steps": 200, "batch_size": 20, "learning_rate": 1e-2, "device": "cpu"} | fit
-    network = {"image_size": 4, "patch_size": 2, "classes": 3, "dim": 8, "heads": 2, "mlp_ratio": 2}
+    network = {"image_size": 4, "patch_size": 2, "classes": 3, "dim": 16, "heads": 2, "mlp_ratio": 2}
     return RunConfig(train=60, network=network, fit=settings, draws=5)
 
 

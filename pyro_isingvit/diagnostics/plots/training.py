@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from .style import DARK, LIGHT, bare, new_axes
+from .style import ACCENT, DARK, LIGHT, bare, new_axes
 
 PHASE_SHADES = {"path": "#e3ebf3", "ising": "#f1f5f9", "fine-tune": "#dde7f1"}
 
@@ -52,6 +52,45 @@ def figure_training(history: pd.DataFrame) -> Figure:
         plot_density(history, axes[1])
         axes[0].set_xlabel("")
     return figure
+
+
+def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -> Axes:
+    """A score of the validation images against the share of the weights that is kept, along a path of temperatures.
+
+    Args:
+        table: of `fit_path`, or `FitResult.path`; `path_table` says what its marks mean.
+        score: ``nll`` (with one standard error of the difference to its minimum), ``brier`` or ``accuracy``.
+        ax: where to draw; that of a new figure if None.
+    """
+    ax = new_axes(5, 3.4) if ax is None else ax
+    density = table["median_density"]
+    if score == "nll":
+        ax.errorbar(density, table["nll"], table["se"], color=DARK, marker=".", lw=1.2, capsize=2)
+    else:
+        ax.plot(density, table[score], color=DARK, marker=".", lw=1.2)
+    marks = {
+        "chosen": ("least Brier score: chosen", "o", 11),
+        "least_nll": ("least NLL", "s", 8),
+        "sparsest": ("sparsest within one standard error of the least NLL", "D", 6),
+    }
+    for mark, (label, marker, size) in marks.items():
+        rows = table[table[mark]]
+        ax.plot(rows["median_density"], rows[score], marker, color=ACCENT, mfc="none", mew=1.5, ms=size, label=label)
+    for row in table.itertuples():
+        ax.annotate(
+            f"{row.temperature:.0e}",
+            (row.median_density, getattr(row, score)),
+            xytext=(3, 6),
+            textcoords="offset points",
+            fontsize="x-small",
+            color="0.4",
+        )
+    ticks = [t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if density.min() * 0.8 <= t]
+    ax.set(xscale="log", xlabel="weights kept", ylabel=score.upper() if score == "nll" else score)
+    ax.set_xticks(ticks, [f"{t:.0%}" for t in ticks])
+    ax.minorticks_off()
+    ax.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return bare(ax)
 
 
 def _phases(history: pd.DataFrame, ax: Axes | None) -> Axes:
