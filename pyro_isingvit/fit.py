@@ -165,7 +165,7 @@ def fit_path(
     """Fit a guide at many temperatures in one go, from cold and dense to hot and sparse.
 
     After the pilot phase all steps are spread evenly over `temperature.FACTORS`, each temperature starting from the one
-    before, at one learning rate and with averaged parameters. What ``temperature="auto"`` does in the first part of
+    before, at one low learning rate and with averaged parameters. What ``temperature="auto"`` does in the first part of
     its Ising phase is done here with all of it, and every point is kept.
 
     Args:
@@ -187,7 +187,6 @@ def fit_path(
             raise InputError(f"{name}={value}: a path goes through all temperatures and densities; leave it {free!r}")
     with _training(model, guide, train, validation, config, progress) as trainer:
         trainer.run_pilot()
-        trainer.stride = 0.0
         stops = follow_path(trainer, validation, max(1, (config.steps - trainer.step) // len(FACTORS)))
     table, facts = path_table(stops), config.model_dump(mode="json")
     return FitPath(model, guide, table, stops, trainer.history, trainer.seconds, facts)

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0, 16.0)
 """Temperatures tried, in multiples of training images per weight."""
 
-SHARE = 0.4
+SHARE = 0.2
 """Share of the Ising phase that ``temperature="auto"`` spends on trying them."""
+
+POSITION = 0.8
+"""Where on its schedule the learning rate is held meanwhile: low enough that temperatures differ by more than steps."""
 
 SNAPSHOTS = 8
 """States that are averaged at each."""
@@ -48,7 +51,7 @@ class Stop:
         temperature: of the posterior.
         states: of model and guide, averaged over the second half of the steps at this temperature.
         optimizer: its state at the end of them.
-        position: of the learning rate along its schedule, then.
+        position: of the learning rate along its schedule as the path began.
         nll: of each validation image, (n,), in nats.
         row: what the path's table says: temperature, nll, accuracy, densities.
     """
@@ -65,8 +68,8 @@ def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: fl
     """Train through rising temperatures, judging each by the validation images.
 
     Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the
-    whole curve of NLL against density, as a lasso path does. Each is judged by the average of the parameters
-    over its second half: at this rate of learning any single state is off by more than temperatures differ.
+    whole curve of NLL against density, as a lasso path does. The learning rate is low, and each is judged by the
+    average of the parameters over its second half: a state at a high rate is off by more than temperatures differ.
 
     Args:
         trainer: at the start of its Ising phase; it is left at the end of the path.
@@ -77,6 +80,8 @@ def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: fl
     model, guide = trainer.model, trainer.guide
     parts: tuple[Any, Any] = model, guide
     labels = validation.labels.cpu()
+    begin, trainer.stride = trainer.position, 0.0
+    trainer.position = max(begin, POSITION * trainer.config.steps)
     cold, least = coldest(model, len(trainer.train)), float("inf")
     stops: list[Stop] = []
     for factor in FACTORS:
@@ -96,7 +101,7 @@ def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: fl
         row = {"temperature": model.temperature, "nll": nll, "brier": brier, "accuracy": accuracy, **densities(guide)}
         optimizer = copy.deepcopy(trainer.optimizer.state_dict())
         of_model, of_guide = average.states
-        stops.append(Stop(model.temperature, (of_model, of_guide), optimizer, trainer.position, each, row))
+        stops.append(Stop(model.temperature, (of_model, of_guide), optimizer, begin, each, row))
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
         least = min(least, nll)
@@ -108,18 +113,16 @@ def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: fl
 def path_table(stops: Sequence[Stop]) -> pd.DataFrame:
     """One row a temperature: temperature; nll, brier and accuracy of the validation images; both densities.
 
-    ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images. Marked
-    are ``least_nll``; ``sparsest``, the sparsest of those within one standard error of it; and ``chosen``, the least
-    Brier score, which is what ``temperature="auto"`` takes. Training is not over on the path, and the NLL of a network
-    that has yet to settle is mostly about its few worst answers: its minimum lies at temperatures that cost points of
-    accuracy in the end. The Brier score, as proper, is bounded.
+    ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images.
+    ``chosen`` marks that minimum, which ``temperature="auto"`` takes; ``sparsest`` the sparsest within one standard
+    error of it.
     """
     table = pd.DataFrame([stop.row for stop in stops])
     least = int(table["nll"].to_numpy().argmin())
     gaps = [stop.nll - stops[least].nll for stop in stops]
     table["se"] = [float(gap.std() / len(gap) ** 0.5) if len(gap) > 1 else 0.0 for gap in gaps]
     within = table[table["nll"] <= table["nll"].min() + table["se"]]
-    marks = {"least_nll": least, "sparsest": within["median_density"].idxmin(), "chosen": table["brier"].idxmin()}
+    marks = {"chosen": least, "sparsest": within["median_density"].idxmin()}
     return table.assign(**{name: table.index == row for name, row in marks.items()})
 
 
@@ -165,7 +168,7 @@ class FitPath:
         self.model.temperature = stop.temperature
         return FitResult(self.model, self.guide, self.history, self.table, self.seconds, self.config)
 
-    def pick(self, mark: Literal["chosen", "least_nll", "sparsest"] = "chosen") -> FitResult:
+    def pick(self, mark: Literal["chosen", "sparsest"] = "chosen") -> FitResult:
         """The posterior at a marked row of the table, see `path_table`."""
         return self.at(int(self.table[mark].to_numpy().argmax()))
 

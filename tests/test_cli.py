@@ -5,10 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pyro_isingvit import FitResult
 from pyro_isingvit.cli import main
-from pyro_isingvit.experiments.run import build, evaluate
+from pyro_isingvit.experiments.methods import build
+from pyro_isingvit.experiments.run import evaluate
+from tests.test_data import write_cifar100
 
 QUICK = ("--train", "100", "--test", "50", "--steps", "60", "--device", "cpu")
 
@@ -116,12 +119,82 @@ def test_own_images_from_a_file(isingvit, tmp_path):
     assert config["network"]["classes"] == 3
 
 
+def test_a_folder_of_images_from_end_to_end(isingvit, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, colour in (("blue", 2), ("green", 1), ("red", 0)):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 120, (14, 12, 3), dtype=np.uint8)
+            pixels[..., colour] += 120
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
+    arguments = ("--dataset", "folder", "--data-root", "pictures", "--image-size", 8, "--balanced", "--train", 60)
+    code, _, err = isingvit("fit", *arguments, "--steps", 300, "--learning-rate", 0.005, "--precision", "bfloat16")
+    assert (code, err) == (0, "")
+    scores = json.loads((tmp_path / "runs" / "folder" / "metrics.json").read_text())
+    assert scores["ising"]["accuracy"] > 0.9
+    config = json.loads((tmp_path / "runs" / "folder" / "run.json").read_text())["config"]
+    assert (config["network"]["channels"], config["network"]["image_size"], config["balanced"]) == (3, [8, 8], True)
+    assert evaluate(tmp_path / "runs" / "folder").scores["ising"] == scores["ising"]
+
+
+def test_an_official_test_set_and_cifar100(isingvit, tmp_path, monkeypatch):
+    write_cifar100(tmp_path / "root", monkeypatch)
+    small = ("--train", 100, "--validation", 50, "--steps", 20, "--dim", 8, "--heads", 2, "--no-compare")
+    arguments = ("--dataset", "cifar-100", "--data-root", "root", "--test", "official", *small)
+    code, out, _ = isingvit("fit", *arguments, "--augment", "none")
+    assert code == 0
+    assert "cifar-100: 100 training and 200 test images" in out
+    config = evaluate(tmp_path / "runs" / "cifar-100").config
+    assert (config.test, config.network.classes) == ("official", 100)
+
+
+def test_study_lists_runs_reports_and_runs_one(isingvit, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "{name: mine, blocks: [{dataset: digits, train: 60, method: [ising, deterministic], "
+        "set: {fit.steps: 20, test: 50, validation: 50, draws: 2, network.dim: 8, network.mlp_ratio: 2}}]}"
+    )
+    code, out, _ = isingvit("study", "mine.yaml", "--list")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()] == [["0", "-"], ["1", "-"]]
+    code, out, _ = isingvit("study", "mine.yaml", "--cell", 1)
+    assert code == 0
+    assert "Result: studies/mine/cells/digits-60-deterministic-0-" in out
+    code, out, _ = isingvit("study", "mine.yaml", "--list")
+    assert [line.split()[:2] for line in out.splitlines()] == [["0", "-"], ["1", "done"]]
+    code, out, _ = isingvit("study", "mine.yaml")
+    assert (code, out.splitlines()[-1]) == (0, "2 of 2 runs are in studies/mine; --report makes the tables")
+    code, out, _ = isingvit("study", "mine.yaml", "--report")
+    assert (code, out) == (0, "Report: studies/mine/report/README.md\n")
+    assert "| ising |" in (tmp_path / "studies" / "mine" / "report" / "README.md").read_text()
+    _, out, _ = isingvit("study", "--plans")
+    assert {line.partition(":")[0] for line in out.splitlines()} >= {"smoke", "published", "small"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "PLAN='': give a YAML file"),
+        (["nowhere.yaml"], "plan='nowhere.yaml': no such file"),
+        (["smoke", "--cell", "1000"], "--cell=1000: the plan has runs 0 to"),
+        (["smoke", "--jobs", "0"], "jobs=0"),
+        (["smoke", "--report"], "no result of the plan 'smoke' there"),
+        (["small"], "data_root=None: MNIST is read from files"),
+    ],
+)
+def test_studies_refuse_bad_input(isingvit, tmp_path, arguments, message):
+    code, out, err = isingvit("study", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--dataset", "mnits"], "dataset='mnits': unknown; choose one of"),
         (["--dataset", "mnist"], "data_root=None: MNIST is read from files"),
         (["--dataset", "mnist", "--data-root", "nowhere"], "data_root='nowhere': no MNIST there"),
+        (["--dataset", "cifar-100", "--data-root", "nowhere"], "data_root='nowhere': no CIFAR100 there"),
         (["--dataset", "none.npz"], "dataset='none.npz': no such file"),
         (["--dataset", "text.npz"], "dataset='text.npz': not an .npz file"),
         (["--epochs", "0"], "--epochs=0"),
@@ -134,6 +207,12 @@ def test_own_images_from_a_file(isingvit, tmp_path):
         (["--device", "tpu"], "device='tpu': not available here"),
         (["--temperature", "hot"], "temperature"),
         (["--dataset", "label.npz"], "labels[2]=7: must lie within [0, 3)"),
+        (["--test", "some"], "test='some'"),
+        (["--test", "official"], "test='official': digits has no test set of its own"),
+        (["--image-size", "0"], "image_size=0"),
+        (["--augment", "much"], "augment='much': choose one of"),
+        (["--precision", "float8"], "precision='float8'"),
+        (["--dataset", "folder", "--data-root", "nowhere"], "data_root='nowhere': give a folder"),
         (["--dataset", "nan.npz"], "images[1] holds NaN or infinity: remove or repair 1 image(s)"),
     ],
 )

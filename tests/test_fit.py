@@ -119,12 +119,12 @@ def test_same_seed_same_result_and_no_trace_on_the_global_generator(stripes):
     pd.testing.assert_frame_equal(first.history[columns], second.history[columns])
 
 
-def test_temperature_auto_takes_the_least_brier_score(stripes):
+def test_temperature_auto_takes_the_least_validation_nll(stripes):
     result = quick_fit(stripes, validation=stripes, temperature="auto", steps=300)
     path = result.path
     assert path["temperature"].is_monotonic_increasing
     assert len(path) >= 3
-    assert path.loc[path["brier"].idxmin(), "chosen"]
+    assert path.loc[path["nll"].idxmin(), "chosen"]
     assert path["chosen"].sum() == 1
     assert result.temperature == path.loc[path["chosen"], "temperature"].item()
     assert result.history["temperature"].iloc[-1] == result.temperature
@@ -150,9 +150,10 @@ def test_a_path_is_the_curve_and_every_point_of_it(stripes):
     assert table["temperature"].is_monotonic_increasing
     assert table["expected_density"].iloc[-1] < 0.6 * table["expected_density"].iloc[0]
     assert path.history["step"].iloc[-1] == 800
-    for mark in ("least_nll", "sparsest", "chosen"):
+    for mark in ("sparsest", "chosen"):
         assert table[mark].sum() == 1
-    least = int(table["nll"].argmin())
+    least = int(table["chosen"].argmax())
+    assert table["nll"].argmin() == least
     gap = path.stops[2].nll - path.stops[least].nll
     assert table["se"].iloc[2] == pytest.approx(float(gap.std()) / 60**0.5, abs=1e-6)
     within = table[table["nll"] <= table["nll"].min() + table["se"]]

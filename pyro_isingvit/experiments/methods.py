@@ -204,7 +204,7 @@ def temperature_scale(probs: Tensor, labels: Tensor) -> float:
         return loss
 
     optimizer.step(closure)
-    return float(log_scale.exp())
+    return float(log_scale.detach().exp())
 
 
 def _network(config: RunConfig) -> ViT:

@@ -83,10 +83,11 @@ RECIPES: dict[str, list[tuple[float, dict[str, Any]]]] = {
 """Settings of `RunConfig` by data set, each up to a number of training images. What they give: docs/results."""
 
 
-def _sized(
+def _by_size(
     dataset: str, few: int, many: int, network: dict[str, Any], fit_few: dict[str, Any], fit_many: dict[str, Any]
 ) -> None:
-    shared = {"network": network, "prior": {"inclusion": 0.3, "coupling": 0.5}}
+    """A recipe for up to 1,000 images, and one for more."""
+    shared = {"network": network, "prior": {"inclusion": 0.45, "coupling": 0.5, "slab_scale": 0.5}}
     RECIPES[dataset] = [
         (1000, {"train": few, "fit": fit_few} | shared),
         (math.inf, {"train": many, "fit": fit_many} | shared),
@@ -94,13 +95,13 @@ def _sized(
 
 
 for _dataset, _augment in (("mnist", "handwriting"), ("fashion-mnist", "garments")):
-    _fit = {"learning_rate": 2e-3, "augment": _augment}
+    _fit = {"learning_rate": 2e-3, "pilot": 0.5, "augment": _augment}
     _few, _many = {"steps": 9000, "batch_size": 20}, {"steps": 12000, "batch_size": 64}
-    _sized(_dataset, 300, 6000, {"patch_size": 7}, _fit | _few, _fit | _many)
+    _by_size(_dataset, 300, 6000, {"patch_size": 7}, _fit | _few, _fit | _many)
 for _dataset in ("cifar-10", "cifar-100"):
-    _fit = {"learning_rate": 1e-3, "batch_size": 50, "augment": "photos"}
-    _sized(
-        _dataset, 250, 5000, {"patch_size": 4, "dim": 64, "heads": 8}, _fit | {"steps": 2000}, _fit | {"steps": 8000}
+    _fit = {"learning_rate": 1e-3, "batch_size": 50, "pilot": 0.5, "augment": "photos"}
+    _by_size(
+        _dataset, 250, 5000, {"patch_size": 4, "dim": 64, "heads": 8}, _fit | {"steps": 2000}, _fit | {"steps": 6000}
     )
 
 

@@ -302,7 +302,7 @@ def run_study(
 def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int) -> str:
     """Run a cell in a process; returns what it said if it failed."""
     order = json.dumps({"cell": cell.model_dump(mode="json"), "out": str(out), "roots": dict(roots)})
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // jobs))
     done = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import main; main()"],
         input=order,

@@ -21,8 +21,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 SPARE: list[dict[str, Any]] = [
     {"color": GREY, "marker": "D", "ls": ":"},
-    {"color": DARK, "marker": "v", "ls": "--"},
-    {"color": ACCENT, "marker": "P", "ls": "-"},
+    {"color": "#2f7d5b", "marker": "v", "ls": "--"},
+    {"color": "#7a4fa0", "marker": "P", "ls": "-"},
+    {"color": "#b8a000", "marker": "X", "ls": "-."},
+    {"color": "#5e5e5e", "marker": "*", "ls": (0, (1, 1))},
 ]
 
 
