@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from markdown import markdown
 
 import pyro_isingvit as iv
 from pyro_isingvit.curvature import HessianDiagonal
 from pyro_isingvit.diagnostics.calibration import metrics
 from pyro_isingvit.diagnostics.inclusion import alive_units
+from pyro_isingvit.experiments.tables import markdown
 
 PRIORS: dict[str, tuple[Callable[..., iv.Prior], Callable[..., iv.Guide]]] = {
     "IsingSpikeSlab": (iv.IsingSpikeSlab, iv.LikelihoodGuided),

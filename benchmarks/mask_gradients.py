@@ -19,12 +19,12 @@ import pyro
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from markdown import markdown
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_isingvit as iv
 from pyro_isingvit.curvature import ESTIMATORS
+from pyro_isingvit.experiments.tables import markdown
 from pyro_isingvit.models.ising_vit import Seen
 from pyro_isingvit.testing import TwoLayers
 

@@ -1,16 +1,18 @@
 """Time of an Ising step and of the deterministic step, side by side in one run.
 
 Both are whole training steps (forward, backward, clipping, Adam, and for the Ising network the refresh of
-masks and scales) of the same ViT in the MNIST geometry on random images. The two take turns, so that a
-busy machine slows both; each figure is the median over the rounds, the ratio taken within a round.
+masks and scales) of the same ViT on random images; the Ising step also in bfloat16. They take turns, so that a
+busy machine slows all; each figure is the median over the rounds, the ratio taken within a round.
 
     python benchmarks/step_time.py --threads 1
+    python benchmarks/step_time.py --threads 1 --geometry cifar --batches 50 --rounds 10 --steps 10
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pyro
 import torch
@@ -30,11 +32,17 @@ from pyro_isingvit import (
 
 IMAGES = 300
 
+GEOMETRIES = {
+    "mnist": ViTConfig(),
+    "cifar": ViTConfig(image_size=32, channels=3, patch_size=4, dim=64, heads=8),
+}
+"""The smaller networks of the published study's repository."""
 
-def plain_step(batch: int) -> Callable[[], None]:
+
+def plain_step(config: ViTConfig, batch: int) -> Callable[[], None]:
     """A step of the deterministic ViT in plain torch."""
-    network = ViT(ViTConfig())
-    images, labels = torch.rand(batch, 1, 28, 28), torch.randint(10, (batch,))
+    network = ViT(config)
+    images, labels = random_batch(config, batch)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=True)
 
     def step() -> None:
@@ -49,7 +57,7 @@ def plain_step(batch: int) -> Callable[[], None]:
 def pyro_step(model: IsingViT, guide: Guide, batch: int) -> Callable[[], None]:
     """A step of a model and guide as `fit` takes it."""
     model.num_data, model.temperature = IMAGES, 1e-4
-    images, labels = torch.rand(batch, 1, 28, 28), torch.randint(10, (batch,))
+    images, labels = random_batch(model.network.config, batch)
     loss = TraceGraph_ELBO()(model, guide)
     parameters = [p for module in (model, guide) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, 1e-3, fused=True)
@@ -64,25 +72,37 @@ def pyro_step(model: IsingViT, guide: Guide, batch: int) -> Callable[[], None]:
     return step
 
 
-def ising_step(batch: int) -> Callable[[], None]:
+def ising_step(config: ViTConfig, batch: int, precision: torch.dtype = torch.float32) -> Callable[[], None]:
     """A step of the Ising phase."""
-    network = ViT(ViTConfig())
+    network = ViT(config)
     model = IsingViT(network, IsingSpikeSlab(network.weight_sites()))
+    model.precision = precision
     return pyro_step(model, LikelihoodGuided(model), batch)
 
 
-def flat_step(batch: int) -> Callable[[], None]:
+def flat_step(config: ViTConfig, batch: int) -> Callable[[], None]:
     """A step of the deterministic network through the same Pyro program."""
-    network = ViT(ViTConfig())
+    network = ViT(config)
     model = IsingViT(network, Flat(network.weight_sites()))
     return pyro_step(model, PointEstimate(model), batch)
 
 
-METHODS = {"plain torch": plain_step, "deterministic, as a Pyro program": flat_step, "Ising": ising_step}
+def random_batch(config: ViTConfig, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels without meaning."""
+    return torch.rand(batch, config.channels, *config.image_size), torch.randint(config.classes, (batch,))
+
+
+METHODS = {
+    "plain torch": plain_step,
+    "deterministic, as a Pyro program": flat_step,
+    "Ising": ising_step,
+    "Ising, bfloat16": partial(ising_step, precision=torch.bfloat16),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="mnist")
     parser.add_argument("--batches", type=int, nargs="+", default=[20, 64, 128])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=20, help="steps a round; two refreshes of the masks")
@@ -92,7 +112,7 @@ def main() -> None:
     print(f"{'batch':>5}  {'method':33} {'ms a step':>9}  {'ratio':>5}")
     for batch in options.batches:
         with pyro.validation_enabled(False):
-            methods = {name: make(batch) for name, make in METHODS.items()}
+            methods = {name: make(GEOMETRIES[options.geometry], batch) for name, make in METHODS.items()}
             for step in methods.values():
                 for _ in range(10):
                     step()

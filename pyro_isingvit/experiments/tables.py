@@ -153,6 +153,13 @@ def write_study(plan: Plan, out: Path, to: Path) -> Path:
     return page
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, numbers with four significant digits."""
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
+    rows = [[str(column) for column in table.columns], ["---"] * len(table.columns), *cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def _page(
     plan: Plan,
     table: pd.DataFrame,
@@ -167,8 +174,8 @@ def _page(
         parts.append(f"**{missing} of {len(plan.cells())} runs are not there yet.**")
     parts.append(
         "Mean over seeds, ± standard deviation between them where there are several. *kept* is the share of the "
-        "weights in the median-probability model; minutes are those of training on the machine that ran it, one "
-        "member of an ensemble after another."
+        "weights in the median-probability model (an ensemble keeps several networks); minutes are those of training on "
+        "the machine that ran it."
     )
     means = summary(table)
     for (dataset, train), rows in means.groupby(["dataset", "train"], sort=False):
@@ -180,7 +187,7 @@ def _page(
             parts.append(_gap_table(mine))
         parts += [f"![{name}]({name})" for name in pictures if name.startswith(f"{Path(str(dataset)).stem}-{train}-")]
     if len(chosen):
-        parts += ["## What the validation images choose", _markdown(chosen)]
+        parts += ["## What the validation images choose", markdown(chosen)]
     parts += [f"![{name}]({name})" for name in pictures if name == "cost.png"]
     parts.append("## Plan\n\n```yaml\n" + _yaml(plan) + "```")
     parts.append(
@@ -211,7 +218,7 @@ def _method_table(rows: pd.DataFrame, published: Mapping[str, float] | None) -> 
         best = max(published, key=lambda name: published[name])
         lines.append({"method": f"best published ({best})", "accuracy, %": f"{published[best]:.1f}"})
         lines.append({"method": "published Ising", "accuracy, %": f"{published['ising']:.1f}"})
-    return _markdown(pd.DataFrame(lines).fillna(""))
+    return markdown(pd.DataFrame(lines).fillna(""))
 
 
 def _gap_table(gaps: pd.DataFrame) -> str:
@@ -223,17 +230,11 @@ def _gap_table(gaps: pd.DataFrame) -> str:
             name = "accuracy, points" if row["score"] == "accuracy" else SCORES[row["score"]]
             line[name] = f"{row['difference'] * scale:+.{digits}f} ± {row['se'] * scale:.{digits}f}"
         lines.append(line)
-    return _markdown(pd.DataFrame(lines).fillna(""))
+    return markdown(pd.DataFrame(lines).fillna(""))
 
 
 def _plus_minus(mean: float, spread: float, digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
-    rows = [list(table.columns), ["---"] * len(table.columns), *cells]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _yaml(plan: Plan) -> str:

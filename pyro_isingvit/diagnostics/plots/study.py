@@ -100,6 +100,9 @@ def plot_curves(table: pd.DataFrame, score: str = "accuracy", ax: Axes | None = 
         for i, (_, rows) in enumerate(table[table["method"] == method].groupby(["setting", "seed"])):
             rows = rows.sort_values("density")
             ax.plot(rows["density"], rows[score], ms=5, lw=1.3, label=method if i == 0 else None, **style)
+            chosen = rows.loc[[rows["validation_nll"].idxmin()]]
+            label = "least validation NLL" if i == 0 and method == "ising-path" else None
+            ax.plot(chosen["density"], chosen[score], "o", mfc="none", mew=1.2, ms=11, color=GREY, label=label)
     for method, marker, color in (("ising", "*", DARK), ("deterministic", "s", GREY)):
         rows = table[(table["method"] == method) & (table["setting"] == "")]
         if len(rows):
