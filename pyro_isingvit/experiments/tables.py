@@ -174,8 +174,8 @@ def _page(
         parts.append(f"**{missing} of {len(plan.cells())} runs are not there yet.**")
     parts.append(
         "Mean over seeds, ± standard deviation between them where there are several. *kept* is the share of the "
-        "weights in the median-probability model (an ensemble keeps several networks); minutes are those of training on "
-        "the machine that ran it."
+        "weights in the median-probability model (an ensemble keeps several networks); minutes are those of training "
+        "on the machine that ran it."
     )
     means = summary(table)
     for (dataset, train), rows in means.groupby(["dataset", "train"], sort=False):
