@@ -98,7 +98,7 @@ def fit_command(
     }
     settings["network"] = settings["network"] | _given(**network_options)
     settings["fit"] = settings["fit"] | _given(**fit_options)
-    settings["prior"] = _given(inclusion=inclusion, coupling=coupling)
+    settings["prior"] = settings.get("prior", {}) | _given(inclusion=inclusion, coupling=coupling)
     config = RunConfig(**settings)
     if epochs is not None:
         if steps is not None:
@@ -210,7 +210,7 @@ def _given(**options: Any) -> dict[str, Any]:
 def _show(finished: Run) -> None:
     config, result = finished.config, finished.result
     table = Table(
-        title=f"{config.dataset}: {config.train} training and {config.test} test images, "
+        title=f"{config.dataset}: {config.train} training and {len(finished.data.test)} test images, "
         f"temperature {result.temperature:.2g}, seed {config.fit.seed}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),

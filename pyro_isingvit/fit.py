@@ -50,7 +50,7 @@ class FitConfig(Config):
         seed: of everything random in `fit`.
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
         precision: of matrix products in training. ``"bfloat16"`` is two to three times as fast where the processor has
-            instructions for it; what was fitted predicts in float32 either way.
+            instructions for it; after training all is float32.
     """
 
     steps: pydantic.PositiveInt = 3000
@@ -144,7 +144,7 @@ def fit(
             ising = config.steps - trainer.step - fine_tune
             if config.temperature == "auto" and ising:
                 assert validation is not None
-                stops = follow_path(trainer, validation, max(1, round(SHARE * ising / len(FACTORS))), PATIENCE)
+                stops = follow_path(trainer, validation, max(1, round(SHARE * ising / len(FACTORS))), ising, PATIENCE)
                 path = path_table(stops)
                 go_to(trainer, stops[int(path["chosen"].to_numpy().argmax())])
             trainer.run(config.steps - fine_tune - trainer.step, "ising")
@@ -187,7 +187,12 @@ def fit_path(
             raise InputError(f"{name}={value}: a path goes through all temperatures and densities; leave it {free!r}")
     with _training(model, guide, train, validation, config, progress) as trainer:
         trainer.run_pilot()
-        stops = follow_path(trainer, validation, max(1, (config.steps - trainer.step) // len(FACTORS)))
+        left = config.steps - trainer.step
+        if left < len(FACTORS):
+            raise InputError(
+                f"steps={config.steps}, pilot={config.pilot} leave {left} for {len(FACTORS)} temperatures: more steps"
+            )
+        stops = follow_path(trainer, validation, left // len(FACTORS), left)
     table, facts = path_table(stops), config.model_dump(mode="json")
     return FitPath(model, guide, table, stops, trainer.history, trainer.seconds, facts)
 

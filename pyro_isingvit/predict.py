@@ -98,11 +98,12 @@ def predict_plug_in(
     Args:
         model, guide: a fitted pair.
         images: (n, channels, height, width) within [0, 1], on any device.
-        masks: by site name; the median-probability model if None.
+        masks: by site name; if None those that are fixed, else the median-probability model.
         batch_size: images at a time.
     """
     with evaluating(model, guide):
-        weights = guide.mean_weights(guide.median_masks() if masks is None else dict(masks))
+        fixed = guide.median_masks() if model.fixed_masks is None else model.fixed_masks
+        weights = guide.mean_weights(dict(fixed if masks is None else masks))
         return log_probs(model, images, weights, batch_size).exp()
 
 

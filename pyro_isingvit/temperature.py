@@ -64,7 +64,9 @@ class Stop:
     row: dict[str, float]
 
 
-def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: float = float("inf")) -> list[Stop]:
+def follow_path(
+    trainer: "Trainer", validation: Images, steps: int, most: int, patience: float = float("inf")
+) -> list[Stop]:
     """Train through rising temperatures, judging each by the validation images.
 
     Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the
@@ -75,20 +77,22 @@ def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: fl
         trainer: at the start of its Ising phase; it is left at the end of the path.
         validation: images to decide on.
         steps: at each temperature.
+        most: steps in all.
         patience: the path ends once the validation NLL is this many times its minimum.
     """
     model, guide = trainer.model, trainer.guide
     parts: tuple[Any, Any] = model, guide
     labels = validation.labels.cpu()
+    end = trainer.step + most
     begin, trainer.stride = trainer.position, 0.0
     trainer.position = max(begin, POSITION * trainer.config.steps)
     cold, least = coldest(model, len(trainer.train)), float("inf")
     stops: list[Stop] = []
     for factor in FACTORS:
-        if trainer.step >= trainer.config.steps:
+        here = min(steps, end - trainer.step)
+        if here < 1:
             break
         model.temperature = factor / FACTORS[0] * cold
-        here = min(steps, trainer.config.steps - trainer.step)
         average = _Average(parts, here)
         trainer.run(here, "path", average)
         states = [copy.deepcopy(part.state_dict()) for part in parts]

@@ -17,6 +17,10 @@ Part = Literal["train", "test"]
 """The official parts of a data set."""
 
 
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Modes of PIL images that turn into bytes without loss of range."""
+
+
 class Reader(Protocol):
     """Reads one part of a data set; the arguments are those of `read`."""
 
@@ -77,6 +81,8 @@ def from_dataset(dataset: Any, classes: int | None = None, image_size: int | Non
 
 def _as_tensor(image: Any, size: int | None) -> Tensor:
     if not isinstance(image, Tensor):
+        if image.mode not in MODES:
+            raise InputError(f"image of mode {image.mode!r}: has more than eight bits a channel; convert to L or RGB")
         grey = image.mode in ("1", "L", "LA")
         image = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
         image = image if grey else image.permute(2, 0, 1)
@@ -123,6 +129,8 @@ def _torchvision(name: str, inside: str, classes: int = 10) -> Reader:
         try:
             data = getattr(datasets, name)(root, train=part == "train", download=download)
         except (RuntimeError, ValueError, OSError, EOFError, AssertionError, KeyError, pickle.UnpicklingError) as error:
+            if download and not (root / inside).is_dir():
+                raise InputError(f"data_root={str(root)!r}: {name} could not be fetched ({error})") from None
             if not (root / inside).is_dir():
                 raise InputError(
                     f"data_root={str(root)!r}: no {name} there (looked for {root / inside}); give the folder that "

@@ -11,7 +11,7 @@ References:
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import pydantic
 import torch
@@ -32,13 +32,21 @@ Name = Literal[
 ]
 
 
+MEDIAN = ", median network"
+"""What the name of a method's median-probability model ends in."""
+
+_SETTINGS = {"dropout": "rate", "dropconnect": "rate", "ensemble": "members", "magnitude-pruning": "densities"}
+"""The setting of a method's own."""
+
+
 class Method(Config):
     """A method and its own settings.
 
     Attributes:
-        name: ``ising``; ``ising-path`` (every point of `fit_path`); ``deterministic`` (and, from the same fit,
-            ``temperature-scaling``); ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``; ``magnitude-pruning``
-            (the deterministic network cut to each density, then trained on for a quarter of the steps).
+        name: ``ising`` (and from the same fit its median-probability model, one network); ``ising-path`` (likewise, at
+            every point of `fit_path`); ``deterministic`` (and from the same fit ``temperature-scaling``);
+            ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``; ``magnitude-pruning`` (the deterministic
+            network cut to each density, then trained on for a quarter of the steps).
         rate: of dropout or DropConnect.
         members: of the ensemble.
         densities: that magnitude pruning cuts to.
@@ -47,7 +55,14 @@ class Method(Config):
     name: Name
     rate: float = pydantic.Field(default=0.1, gt=0, lt=1)
     members: int = pydantic.Field(default=5, ge=2)
-    densities: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
+    densities: tuple[Annotated[float, pydantic.Field(gt=0, lt=1)], ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+    @pydantic.model_validator(mode="after")
+    def _own_settings(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            if name not in {"name", _SETTINGS.get(self.name)} and getattr(self, name) != field.default:
+                raise ValueError(f"{self.name} has no {name}; only {[m for m, s in _SETTINGS.items() if s == name]}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -104,13 +119,13 @@ def fit_deterministic(config: RunConfig, data: Data, progress: bool = True, drop
 
 def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     result = fit(*build(config), data.train, data.validation, config.fit, progress)
-    yield _posterior("ising", result, config, data)
+    yield from _posterior("ising", result, config, data)
 
 
 def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     path = fit_path(*build(config), data.train, data.validation, config.fit, progress)
     for row in range(len(path.stops)):
-        yield _posterior("ising-path", path.at(row), config, data)
+        yield from _posterior("ising-path", path.at(row), config, data)
 
 
 def _deterministic(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -137,7 +152,7 @@ def _sparse_vd(config: RunConfig, method: Method, data: Data, progress: bool) ->
     network = _network(config)
     model = IsingViT(network, LogUniform(network.weight_sites()))
     result = fit(model, SparseVariationalDropout(model), data.train, data.validation, config.fit, progress)
-    yield _posterior("sparse-vd", result, config, data)
+    yield next(_posterior("sparse-vd", result, config, data))
 
 
 def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -220,20 +235,18 @@ def _nll(probs: Tensor, labels: Tensor) -> float:
     return float(nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels.cpu()))
 
 
-def _posterior(name: str, result: FitResult, config: RunConfig, data: Data) -> Outcome:
+def _posterior(name: str, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
+    """The posterior predictive, and the one network that is the median-probability model."""
     test, validation = (
         result.predict(part.images, config.draws, seed=config.fit.seed).probs for part in (data.test, data.validation)
     )
     shares = result.densities()
-    return Outcome(
-        name,
-        test,
-        _nll(validation, data.validation.labels),
-        shares["median_density"],
-        shares["expected_density"],
-        result.temperature,
-        result.seconds,
-    )
+    median, expected = shares["median_density"], shares["expected_density"]
+    nll, temperature, seconds = _nll(validation, data.validation.labels), result.temperature, result.seconds
+    yield Outcome(name, test, nll, median, expected, temperature, seconds)
+    test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
+    nll = _nll(validation, data.validation.labels)
+    yield Outcome(f"{name}{MEDIAN}", test, nll, median, median, temperature, seconds)
 
 
 def _plug_in(name: str, result: FitResult, data: Data) -> Outcome:

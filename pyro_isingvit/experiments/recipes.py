@@ -87,7 +87,7 @@ def _by_size(
     dataset: str, few: int, many: int, network: dict[str, Any], fit_few: dict[str, Any], fit_many: dict[str, Any]
 ) -> None:
     """A recipe for up to 1,000 images, and one for more."""
-    shared = {"network": network, "prior": {"inclusion": 0.45, "coupling": 0.5, "slab_scale": 0.5}}
+    shared = {"network": network, "prior": {"inclusion": 0.45, "coupling": 0.5}}
     RECIPES[dataset] = [
         (1000, {"train": few, "fit": fit_few} | shared),
         (math.inf, {"train": many, "fit": fit_many} | shared),
@@ -105,6 +105,11 @@ for _dataset in ("cifar-10", "cifar-100"):
     )
 
 
+def known_recipe(dataset: str, train: int | None) -> dict[str, Any] | None:
+    """The recipe of a known data set for so many training images; None for an unknown one."""
+    return next((known for most, known in RECIPES.get(dataset, []) if train is None or train <= most), None)
+
+
 def recipe(dataset: str, everything: Images, train: int | None = None) -> dict[str, Any]:
     """The default recipe of a data set and number of training images, as nested settings of `RunConfig`.
 
@@ -114,9 +119,8 @@ def recipe(dataset: str, everything: Images, train: int | None = None) -> dict[s
         train: number of training images; the recipe's own if None.
     """
     channels, height, width = everything.shape
-    if dataset in RECIPES:
-        known = next(settings for most, settings in RECIPES[dataset] if train is None or train <= most)
-    else:
+    known = known_recipe(dataset, train)
+    if known is None:
         patch = tuple(
             max(p for p in range(1, side + 1) if side % p == 0 and p <= max(1, side / 3.5)) for side in (height, width)
         )

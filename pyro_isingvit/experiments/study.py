@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import filelock
 import pydantic
@@ -28,7 +27,7 @@ from ..config import Config, describe
 from ..data import read
 from ..errors import InputError
 from .methods import Method, outcomes
-from .recipes import RunConfig, recipe
+from .recipes import RunConfig, known_recipe, recipe
 from .run import load
 
 FORMAT = 1
@@ -124,9 +123,22 @@ class Cell(Config):
 
     @property
     def key(self) -> str:
-        """Name of its result file: readable, and another one if anything about the cell differs."""
-        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:10]
+        """Name of its result file: readable, and another one if anything about the cell or its recipe differs."""
+        settings = json.dumps([FORMAT, self.model_dump(mode="json"), known_recipe(self.dataset, self.train)])
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         return f"{Path(self.dataset).stem}-{self.train}-{self.method.name}-{self.seed}-{digest}"
+
+    @pydantic.model_validator(mode="after")
+    def _leaves_the_cell_alone(self) -> Self:
+        own = {"dataset", "data_root", "train", "fit.seed"} & {*self.set, *self.varied}
+        if own:
+            raise ValueError(f"set or vary has {sorted(own)}: dataset, train, seeds and --data-root say that")
+        return self
+
+    @property
+    def image_size(self) -> int | None:
+        """Height and width to resize to."""
+        return (self.set | self.varied).get("image_size")
 
     @property
     def setting(self) -> str:
@@ -282,8 +294,8 @@ def run_study(
         raise InputError(f"jobs={jobs}: need at least one")
     cells = plan.cells()
     missing = [cell for cell in cells if not (out / "cells" / f"{cell.key}.safetensors").exists()]
-    for dataset in {cell.dataset: None for cell in missing}:  # better now than in the middle, and downloaded once
-        read(dataset, _root(dataset, roots), download=download)
+    for dataset, size in {(cell.dataset, cell.image_size): None for cell in missing}:
+        read(dataset, _root(dataset, roots), download=download, image_size=size)  # refused, or fetched, once and now
     failures: dict[str, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(jobs) as pool:
@@ -313,7 +325,11 @@ def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int) -> str:
     )
     if done.returncode == 0:
         return ""
-    return (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
+    log = out / "cells" / f"{cell.key}.log"
+    log.write_text(done.stderr)
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}; {log} has what it said"
+    return f"{(done.stderr.strip().splitlines() or ['no message'])[-1]} ({log})"
 
 
 def main() -> None:
@@ -324,13 +340,12 @@ def main() -> None:
 
 def _run(cell: Cell, roots: Mapping[str, str], download: bool, progress: bool) -> Result:
     root = _root(cell.dataset, roots)
-    everything = read(cell.dataset, root, download=download, image_size=cell.set.get("image_size"))
+    everything = read(cell.dataset, root, download=download, image_size=cell.image_size)
     config = cell.run_config(recipe(cell.dataset, everything, cell.train), root)
     data = load(config, everything, download)
     each = list(outcomes(config, cell.method, data, progress))
     numbers = [{name: value for name, value in vars(outcome).items() if name != "probs"} for outcome in each]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return Result(cell, config, data.test.labels, numbers, [outcome.probs for outcome in each], memory)
+    return Result(cell, config, data.test.labels, numbers, [outcome.probs for outcome in each], _peak_memory())
 
 
 def _write(result: Result, path: Path) -> None:
@@ -348,6 +363,15 @@ def _write(result: Result, path: Path) -> None:
     safetensors.torch.save_file(tensors, draft, {"study": json.dumps(facts)})
     os.chmod(draft, 0o644)
     os.replace(draft, path)
+
+
+def _peak_memory() -> float:
+    """Of this process, in MiB; NaN where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _root(dataset: str, roots: Mapping[str, str]) -> str | None:

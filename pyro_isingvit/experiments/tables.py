@@ -1,7 +1,7 @@
 """What a study found: tables, and pictures of calibration, entropy, density and cost."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..errors import InputError
+from .methods import MEDIAN
 from .study import Plan, Result, results
 
 PUBLISHED: dict[tuple[str, int], dict[str, float]] = {
@@ -28,10 +29,17 @@ PUBLISHED: dict[tuple[str, int], dict[str, float]] = {
 }
 """Accuracies in percent that Salem & Kim, arXiv 2511.13221, published: means of 10 seeds, each at its best setting."""
 
-CURVES = ("ising-path", "magnitude-pruning")
+CURVES = ("ising-path", f"ising-path{MEDIAN}", "magnitude-pruning")
 """Methods with an outcome for each of several densities: drawn as curves, and left out of the table of methods."""
 
-SCORES = {"accuracy": "accuracy, %", "nll": "NLL", "ece": "ECE", "brier": "Brier", "density": "kept, %"}
+SCORES = {
+    "accuracy": "accuracy, %",
+    "nll": "NLL",
+    "ece": "ECE",
+    "brier": "Brier",
+    "density": "kept, %",
+    "expected_density": "expected, %",
+}
 """Scores of the tables, and how they are headed there."""
 
 
@@ -40,9 +48,10 @@ def result_table(every: Iterable[Result]) -> pd.DataFrame:
     from ..diagnostics.calibration import metrics
 
     rows: list[dict[str, Any]] = []
-    for result in every:
+    every = list(every)
+    for result, setting in zip(every, settings_of(every), strict=True):
         cell = result.cell
-        of_cell = {"dataset": cell.dataset, "train": cell.train, "setting": cell.setting, "seed": cell.seed}
+        of_cell = {"dataset": cell.dataset, "train": cell.train, "setting": setting, "seed": cell.seed}
         for number, probs in zip(result.outcomes, result.probs, strict=True):
             numbers = dict(number)
             method, seconds = numbers.pop("method"), numbers.pop("seconds")
@@ -51,10 +60,26 @@ def result_table(every: Iterable[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def settings_of(every: Sequence[Result]) -> list[str]:
+    """What sets each result apart from others of its data set, size and method: varied, or set by its block."""
+    blocks: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for result in every:
+        cell = result.cell
+        blocks.setdefault((cell.dataset, cell.train, cell.method.name), []).append(cell.set)
+    texts = []
+    for result in every:
+        cell = result.cell
+        others = blocks[cell.dataset, cell.train, cell.method.name]
+        names = {name for other in others for name in other if any(o.get(name) != other[name] for o in others)}
+        differing = [f"{name}={cell.set[name]}" for name in sorted(names) if name in cell.set]
+        texts.append(", ".join([*([cell.setting] if cell.setting else []), *differing]))
+    return texts
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over the seeds of every method and setting; curves are left out."""
     keys = ["dataset", "train", "method", "setting"]
-    columns = [*SCORES, "expected_density", "temperature", "validation_nll", "minutes", "memory_mib"]
+    columns = [*SCORES, "temperature", "validation_nll", "minutes", "memory_mib"]
     kept = table[~table["method"].isin(CURVES)]
     groups = kept.groupby(keys, sort=False)[columns]
     means, spreads = groups.mean(), groups.std().add_suffix("_sd")
@@ -71,9 +96,10 @@ def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
     from ..diagnostics.calibration import paired_difference
 
     groups: dict[tuple[str, int, str, int], dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
-    for result in every:
+    every = list(every)
+    for result, setting in zip(every, settings_of(every), strict=True):
         cell = result.cell
-        own = groups.setdefault((cell.dataset, cell.train, cell.setting, cell.seed), {})
+        own = groups.setdefault((cell.dataset, cell.train, setting, cell.seed), {})
         for number, probs in zip(result.outcomes, result.probs, strict=True):
             if number["method"] not in CURVES:
                 own[number["method"]] = probs, result.labels
@@ -82,8 +108,8 @@ def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
         if method not in methods:
             continue
         probs, labels = methods[method]
-        for baseline, (other, _) in methods.items():
-            if baseline != method:
+        for baseline, (other, same) in methods.items():
+            if baseline != method and torch.equal(labels, same):
                 facts = {"dataset": dataset, "train": train, "setting": setting, "baseline": baseline, "seed": seed}
                 tables.append(paired_difference(probs, other, labels).assign(**facts))
     if not tables:
@@ -141,10 +167,12 @@ def write_study(plan: Plan, out: Path, to: Path) -> Path:
     to.mkdir(parents=True, exist_ok=True)
     table = result_table(every)
     gaps, chosen = differences(every), choices(table)
+    for earlier in [*to.glob("*.png"), *to.glob("*.csv")]:
+        earlier.unlink()
     table.to_csv(to / "results.csv", index=False, float_format="%.6g")
+    pictures = _pictures(every, table)
     if len(gaps):
         gaps.to_csv(to / "differences.csv", index=False, float_format="%.6g")
-    pictures = _pictures(every, table)
     for name, figure in pictures.items():
         figure.savefig(to / name, dpi=130)
     missing = len(plan.cells()) - len(every)
@@ -174,13 +202,16 @@ def _page(
         parts.append(f"**{missing} of {len(plan.cells())} runs are not there yet.**")
     parts.append(
         "Mean over seeds, ± standard deviation between them where there are several. *kept* is the share of the "
-        "weights in the median-probability model (an ensemble keeps several networks); minutes are those of training "
-        "on the machine that ran it."
+        "weights in the median-probability model, *expected* the mean inclusion probability: what a draw keeps, and "
+        "posteriors average over draws (an ensemble keeps several networks). Minutes are those of training on the "
+        "machine that ran it."
     )
     means = summary(table)
-    for (dataset, train), rows in means.groupby(["dataset", "train"], sort=False):
+    for dataset, train in dict.fromkeys(zip(table["dataset"], table["train"], strict=True)):
         parts.append(f"## {dataset}, {train} training images")
-        parts.append(_method_table(rows, PUBLISHED.get((str(dataset), int(train)))))
+        rows = means[(means["dataset"] == dataset) & (means["train"] == train)]
+        if len(rows):
+            parts.append(_method_table(rows, PUBLISHED.get((str(dataset), int(train)))))
         mine = gaps[(gaps["dataset"] == dataset) & (gaps["train"] == train)] if len(gaps) else gaps
         if len(mine):
             parts.append("Ising less each baseline on the same test images, ± standard error:")
@@ -191,7 +222,8 @@ def _page(
     parts += [f"![{name}]({name})" for name in pictures if name == "cost.png"]
     parts.append("## Plan\n\n```yaml\n" + _yaml(plan) + "```")
     parts.append(
-        "Every number, with all metrics and seeds, is in `results.csv`; paired differences in `differences.csv`."
+        "Every number, with all metrics and seeds, is in `results.csv`"
+        + ("; paired differences are in `differences.csv`." if len(gaps) else ".")
     )
     networks = {
         (r.cell.dataset, r.cell.train): f"{r.cell.dataset} {r.cell.train}: patch {r.config.network.patch_size[0]}, "
@@ -256,12 +288,14 @@ def _pictures(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
             for r in own
             if not r.cell.setting
             for number, p in zip(r.outcomes, r.probs, strict=True)
-            if number["method"] not in CURVES
+            if number["method"] not in CURVES and not number["method"].endswith(MEDIAN)
         }
         if len(probs) > 1:
             pictures[f"{stem}-calibration.png"] = figure_calibration(probs, own[0].labels)
         rows = table[(table["dataset"] == dataset) & (table["train"] == train)]
         if rows["method"].isin(CURVES).any():
             pictures[f"{stem}-density.png"] = figure_curves(rows)
-    pictures["cost.png"] = figure_cost(table[~table["method"].isin(CURVES)])
+    single = table[~table["method"].isin(CURVES) & ~table["method"].str.endswith(MEDIAN)]
+    if len(single):
+        pictures["cost.png"] = figure_cost(single)
     return pictures

@@ -15,6 +15,7 @@ from .style import ACCENT, DARK, GREY, LIGHT, bare, lines, new_axes
 
 CURVE_STYLES: dict[str, dict[str, Any]] = {
     "ising-path": {"color": DARK, "marker": "o", "ls": "-"},
+    "ising-path, median network": {"color": LIGHT, "marker": "s", "ls": "--"},
     "magnitude-pruning": {"color": ACCENT, "marker": "^", "ls": "-."},
 }
 

@@ -25,6 +25,8 @@ SPARE: list[dict[str, Any]] = [
     {"color": "#7a4fa0", "marker": "P", "ls": "-"},
     {"color": "#b8a000", "marker": "X", "ls": "-."},
     {"color": "#5e5e5e", "marker": "*", "ls": (0, (1, 1))},
+    {"color": "#c94f7c", "marker": "<", "ls": "--"},
+    {"color": "#2a9fb0", "marker": ">", "ls": "-."},
 ]
 
 
