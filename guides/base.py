@@ -49,6 +49,9 @@ class Guide(nn.Module):
     sparsifies = False
     """Whether training has phases, from a whole network to a sparse one, though no site has masks."""
 
+    closed_form = False
+    """Whether masks and scales follow the weights in closed form, however low the learning rate is."""
+
     target_density: float | None = None
     """Share of the weights to hold in, if the family can; None leaves it to prior and likelihood."""
 

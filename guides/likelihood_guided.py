@@ -57,6 +57,8 @@ class LikelihoodGuided(MeanField):
         InputError: if a value is out of range, or the prior has no spike-and-slab weights.
     """
 
+    closed_form = True
+
     def __init__(
         self,
         model: IsingViT,

@@ -26,7 +26,8 @@ SHARE = 0.2
 """Share of the Ising phase that ``temperature="auto"`` spends on trying them."""
 
 POSITION = 0.8
-"""Where on its schedule the learning rate is held meanwhile: low enough that temperatures differ by more than steps."""
+"""Where on its schedule the learning rate is held meanwhile, for guides whose masks follow in closed form: low enough
+that temperatures differ by more than steps. For others it is held where it is."""
 
 SNAPSHOTS = 8
 """States that are averaged at each."""
@@ -70,8 +71,8 @@ def follow_path(
     """Train through rising temperatures, judging each by the validation images.
 
     Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the
-    whole curve of NLL against density, as a lasso path does. The learning rate is low, and each is judged by the
-    average of the parameters over its second half: a state at a high rate is off by more than temperatures differ.
+    whole curve of NLL against density, as a lasso path does. The learning rate is held, and each is judged by the
+    average of the parameters over its second half: a single state may be off by more than temperatures differ.
 
     Args:
         trainer: at the start of its Ising phase; it is left at the end of the path.
@@ -85,7 +86,8 @@ def follow_path(
     labels = validation.labels.cpu()
     end = trainer.step + most
     begin, trainer.stride = trainer.position, 0.0
-    trainer.position = max(begin, POSITION * trainer.config.steps)
+    if guide.closed_form:
+        trainer.position = max(begin, POSITION * trainer.config.steps)
     cold, least = coldest(model, len(trainer.train)), float("inf")
     stops: list[Stop] = []
     for factor in FACTORS:

@@ -167,6 +167,11 @@ def test_a_folder_of_images(tmp_path):
         read("folder", uneven, image_size=4)
     with pytest.raises(InputError, match=r"data_root='.*nowhere': give a folder"):
         read("folder", tmp_path / "nowhere")
+    deep = tmp_path / "deep" / "grey"
+    deep.mkdir(parents=True)
+    Image.fromarray(np.full((4, 4), 30000, np.uint16)).save(deep / "0.png")
+    with pytest.raises(InputError, match=r"image of mode 'I;16': has more than eight bits"):
+        read("folder", deep.parent)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="Couldn't find any class folder"):
         read("folder", tmp_path / "empty")

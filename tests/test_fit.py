@@ -162,11 +162,23 @@ def test_a_path_is_the_curve_and_every_point_of_it(stripes):
         result = path.at(row)
         assert result.temperature == table["temperature"].iloc[row]
         assert result.densities()["median_density"] == table["median_density"].iloc[row]
-        nll = -result.predict(noisy.images, 20, seed=1).probs.gather(1, noisy.labels[:, None]).log().mean()
-        assert float(nll) == pytest.approx(table["nll"].iloc[row], abs=0.15)
+        nll = -result.predict(noisy.images, 20).probs.gather(1, noisy.labels[:, None]).log().mean()
+        assert float(nll) == pytest.approx(table["nll"].iloc[row], abs=1e-5)
     assert path.pick("sparsest").temperature == table.loc[table["sparsest"], "temperature"].item()
     with pytest.raises(InputError, match="row=8: the path has rows 0 to 7"):
         path.at(8)
+
+
+def test_a_path_needs_a_step_for_each_temperature(stripes):
+    settings = QUICK | {"temperature": "auto", "steps": 20, "pilot": 0.9}
+    with pytest.raises(InputError, match=r"steps=20, pilot=0.9 leave 2 for 8 temperatures"):
+        fit_path(*pair(), stripes, stripes, FitConfig(**settings), progress=False)
+
+
+def test_the_path_leaves_fine_tuning_its_steps(stripes):
+    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=40, pilot=0.5, fine_tune=0.4)
+    last = result.history.groupby("phase", sort=False)["step"].max().to_dict()
+    assert last == {"pilot": 20, "path": 24, "fine-tune": 40}
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.1}, {"target_density": 0.3}, {"fine_tune": 0.2}])

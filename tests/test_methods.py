@@ -17,6 +17,7 @@ from pyro_isingvit import (
     TraceGraph_ELBO,
     ViT,
     ViTConfig,
+    predict_plug_in,
 )
 from pyro_isingvit.data import Data
 from pyro_isingvit.experiments import RunConfig
@@ -38,7 +39,7 @@ def data(stripes):
 @pytest.mark.parametrize(
     ("name", "methods"),
     [
-        ("ising", ["ising"]),
+        ("ising", ["ising", "ising, median network"]),
         ("deterministic", ["deterministic", "temperature-scaling"]),
         ("dropout", ["dropout 0.2"]),
         ("dropconnect", ["dropconnect 0.2"]),
@@ -57,13 +58,15 @@ def test_every_method_learns_and_says_what_it_kept(data, name, methods):
         assert outcome.seconds > 0
     if name == "magnitude-pruning":
         assert [outcome.density for outcome in each] == pytest.approx([0.3, 0.6], abs=1e-3)
-    if name == "temperature-scaling":
+    if name == "deterministic":
         assert each[1].validation_nll <= each[0].validation_nll
 
 
 def test_a_path_is_one_fit_of_many_densities(data):
     each = list(outcomes(config_of(steps=400, pilot=0.2), Method(name="ising-path"), data, progress=False))
-    assert len(each) >= 5
+    assert [o.method for o in each[:2]] == ["ising-path", "ising-path, median network"]
+    each = each[::2]
+    assert len(each) == 8
     temperatures, densities = ([getattr(o, field) for o in each] for field in ("temperature", "expected_density"))
     assert temperatures == sorted(temperatures)
     assert densities[-1] < densities[0]
@@ -74,10 +77,31 @@ def test_methods_are_the_same_again(data):
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("bad", [{"name": "ising", "rate": 0}, {"name": "sing"}, {"name": "ensemble", "members": 1}])
-def test_wrong_methods_are_refused(bad):
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"name": "dropout", "rate": 0}, "rate=0"),
+        ({"name": "sing"}, "name='sing'"),
+        ({"name": "ensemble", "members": 1}, "members=1"),
+        ({"name": "magnitude-pruning", "densities": [0.5, 1.5]}, "densities.1=1.5"),
+        ({"name": "deterministic", "rate": 0.5}, r"deterministic has no rate; only \['dropout', 'dropconnect'\]"),
+    ],
+)
+def test_wrong_methods_are_refused(bad, message):
+    with pytest.raises(InputError, match=message):
         Method(**bad)
+
+
+def test_a_pruned_network_predicts_without_what_was_cut(tiny_network, stripes):
+    model = IsingViT(tiny_network, Flat(tiny_network.weight_sites()))
+    guide = PointEstimate(model)
+    masks = magnitude_masks(guide, 0.3)
+    model.fix_masks(masks)
+    weights = {site.name: guide.loc[site.key] * masks[site.name] for site in model.sites}
+    expected = model.logits(stripes.images, weights).softmax(-1)
+    torch.testing.assert_close(predict_plug_in(model, guide, stripes.images), expected)
+    model.fix_masks(None)
+    assert not torch.allclose(predict_plug_in(model, guide, stripes.images), expected)
 
 
 def exact_divergence(log_alpha: float) -> float:

@@ -156,6 +156,7 @@ def test_tables_and_pictures(plan_file, tmp_path):
     table = pd.read_csv(tmp_path / "report" / "results.csv")
     assert table["method"].value_counts().to_dict() == {
         "ising": 2,
+        "ising, median network": 2,
         "dropout 0.3": 2,
         "deterministic": 1,
         "temperature-scaling": 1,
@@ -171,7 +172,8 @@ def test_tables_and_pictures(plan_file, tmp_path):
 def test_differences_are_paired_and_by_seed(plan_file, tmp_path):
     plan = read_plan(plan_file)
     every = [read_result(run_cell(cell, tmp_path, {})) for cell in plan.cells() if cell.method.name != "deterministic"]
-    gaps = differences(every).set_index("score")
+    gaps = differences(every)
+    gaps = gaps[gaps["baseline"] == "dropout 0.3"].set_index("score")
     table = result_table(every).groupby("method")[["accuracy", "nll", "brier"]].mean()
     for score in ("accuracy", "nll", "brier"):
         expected = table.loc["ising", score] - table.loc["dropout 0.3", score]
@@ -189,6 +191,46 @@ def test_validation_images_choose_among_settings():
     row = choices(pd.DataFrame(rows)).iloc[0]
     assert (row["chosen"], row["nll"], row["accuracy"]) == ("coupling=1", 0.45, 0.9)
     assert (row["best"], row["best_nll"], row["best_accuracy"]) == ("coupling=0", 0.40, 0.9)
+
+
+def test_what_a_block_sets_is_told_apart(tmp_path):
+    """Two blocks of one plan that differ in the size of the network, and in the test images."""
+    blocks = [
+        {"dataset": "digits", "train": 60, "method": ["dropout"], "set": {"network.dim": dim, "test": test}}
+        for dim, test in ((8, 60), (16, 50))
+    ]
+    quick = {"fit.steps": 5, "validation": 60, "network.mlp_ratio": 2}
+    plan = Plan(name="two", set=quick, blocks=blocks)
+    for cell in plan.cells():
+        run_cell(cell, tmp_path, {})
+    page = write_study(plan, tmp_path, tmp_path / "report").read_text()
+    assert "| dropout 0.1 | network.dim=8, test=60 |" in page
+    assert "| dropout 0.1 | network.dim=16, test=50 |" in page
+
+
+@pytest.mark.parametrize("name", ["train", "dataset", "fit.seed", "data_root"])
+def test_a_block_cannot_set_what_a_cell_is(name):
+    with pytest.raises(InputError, match=name.replace(".", r"\.")):
+        Cell(dataset="digits", train=60, method={"name": "ising"}, seed=0, set={name: 3})
+
+
+def test_sizes_of_images_can_be_varied(tmp_path):
+    block = {"dataset": "digits", "train": 60, "method": "dropout", "vary": {"image_size": [4, 12]}}
+    plan = Plan(
+        name="sizes", set={"fit.steps": 3, "test": 60, "validation": 60, "network.patch_size": 4}, blocks=[block]
+    )
+    for cell in plan.cells():
+        result = read_result(run_cell(cell, tmp_path, {}))
+        assert result.config.network.image_size == (cell.image_size, cell.image_size)
+
+
+def test_a_plan_of_curves_alone(tmp_path):
+    settings = {"fit.steps": 40, "test": 60, "validation": 60, "network.dim": 8, "network.mlp_ratio": 2}
+    plan = Plan(name="curves", set=settings, blocks=[{"dataset": "digits", "train": 60, "method": "magnitude-pruning"}])
+    run_cell(plan.cells()[0], tmp_path, {})
+    page = write_study(plan, tmp_path, tmp_path / "report").read_text()
+    assert "![digits-60-density.png](digits-60-density.png)" in page
+    assert "differences.csv" not in page
 
 
 def test_summary_leaves_curves_out():
