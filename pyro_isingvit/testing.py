@@ -236,9 +236,9 @@ class GuideConformance(Conformance):
     def test_inclusion_probabilities_are_the_frequencies_of_its_draws(self) -> None:
         _, guide = self.pair(ENUMERABLE)
         _spread(guide)
-        probs = guide.inclusion_probabilities()
-        if not probs:
+        if not guide.mask_shapes:
             raise SkipTest("no masks")
+        probs = guide.inclusion_probabilities()
         with seeded(torch.device("cpu"), 0), torch.no_grad(), poutine.block():
             draws = [guide.draw_masks() for _ in range(DRAWS)]
         for name, p in probs.items():

@@ -41,15 +41,16 @@ def data(stripes):
     [
         ("ising", ["ising", "ising, median network"]),
         ("deterministic", ["deterministic", "temperature-scaling"]),
-        ("dropout", ["dropout 0.2"]),
-        ("dropconnect", ["dropconnect 0.2"]),
+        ("dropout", ["dropout 0.1"]),
+        ("dropconnect", ["dropconnect 0.1"]),
         ("sparse-vd", ["sparse-vd"]),
         ("ensemble", ["ensemble of 2"]),
         ("magnitude-pruning", ["magnitude-pruning", "magnitude-pruning"]),
     ],
 )
 def test_every_method_learns_and_says_what_it_kept(data, name, methods):
-    method = Method(name=name, rate=0.2, members=2, densities=(0.3, 0.6))
+    own = {"ensemble": {"members": 2}, "magnitude-pruning": {"densities": (0.3, 0.6)}}
+    method = Method(name=name, **own.get(name, {}))
     each = list(outcomes(config_of(), method, data, progress=False))
     assert [outcome.method for outcome in each] == methods
     for outcome in each:
