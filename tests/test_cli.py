@@ -127,7 +127,19 @@ def test_a_folder_of_images_from_end_to_end(isingvit, tmp_path):
             pixels = rng.integers(0, 120, (14, 12, 3), dtype=np.uint8)
             pixels[..., colour] += 120
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
-    arguments = ("--dataset", "folder", "--data-root", "pictures", "--image-size", 8, "--balanced", "--train", 60)
+    arguments = (
+        "--dataset",
+        "folder",
+        "--data-root",
+        "pictures",
+        "--image-size",
+        8,
+        "--balanced",
+        "--train",
+        60,
+        "--validation",
+        20,
+    )
     code, _, err = isingvit("fit", *arguments, "--steps", 300, "--learning-rate", 0.005, "--precision", "bfloat16")
     assert (code, err) == (0, "")
     scores = json.loads((tmp_path / "runs" / "folder" / "metrics.json").read_text())

@@ -66,6 +66,14 @@ class RunConfig(Config):
     fit: FitConfig = FitConfig()
     draws: pydantic.PositiveInt = 50
 
+    @pydantic.field_validator("test", mode="before")
+    @classmethod
+    def _number_or_official(cls, value: object) -> object:
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        if number in (None, "official") or (isinstance(number, int) and number > 0):
+            return number
+        raise ValueError("give a number of images, or 'official'")
+
 
 RECIPES: dict[str, list[tuple[float, dict[str, Any]]]] = {
     "digits": [
