@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
 from ..calibration import metrics, reliability_table
@@ -128,7 +129,9 @@ def figure_cost(table: pd.DataFrame) -> Figure:
     places = np.arange(len(methods))
     shades = [DARK, LIGHT, ACCENT, GREY, "#5c7f9f", "#e3b48f"]
     for ax, (score, label) in zip(
-        figure.subplots(1, 2, sharey=True), (("minutes", "minutes"), ("memory_mib", "MiB")), strict=True
+        figure.subplots(1, 2, sharey=True),
+        (("minutes", "minutes"), ("memory_mib", "peak memory of the process, MiB")),
+        strict=True,
     ):
         for i, ((dataset, train), rows) in enumerate(groups):
             means = rows.groupby("method")[score].mean().reindex(methods)
@@ -138,6 +141,9 @@ def figure_cost(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", color="0.9")
         bare(ax)
     figure.axes[0].set_xscale("log")
+    figure.axes[0].xaxis.set_major_formatter(ScalarFormatter())
+    figure.axes[0].xaxis.set_minor_formatter(ScalarFormatter())
+    figure.axes[0].tick_params(axis="x", which="both", labelsize="x-small")
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), fontsize="small", frameon=False)
     return figure
