@@ -43,7 +43,8 @@ class FitConfig(Config):
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
         temperature: T of the power posterior, or ``"auto"``: the Ising phase begins with a path from cold
-            to hot, and the validation images decide where to stay; see `temperature.follow_path`.
+            to hot, and the least NLL of the validation images decides where to stay; or ``"sparsest"``: likewise, but
+            the sparsest posterior within one standard error of that; see `temperature.path_table`.
         target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
@@ -59,7 +60,7 @@ class FitConfig(Config):
     warmup: float = pydantic.Field(default=0.2, gt=0, lt=1)
     pilot: float = pydantic.Field(default=0.6, ge=0, le=1)
     fine_tune: float = pydantic.Field(default=0.0, ge=0, le=1)
-    temperature: pydantic.PositiveFloat | Literal["auto"] = "auto"
+    temperature: pydantic.PositiveFloat | Literal["auto", "sparsest"] = "auto"
     target_density: float | None = pydantic.Field(default=None, gt=0, lt=1)
     clip: pydantic.PositiveFloat = 1.0
     augment: Augment | None = None
@@ -142,11 +143,12 @@ def fit(
             trainer.run_pilot()
             fine_tune = round(config.fine_tune * config.steps)
             ising = config.steps - trainer.step - fine_tune
-            if config.temperature == "auto" and ising:
+            if isinstance(config.temperature, str) and ising:
                 assert validation is not None
                 stops = follow_path(trainer, validation, max(1, round(SHARE * ising / len(FACTORS))), ising, PATIENCE)
                 path = path_table(stops)
-                go_to(trainer, stops[int(path["chosen"].to_numpy().argmax())])
+                mark = "least_nll" if config.temperature == "auto" else config.temperature
+                go_to(trainer, stops[int(path[mark].to_numpy().argmax())])
             trainer.run(config.steps - fine_tune - trainer.step, "ising")
             if fine_tune:
                 model.fix_masks(guide.median_masks())
@@ -236,7 +238,9 @@ class Trainer:
         self.position, self.stride = 0.0, 1.0  # along the schedule of the learning rate, and what a step adds
         self.rows: list[dict[str, Any]] = []
         model.num_data, model.seen = len(train), None
-        model.temperature = coldest(model, len(train)) if config.temperature == "auto" else config.temperature
+        model.temperature = (
+            config.temperature if not isinstance(config.temperature, str) else coldest(model, len(train))
+        )
         self.loss = TraceGraph_ELBO()(model, guide)
         rate = config.learning_rate
         shared = [p for p in model.parameters() if p.requires_grad]
@@ -358,12 +362,14 @@ def _sparsifies(guide: Guide) -> bool:
 def _check(model: IsingViT, guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
     if guide.model is not model:
         raise InputError(f"guide={type(guide).__name__} was made for another model: make it from this one")
-    if config.temperature == "auto" and validation is None:
-        raise InputError('temperature="auto" is decided on held-out images: pass validation, or a number, e.g. 1e-3')
-    if config.temperature == "auto" and (not _sparsifies(guide) or config.pilot + config.fine_tune == 1):
+    if isinstance(config.temperature, str) and validation is None:
         raise InputError(
-            'temperature="auto" is decided in the Ising phase, and there is none (no masks, or pilot and fine_tune '
-            "take all steps): give a number, e.g. 1e-3"
+            f'temperature="{config.temperature}" is decided on held-out images: pass validation, or a number, e.g. 1e-3'
+        )
+    if isinstance(config.temperature, str) and (not _sparsifies(guide) or config.pilot + config.fine_tune == 1):
+        raise InputError(
+            f'temperature="{config.temperature}" is decided in the Ising phase, and there is none (no masks, or pilot '
+            "and fine_tune take all steps): give a number, e.g. 1e-3"
         )
     device = next(model.network.parameters()).device
     for name, part in (("train", train), ("validation", validation)):

@@ -28,7 +28,7 @@ class FitResult:
         history: one row now and then: step, phase, temperature, loss (negative tempered ELBO times T, in
             nats per image), accuracy and nll of the plug-in network on validation (else training) images,
             expected_density, median_density, seconds.
-        path: what ``temperature="auto"`` saw, one row a temperature; None if it was given.
+        path: what ``temperature="auto"`` or ``"sparsest"`` saw, one row a temperature; None if it was given.
         seconds: that the fit took.
         config: how it was trained, `FitConfig` as JSON.
     """

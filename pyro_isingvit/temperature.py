@@ -120,15 +120,15 @@ def path_table(stops: Sequence[Stop]) -> pd.DataFrame:
     """One row a temperature: temperature; nll, brier and accuracy of the validation images; both densities.
 
     ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images.
-    ``chosen`` marks that minimum, which ``temperature="auto"`` takes; ``sparsest`` the sparsest within one standard
-    error of it.
+    ``least_nll`` marks that minimum, which ``temperature="auto"`` takes; ``sparsest`` the sparsest within one standard
+    error of it, which ``temperature="sparsest"`` takes.
     """
     table = pd.DataFrame([stop.row for stop in stops])
     least = int(table["nll"].to_numpy().argmin())
     gaps = [stop.nll - stops[least].nll for stop in stops]
     table["se"] = [float(gap.std() / len(gap) ** 0.5) if len(gap) > 1 else 0.0 for gap in gaps]
     within = table[table["nll"] <= table["nll"].min() + table["se"]]
-    marks = {"chosen": least, "sparsest": within["median_density"].idxmin()}
+    marks = {"least_nll": least, "sparsest": within["median_density"].idxmin()}
     return table.assign(**{name: table.index == row for name, row in marks.items()})
 
 
@@ -174,7 +174,7 @@ class FitPath:
         self.model.temperature = stop.temperature
         return FitResult(self.model, self.guide, self.history, self.table, self.seconds, self.config)
 
-    def pick(self, mark: Literal["chosen", "sparsest"] = "chosen") -> FitResult:
+    def pick(self, mark: Literal["least_nll", "sparsest"] = "least_nll") -> FitResult:
         """The posterior at a marked row of the table, see `path_table`."""
         return self.at(int(self.table[mark].to_numpy().argmax()))
 

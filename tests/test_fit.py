@@ -124,12 +124,20 @@ def test_temperature_auto_takes_the_least_validation_nll(stripes):
     path = result.path
     assert path["temperature"].is_monotonic_increasing
     assert len(path) >= 3
-    assert path.loc[path["nll"].idxmin(), "chosen"]
-    assert path["chosen"].sum() == 1
-    assert result.temperature == path.loc[path["chosen"], "temperature"].item()
+    assert path.loc[path["nll"].idxmin(), "least_nll"]
+    assert path["least_nll"].sum() == 1
+    assert result.temperature == path.loc[path["least_nll"], "temperature"].item()
     assert result.history["temperature"].iloc[-1] == result.temperature
     assert result.history["phase"].unique().tolist() == ["pilot", "path", "ising"]
     assert result.history["step"].iloc[-1] == 300
+
+
+def test_the_sparsest_within_one_standard_error(stripes):
+    settings = {"validation": stripes, "steps": 300}
+    auto, sparsest = (quick_fit(stripes, temperature=t, **settings) for t in ("auto", "sparsest"))
+    assert sparsest.temperature == sparsest.path.loc[sparsest.path["sparsest"], "temperature"].item()
+    pd.testing.assert_frame_equal(auto.path, sparsest.path)
+    assert sparsest.temperature >= auto.temperature
 
 
 def test_temperature_auto_listens_to_the_validation_images(stripes, monkeypatch):
@@ -150,9 +158,9 @@ def test_a_path_is_the_curve_and_every_point_of_it(stripes):
     assert table["temperature"].is_monotonic_increasing
     assert table["expected_density"].iloc[-1] < 0.6 * table["expected_density"].iloc[0]
     assert path.history["step"].iloc[-1] == 800
-    for mark in ("sparsest", "chosen"):
+    for mark in ("sparsest", "least_nll"):
         assert table[mark].sum() == 1
-    least = int(table["chosen"].argmax())
+    least = int(table["least_nll"].argmax())
     assert table["nll"].argmin() == least
     gap = path.stops[2].nll - path.stops[least].nll
     assert table["se"].iloc[2] == pytest.approx(float(gap.std()) / 60**0.5, abs=1e-6)

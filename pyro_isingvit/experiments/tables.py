@@ -87,7 +87,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
-    """How much better ``method`` predicts the same test images than each other method of the same setting and seed.
+    """How much better ``method`` predicts than each other method of the same seed and setting (or of no setting).
 
     Returns:
         Columns dataset, train, setting, baseline, score, ``difference`` (of ``method`` less the baseline, mean over
@@ -107,6 +107,7 @@ def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
     for (dataset, train, setting, seed), methods in groups.items():
         if method not in methods:
             continue
+        methods = groups.get((dataset, train, "", seed), {}) | methods
         probs, labels = methods[method]
         for baseline, (other, same) in methods.items():
             if baseline != method and torch.equal(labels, same):

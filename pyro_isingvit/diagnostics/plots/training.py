@@ -69,7 +69,7 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
     else:
         ax.plot(density, table[score], color=DARK, marker=".", lw=1.2)
     marks = {
-        "chosen": ("least NLL: chosen", "o", 10),
+        "least_nll": ("least NLL", "o", 10),
         "sparsest": ("sparsest within one standard error of the least NLL", "D", 6),
     }
     for mark, (label, marker, size) in marks.items():
