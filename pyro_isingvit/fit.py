@@ -50,7 +50,7 @@ class FitConfig(Config):
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
         seed: of everything random in `fit`.
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
-        precision: of matrix products in training. ``"bfloat16"`` is two to three times as fast where the processor has
+        precision: of matrix products in training. ``"bfloat16"`` saves up to half of the time where the processor has
             instructions for it; after training all is float32.
     """
 
