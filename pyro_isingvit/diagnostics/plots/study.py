@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor
 
 from ..calibration import metrics, reliability_table
@@ -141,9 +141,9 @@ def figure_cost(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", color="0.9")
         bare(ax)
     figure.axes[0].set_xscale("log")
-    figure.axes[0].xaxis.set_major_formatter(ScalarFormatter())
-    figure.axes[0].xaxis.set_minor_formatter(ScalarFormatter())
-    figure.axes[0].tick_params(axis="x", which="both", labelsize="x-small")
+    figure.axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    figure.axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    figure.axes[0].minorticks_off()
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), fontsize="small", frameon=False)
     return figure
