@@ -49,7 +49,7 @@ def fit_command(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     pilot: Annotated[float | None, typer.Option(help="Share of the steps with all masks on.")] = None,
     fine_tune: Annotated[float | None, typer.Option(help="Share of the steps for the median network.")] = None,
-    temperature: Annotated[str | None, typer.Option(help="Temperature of the posterior, or auto.")] = None,
+    temperature: Annotated[str | None, typer.Option(help="Temperature of the posterior, or auto, or sparsest.")] = None,
     target_density: Annotated[float | None, typer.Option(help="Mean inclusion probability to hold.")] = None,
     inclusion: Annotated[float | None, typer.Option(help="Prior inclusion probability.")] = None,
     coupling: Annotated[float | None, typer.Option(help="Strength of the Ising coupling.")] = None,

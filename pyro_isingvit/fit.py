@@ -238,9 +238,7 @@ class Trainer:
         self.position, self.stride = 0.0, 1.0  # along the schedule of the learning rate, and what a step adds
         self.rows: list[dict[str, Any]] = []
         model.num_data, model.seen = len(train), None
-        model.temperature = (
-            config.temperature if not isinstance(config.temperature, str) else coldest(model, len(train))
-        )
+        model.temperature = coldest(model, len(train)) if isinstance(config.temperature, str) else config.temperature
         self.loss = TraceGraph_ELBO()(model, guide)
         rate = config.learning_rate
         shared = [p for p in model.parameters() if p.requires_grad]

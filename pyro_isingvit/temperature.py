@@ -54,7 +54,7 @@ class Stop:
         optimizer: its state at the end of them.
         position: of the learning rate along its schedule as the path began.
         nll: of each validation image, (n,), in nats.
-        row: what the path's table says: temperature, nll, accuracy, densities.
+        row: what the path's table says: temperature, nll, brier, accuracy, densities.
     """
 
     temperature: float
@@ -63,6 +63,13 @@ class Stop:
     position: float
     nll: Tensor
     row: dict[str, float]
+
+    def restore(self, model: IsingViT, guide: Guide) -> None:
+        """Put model, guide and temperature back to where they were here."""
+        of_model, of_guide = self.states
+        model.load_state_dict(of_model)
+        guide.load_state_dict(of_guide)
+        model.temperature = self.temperature
 
 
 def follow_path(
@@ -134,10 +141,8 @@ def path_table(stops: Sequence[Stop]) -> pd.DataFrame:
 
 def go_to(trainer: "Trainer", stop: Stop) -> None:
     """Put model, guide, optimiser, temperature and learning rate back to where they were at a stop."""
-    for part, state in zip((trainer.model, trainer.guide), stop.states, strict=True):
-        part.load_state_dict(state)
+    stop.restore(trainer.model, trainer.guide)
     trainer.optimizer.load_state_dict(stop.optimizer)
-    trainer.model.temperature = stop.temperature
     trainer.go_back(stop.position)
 
 
@@ -168,10 +173,7 @@ class FitPath:
         """
         if not 0 <= row < len(self.stops):
             raise InputError(f"row={row}: the path has rows 0 to {len(self.stops) - 1}")
-        stop = self.stops[row]
-        for part, state in zip((self.model, self.guide), stop.states, strict=True):
-            part.load_state_dict(state)
-        self.model.temperature = stop.temperature
+        self.stops[row].restore(self.model, self.guide)
         return FitResult(self.model, self.guide, self.history, self.table, self.seconds, self.config)
 
     def pick(self, mark: Literal["least_nll", "sparsest"] = "least_nll") -> FitResult:

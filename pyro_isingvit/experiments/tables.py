@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 from matplotlib.figure import Figure
 
 from ..errors import InputError
@@ -271,8 +272,6 @@ def _plus_minus(mean: float, spread: float, digits: int) -> str:
 
 
 def _yaml(plan: Plan) -> str:
-    import yaml
-
     return yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
 
 
