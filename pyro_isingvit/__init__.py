@@ -1,5 +1,6 @@
 """Bayesian sparsification of Vision Transformers as a probabilistic program."""
 
+from .compact import CompactViT
 from .data import Augment, Data, Images, from_dataset, read, split
 from .distributions import Gaussian, Ising, SpikeAndSlab, StraightThroughBernoulli, StraightThroughConcrete
 from .elbo import TraceGraph_ELBO
@@ -32,6 +33,7 @@ from .models import (
 )
 from .network import ViT, ViTConfig
 from .predict import Prediction, predict, predict_plug_in
+from .pruning import export, fine_tune, prune, prune_draws, shrink
 from .result import FitResult
 from .sites import WeightSite
 
@@ -40,6 +42,7 @@ __all__ = [
     "Augment",
     "Auto",
     "BackwardIsing",
+    "CompactViT",
     "Coupling",
     "CouplingGraph",
     "Data",
@@ -76,11 +79,16 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "WeightSite",
+    "export",
+    "fine_tune",
     "fit",
     "fit_path",
     "from_dataset",
     "predict",
     "predict_plug_in",
+    "prune",
+    "prune_draws",
     "read",
+    "shrink",
     "split",
 ]

@@ -13,6 +13,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from .compact import as_floats
 from .config import Config
 from .conformance import check_pair
 from .data import AUGMENTATIONS, Augment, Images
@@ -20,7 +21,6 @@ from .elbo import TraceGraph_ELBO
 from .errors import InputError, TrainingError
 from .guides import Guide
 from .models import IsingViT
-from .network import as_floats
 from .predict import evaluating, predict_plug_in, seeded
 from .result import FitResult, densities
 from .temperature import FACTORS, PATIENCE, SHARE, FitPath, coldest, follow_path, go_to, path_table

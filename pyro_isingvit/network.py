@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .compact import as_floats, to_patches
 from .config import Config
 from .errors import InputError
 from .sites import LAYER, WeightSite
@@ -93,11 +94,6 @@ class ViTConfig(Config):
     def classifier_hidden(self) -> int:
         """Hidden units of the classifier."""
         return self.head_hidden or max(1, self.dim // 2)
-
-
-def as_floats(images: Tensor) -> Tensor:
-    """Images within [0, 1]: bytes are divided by 255."""
-    return images if images.is_floating_point() else images.float() / 255
 
 
 class Encoder(nn.Module):
@@ -238,8 +234,7 @@ class ViT(nn.Module):
                 f"(batch, {config.channels}, {config.image_size[0]}, {config.image_size[1]}); "
                 "resize them or change ViTConfig"
             )
-        pixels = (as_floats(images) - config.pixel_mean) / config.pixel_std
-        patches = F.unfold(pixels, config.patch_size, stride=config.patch_size).transpose(1, 2)
+        patches = to_patches((as_floats(images) - config.pixel_mean) / config.pixel_std, config.patch_size)
         x = F.linear(patches, self.patch_embed, self.patch_embed_bias)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)

@@ -26,6 +26,7 @@ from pyro_isingvit import (
     fit,
 )
 from pyro_isingvit.diagnostics.inclusion import (
+    UNITS,
     alive_units,
     inclusion,
     inclusion_table,
@@ -95,14 +96,31 @@ def test_shared_masks_have_the_dimensions_that_differ(tiny_network):
     assert np.allclose(alive.values, into * out)  # one mask in, one out
 
 
-@pytest.mark.parametrize("unit", ["head", "head_dim", "hidden", "head_hidden"])
+@pytest.mark.parametrize("unit", [*UNITS, "block"])
 def test_unit_inclusion_is_the_frequency_over_draws(guide, unit):
+    if unit == "block":  # else both are alive in every draw
+        with torch.no_grad():
+            for logit in guide.logit.values():
+                logit.sub_(3.5)
     exact = unit_inclusion(guide, unit)
     drawn = torch.stack([alive_units(guide, unit, masks) for masks in mask_draws(guide, 2000)]).double().mean(0)
-    assert exact.dims == {"head": ("layer", "head"), "head_dim": ("layer", "head", "head_dim")}.get(
-        unit, ("layer", "hidden") if unit == "hidden" else ("head_hidden",)
-    )
+    assert exact.dims == (("layer",) if unit == "block" else UNITS[unit][0])
     assert np.abs(exact.values - drawn.numpy()).max() < 5 * 0.5 / math.sqrt(2000)
+
+
+def test_a_block_whose_units_share_masks(tiny_network):
+    heads = dict.fromkeys(("encoder.value", "encoder.out"), ("layer", "head"))
+    both, one = heads, {"encoder.value": heads["encoder.value"]}
+    for levels in (both, one):  # exact where value and out share theirs alike, else a frequency over draws
+        prior = StructuredSpikeSlab(tiny_network.weight_sites(), levels=levels, coupling=0.1)
+        guide = MeanField(IsingViT(tiny_network, prior))
+        spread(guide)
+        with torch.no_grad():
+            for logit in guide.logit.values():
+                logit.sub_(3.0)
+        drawn = torch.stack([alive_units(guide, "block", masks) for masks in mask_draws(guide, 2000, 1)])
+        gap = np.abs(unit_inclusion(guide, "block", draws=2000).values - drawn.double().mean(0).numpy()).max()
+        assert gap < 5 * 0.5 / math.sqrt(2000) * (1 if levels is both else math.sqrt(2))
 
 
 def test_unit_inclusion_by_enumeration():
@@ -170,7 +188,7 @@ def test_stability_of_equal_and_of_unrelated_fits(tiny_model):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda guide: unit_inclusion(guide, "block"), "unit='block': choose one of"),
+        (lambda guide: unit_inclusion(guide, "token"), "unit='token': choose one of"),
         (lambda guide: inclusion_table(guide, interval=1.0), "interval=1.0"),
         (lambda guide: inclusion_table(guide, draws=0), "draws=0"),
         (lambda guide: threshold_table(guide, [2.0]), "thresholds=2.0"),

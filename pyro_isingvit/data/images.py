@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compact import as_floats
 from ..errors import InputError
-from ..network import as_floats
 
 
 @dataclass(frozen=True)

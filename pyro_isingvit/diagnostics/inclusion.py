@@ -6,6 +6,7 @@ References:
     Hierarchical Mixture Method", Biostatistics 2004 (expected false discovery rate).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Literal
@@ -22,15 +23,21 @@ from ..guides import Guide
 from ..predict import evaluating, seeded
 from ..sites import LAYER, WeightSite
 
-Unit = Literal["head", "head_dim", "hidden", "head_hidden"]
+Unit = Literal["head", "head_dim", "query_key", "hidden", "head_hidden", "patch", "block"]
 
-UNITS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
+UNITS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "head": ((LAYER, "head"), ("encoder.value", "encoder.out")),
     "head_dim": ((LAYER, "head", "head_dim"), ("encoder.value", "encoder.out")),
+    "query_key": ((LAYER, "head", "head_dim"), ("encoder.query", "encoder.key")),
     "hidden": ((LAYER, "hidden"), ("encoder.up", "encoder.down")),
     "head_hidden": (("head_hidden",), ("head.hidden", "head.out")),
+    "patch": (("patch",), ("patch_embed",)),
 }
-"""Parts of a `ViT` that can go as a whole: their dimensions, and the roles that lead into them and out."""
+"""Parts of a `ViT` that can go as a whole: their dimensions, and the roles that lead into them and out (or, of a
+dimension of queries and keys, both into it). All of them need a weight for the part to be alive."""
+
+BLOCK_UNITS: tuple[Unit, ...] = ("head_dim", "hidden")
+"""A block is alive if one of these of it is."""
 
 THRESHOLDS = tuple(float(t) for t in np.arange(1, 20) / 20)
 """From .05 to .95."""
@@ -78,43 +85,78 @@ def unit_inclusion(guide: Guide, unit: Unit = "head", draws: int = DRAWS, seed: 
 
     Args:
         guide: a guide with masks.
-        unit: a key of `UNITS`.
+        unit: a key of `UNITS`; or ``"block"``, alive if a head or a hidden unit of it is.
         draws, seed: of the masks, where there is no closed form.
 
     Returns:
-        Dimensions as in `UNITS`.
+        Dimensions as in `UNITS`; ``layer`` of a block.
 
     Raises:
         InputError: if the network has no such unit.
     """
+    alive = -torch.expm1(log_dead(guide, unit, draws, seed))
+    dims = (LAYER,) if unit == "block" else UNITS[unit][0]
+    coords = {dim: np.arange(size) for dim, size in zip(dims, alive.shape, strict=True)}
+    return xr.DataArray(alive.numpy(), coords, dims, name=f"P({unit} is alive)")
+
+
+def log_dead(guide: Guide, unit: Unit, draws: int = DRAWS, seed: int = 0) -> Tensor:
+    """Log of the probability that a unit is not alive, in doubles; see `unit_inclusion`.
+
+    Among units that are alive almost surely it still tells which are more so.
+    """
     sites = {site.name: site for site in guide.model.sites}
-    if unit not in UNITS or any(role not in sites for role in UNITS[unit][1]):
-        possible = [name for name, (_, roles) in UNITS.items() if all(role in sites for role in roles)]
+    possible = [name for name, (_, roles) in UNITS.items() if all(role in sites for role in roles)]
+    if set(BLOCK_UNITS) <= set(possible):
+        possible.append("block")
+    if unit not in possible:
         raise InputError(f"unit={unit!r}: choose one of {possible}")
+    exact = guide.independent_masks
+    if unit == "block" and exact:
+        parts = [_log_dead_of_units(guide, sites, part) for part in BLOCK_UNITS]
+        if all(part is not None for part in parts):
+            return torch.stack([part.flatten(1).sum(1) for part in parts if part is not None]).sum(0)
+        exact = False
+    if not exact:
+        alive = torch.stack([alive_units(guide, unit, masks).double() for masks in mask_draws(guide, draws, seed)])
+        return torch.log1p(-alive.mean(0))
     dims, roles = UNITS[unit]
-    if guide.independent_masks:
-        inside = guide.inclusion_probabilities()
-        alive = torch.ones(())
-        for role in roles:
-            if role in inside:
-                # In doubles: a product of thousands of factors close to 1.
-                out = _over_units(sites[role], torch.log1p(-inside[role].double().cpu()), dims, "sum").exp()
-                alive = alive * (1 - out)
-    else:
-        drawn = [alive_units(guide, unit, masks).double() for masks in mask_draws(guide, draws, seed)]
-        alive = torch.stack(drawn).mean(0)
-    shape = _unit_shape(sites[roles[0]], dims)
-    coords = {dim: np.arange(size) for dim, size in zip(dims, shape, strict=True)}
-    return xr.DataArray(alive.expand(shape).numpy(), coords, dims, name=f"P({unit} is alive)")
+    each = [_log_out(guide, sites[role], dims) for role in roles if role in guide.mask_shapes]
+    alive = torch.stack(torch.broadcast_tensors(*[_log1mexp(out) for out in each])).sum(0) if each else torch.zeros(1)
+    return _log1mexp(alive.double()).expand(_unit_shape(sites[roles[0]], dims))
+
+
+def _log_dead_of_units(guide: Guide, sites: dict[str, WeightSite], unit: Unit) -> Tensor | None:
+    """`log_dead` of units that do not share masks among them, once where they share all; None if they share some."""
+    dims, roles = UNITS[unit]
+    each = [_log_out(guide, sites[role], dims) for role in roles if role in guide.mask_shapes]
+    if len(each) < len(roles) or any(out.shape != each[0].shape for out in each):
+        return None
+    return _log1mexp(torch.stack([_log1mexp(out) for out in each]).sum(0))
+
+
+def _log_out(guide: Guide, site: WeightSite, dims: Sequence[str]) -> Tensor:
+    """Log of the probability that no weight of a site is in at a unit, in doubles: thousands of factors close to 1."""
+    return _over_units(site, torch.log1p(-guide.inclusion_probabilities()[site.name].double().cpu()), dims, "sum")
+
+
+def _log1mexp(log_p: Tensor) -> Tensor:
+    """log(1 - exp(log_p)) for log_p <= 0, without cancellation at either end."""
+    near_one = log_p > -math.log(2)
+    small = torch.where(near_one, log_p, -math.log(2))
+    large = torch.where(near_one, -math.log(2), log_p)
+    return torch.where(near_one, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
 def alive_units(guide: Guide, unit: Unit, masks: dict[str, Tensor] | None = None) -> Tensor:
     """Which units are alive under given masks, those of the median-probability model if None.
 
     Returns:
-        Booleans over the dimensions of `UNITS`.
+        Booleans over the dimensions of `UNITS`; over the blocks for ``"block"``.
     """
     masks = guide.median_masks() if masks is None else masks
+    if unit == "block":
+        return torch.stack([alive_units(guide, part, masks).flatten(1).any(1) for part in BLOCK_UNITS]).any(0)
     sites = {site.name: site for site in guide.model.sites}
     dims, roles = UNITS[unit]
     alive = torch.ones(_unit_shape(sites[roles[0]], dims), dtype=torch.bool)

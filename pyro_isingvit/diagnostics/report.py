@@ -15,8 +15,8 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 
+from ..compact import as_floats
 from ..data import Data, Images
-from ..network import as_floats
 from ..predict import Prediction
 from ..result import FitResult
 from .attention import Attention, attention

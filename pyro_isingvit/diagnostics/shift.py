@@ -15,9 +15,9 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from ..compact import as_floats
 from ..data import Images
 from ..errors import InputError
-from ..network import as_floats
 from ..predict import Prediction, seeded
 from ..result import FitResult
 from .calibration import metrics

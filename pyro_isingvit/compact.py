@@ -1,0 +1,330 @@
+"""A Vision Transformer without its dead parts: every layer is as wide as what is left of it. Needs only torch.
+
+`pyro_isingvit.prune` makes these. `pyro_isingvit.export` writes a copy of this file beside the weights, so that the
+folder works where this package is not installed:
+
+.. code-block:: python
+
+    from compact import load
+
+    probs = load("small")(images).softmax(-1)
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FORMAT, VERSION = "pyro_isingvit.compact", 1
+"""What ``config.json`` has to say of itself."""
+
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+"""The files that `load` reads."""
+
+
+class LoadError(ValueError):
+    """A folder cannot be read; the message is one line: the file, what is wrong with it, and what to do instead."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The size of a residual layer, attention or MLP.
+
+    Attributes:
+        block: that it was part of, from 0.
+        heads: of attention: groups of equal heads, each (number, width of query and key, width of value). A head
+            without query and key looks at all tokens alike.
+        hidden: units of an MLP; 0 for attention.
+    """
+
+    block: int
+    heads: tuple[tuple[int, int, int], ...] = ()
+    hidden: int = 0
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """Geometry of a `CompactViT`.
+
+    Attributes:
+        image_size, patch_size: height and width.
+        channels, classes, dim: colour channels, number of classes, width of the residual stream.
+        layers: what is left, in order.
+        patch_features: values of a patch that are read.
+        head_hidden: hidden units of the classifier.
+        pooling: ``"mean"`` of all tokens, or ``"cls"``.
+        position_embedding: whether tokens know where they are.
+        pixel_mean, pixel_std: images come in [0, 1]; the network standardises them by these.
+        members: networks of an ensemble; 1 for a single network.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    channels: int
+    classes: int
+    dim: int
+    layers: tuple[Layer, ...]
+    patch_features: int
+    head_hidden: int
+    pooling: str
+    position_embedding: bool
+    pixel_mean: float
+    pixel_std: float
+    members: int = 1
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CompactConfig":
+        """The inverse of `dataclasses.asdict`, lists in place of tuples allowed.
+
+        Raises:
+            TypeError, KeyError: if something is missing or unknown.
+        """
+        layers = tuple(
+            Layer(**{**layer, "heads": tuple((int(n), int(qk), int(v)) for n, qk, v in layer["heads"])})
+            for layer in values["layers"]
+        )
+        sizes = {name: tuple(values[name]) for name in ("image_size", "patch_size")}
+        return cls(**{**values, **sizes, "layers": layers})
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Images within [0, 1]: bytes are divided by 255."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def to_patches(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (batch, channels, height, width) to (batch, tokens, channels * patch height * patch width)."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // size[0], width // size[1]
+    grid = images.reshape(batch, channels, rows, size[0], columns, size[1])
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(..., inputs) -> (..., outputs); with members, (members, ..., inputs) -> (members, ..., outputs)."""
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    y = x.flatten(1, -2) @ weight.mT
+    y = y if bias is None else y + bias.unsqueeze(1)
+    return y.unflatten(1, x.shape[1:-1])
+
+
+class _Part(nn.Module):
+    """A module whose parameters start at zero, one of each for each member."""
+
+    def __init__(self, members: int) -> None:
+        super().__init__()
+        self._members = () if members == 1 else (members,)
+
+    def empty(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(*self._members, *shape))
+
+
+class Norm(_Part):
+    """LayerNorm."""
+
+    def __init__(self, dim: int, members: int) -> None:
+        super().__init__(members)
+        self.weight, self.bias = self.empty(dim), self.empty(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        size = x.shape[-1:]
+        if self.weight.dim() == 1:
+            return F.layer_norm(x, size, self.weight, self.bias)
+        weight, bias = (p[:, None, None] for p in (self.weight, self.bias))
+        return F.layer_norm(x, size) * weight + bias
+
+
+class Attention(_Part):
+    """Pre-norm attention whose heads may differ in width. The scale of its scores is part of the query."""
+
+    def __init__(self, dim: int, groups: tuple[tuple[int, int, int], ...], members: int) -> None:
+        super().__init__(members)
+        self.groups = groups
+        looks, values = (sum(group[0] * group[i] for group in groups) for i in (1, 2))
+        self.norm = Norm(dim, members)
+        # A key's bias cancels in the softmax, and a value's is a constant: neither is needed.
+        self.query, self.query_bias, self.key = self.empty(looks, dim), self.empty(looks), self.empty(looks, dim)
+        self.value, self.out, self.bias = self.empty(values, dim), self.empty(dim, values), self.empty(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., tokens, dim) -> (..., tokens, dim)."""
+        z = self.norm(x)
+        query, key = _linear(z, self.query, self.query_bias), _linear(z, self.key)
+        value = _linear(z, self.value)
+        mixed, look, at = [], 0, 0
+        for heads, looks, width in self.groups:
+            v = value[..., at : at + heads * width]
+            if looks:
+                q, k = (_by_head(part[..., look : look + heads * looks], heads) for part in (query, key))
+                weights = (q @ k.mT).softmax(-1)
+                mixed.append((weights @ _by_head(v, heads)).transpose(-3, -2).flatten(-2))
+            else:
+                mixed.append(v.mean(-2, keepdim=True).expand_as(v))
+            look, at = look + heads * looks, at + heads * width
+        return x + _linear(torch.cat(mixed, -1), self.out, self.bias)
+
+
+def _by_head(z: Tensor, heads: int) -> Tensor:
+    """(..., tokens, heads * width) -> (..., heads, tokens, width)."""
+    return z.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+class MLP(_Part):
+    """Pre-norm MLP."""
+
+    def __init__(self, dim: int, hidden: int, members: int) -> None:
+        super().__init__(members)
+        self.norm = Norm(dim, members)
+        self.up, self.up_bias = self.empty(hidden, dim), self.empty(hidden)
+        self.down, self.bias = self.empty(dim, hidden), self.empty(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., tokens, dim) -> (..., tokens, dim)."""
+        return x + _linear(F.gelu(_linear(self.norm(x), self.up, self.up_bias)), self.down, self.bias)
+
+
+class CompactViT(_Part):
+    """A plain Vision Transformer with layers of uneven width, or an ensemble of such of one shape, run as one.
+
+    Its parameters start at zero; `pyro_isingvit.prune` and `load` fill them.
+
+    Args:
+        config: its geometry. With several ``members`` each parameter has them as its first dimension.
+    """
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__(config.members)
+        self.config = config
+        dim, whole = config.dim, config.channels * math.prod(config.patch_size)
+        tokens = math.prod(size // patch for size, patch in zip(config.image_size, config.patch_size, strict=True))
+        # The values of a patch that are read; all of them need no list.
+        index = torch.zeros(config.patch_features, dtype=torch.long) if config.patch_features < whole else None
+        self.patch_index: Tensor | None
+        self.register_buffer("patch_index", index)
+        self.patch_embed, self.patch_embed_bias = self.empty(dim, config.patch_features), self.empty(dim)
+        self.class_token = self.empty(dim) if config.pooling == "cls" else None
+        self.position = self.empty(tokens + (config.pooling == "cls"), dim) if config.position_embedding else None
+        self.layers = nn.ModuleList(
+            MLP(dim, layer.hidden, config.members) if layer.hidden else Attention(dim, layer.heads, config.members)
+            for layer in config.layers
+        )
+        self.norm = Norm(dim, config.members)
+        self.hidden, self.hidden_bias = self.empty(config.head_hidden, dim), self.empty(config.head_hidden)
+        self.out, self.out_bias = self.empty(config.classes, config.head_hidden), self.empty(config.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (batch, channels, height, width), floats in [0, 1] or bytes, to logits.
+
+        Returns:
+            (batch, classes); with several members (members, batch, classes), of which ``softmax(-1).mean(0)`` is the
+            posterior predictive.
+
+        Raises:
+            ValueError: if the images are not of the configured size.
+        """
+        config = self.config
+        if images.dim() != 4 or images.shape[1:] != (config.channels, *config.image_size):
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}: this network takes "
+                f"(batch, {config.channels}, {config.image_size[0]}, {config.image_size[1]}); resize them"
+            )
+        patches = to_patches((as_floats(images) - config.pixel_mean) / config.pixel_std, config.patch_size)
+        if self.patch_index is not None:
+            patches = patches.index_select(-1, self.patch_index)
+        if config.members > 1:
+            patches = patches.expand(config.members, -1, -1, -1)
+        x = _linear(patches, self.patch_embed, self.patch_embed_bias)
+        if self.class_token is not None:
+            first = self.class_token[..., None, None, :]
+            x = torch.cat([first.expand(*x.shape[:-2], 1, -1), x], -2)
+        if self.position is not None:
+            x = x + self.position.unsqueeze(-3)
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        x = x.mean(-2) if self.class_token is None else x[..., 0, :]
+        return _linear(F.relu(_linear(x, self.hidden, self.hidden_bias)), self.out, self.out_bias)
+
+    def weight_sites(self) -> list[Any]:
+        """Its weight matrices as `pyro_isingvit.WeightSite`, for a model, `fit` and a guide; needs that package."""
+        from pyro_isingvit.sites import WeightSite
+
+        matrices = [name for name, p in self.named_parameters() if p.dim() == 2 and name != "position"]
+        return [
+            WeightSite(name, tuple(self.get_parameter(name).shape), ("output", "input"), ("input",), ("output",))
+            for name in matrices
+        ]
+
+
+def describe(config: CompactConfig) -> str:
+    """``config.json`` of a network."""
+    return json.dumps({"format": FORMAT, "version": VERSION, **asdict(config)}, indent=2) + "\n"
+
+
+def load(folder: str | Path) -> CompactViT:
+    """Read a network that `pyro_isingvit.export` wrote, in evaluation mode.
+
+    Raises:
+        LoadError: if a file is missing, damaged, or of another format or version.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise LoadError(f"folder={str(folder)!r}: no {name} there; give a folder that pyro_isingvit.export wrote")
+    path = folder / CONFIG
+    try:
+        facts = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise LoadError(f"{path}: not JSON ({error}); export again") from None
+    if facts.pop("format", None) != FORMAT:
+        raise LoadError(f"{path}: no network of format {FORMAT!r}; give a folder that pyro_isingvit.export wrote")
+    if (version := facts.pop("version", None)) != VERSION:
+        raise LoadError(f"{path}: version={version!r}, and this code reads {VERSION}; use the compact.py of its folder")
+    try:
+        network = CompactViT(CompactConfig.from_dict(facts))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(f"{path}: does not describe a network ({error!r}); export again") from None
+    tensors = read_safetensors(folder / WEIGHTS)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:200]
+        raise LoadError(f"{folder / WEIGHTS}: not the weights of {CONFIG} ({problem}); export again") from None
+    return network.eval()
+
+
+_DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file: the header's length in eight bytes, the header in JSON, then raw numbers.
+
+    Raises:
+        LoadError: if the file is damaged.
+    """
+    data = path.read_bytes()
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        header: dict[str, Any] = json.loads(data[8 : 8 + length])
+        body, tensors = memoryview(bytearray(data[8 + length :])), {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+                if end > len(body) or end - begin != math.prod(shape) * dtype.itemsize:
+                    raise ValueError(f"{name} is cut off")
+                empty = end == begin
+                raw = torch.empty(0, dtype=dtype) if empty else torch.frombuffer(body[begin:end], dtype=dtype)
+                tensors[name] = raw.reshape(shape)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"{path}: cannot be read ({error}); export again") from None
+    return tensors

@@ -1,0 +1,9 @@
+"""From a posterior to a smaller, faster network that leaves Python."""
+
+from .cost import Cost, costs
+from .cut import shrink
+from .decide import decide, prune, prune_draws
+from .export import export
+from .tune import fine_tune
+
+__all__ = ["Cost", "costs", "decide", "export", "fine_tune", "prune", "prune_draws", "shrink"]

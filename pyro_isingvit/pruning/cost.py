@@ -1,0 +1,70 @@
+"""What a network costs: parameters, operations, bytes, time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..predict import evaluating
+
+ROUNDS, ROUND_SECONDS = 5, 0.2
+"""Latencies are the least median of so many rounds of so many seconds, networks in turn in each round."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and speed of a network.
+
+    Attributes:
+        parameters: learned numbers.
+        zeros: share of them that is 0, which takes memory and time as any other.
+        flops: floating-point operations of the matrix products for one image.
+        latency: seconds for a batch, by its size.
+    """
+
+    parameters: int
+    zeros: float
+    flops: int
+    latency: Mapping[int, float]
+
+
+def costs(networks: Mapping[str, nn.Module], images: Tensor, batches: tuple[int, ...] = (1, 256)) -> dict[str, Cost]:
+    """Measure networks side by side, on their device and as many threads as torch has.
+
+    Args:
+        networks: by name; all take the same images.
+        images: one or more, (n, channels, height, width); repeated to fill a batch.
+        batches: sizes to time.
+    """
+    latency: dict[str, dict[int, float]] = {name: {} for name in networks}
+    with evaluating(*networks.values()):
+        for size in batches:
+            batch = images[torch.arange(size) % len(images)]
+            for _ in range(ROUNDS):
+                for name, network in networks.items():
+                    timer = Timer("network(batch)", globals={"network": network, "batch": batch})
+                    took = timer.blocked_autorange(min_run_time=ROUND_SECONDS).median
+                    latency[name][size] = min(took, latency[name].get(size, took))
+        return {
+            name: Cost(
+                sum(p.numel() for p in network.parameters()),
+                _zeros(network),
+                _flops(network, images[:1]),
+                latency[name],
+            )
+            for name, network in networks.items()
+        }
+
+
+def _zeros(network: nn.Module) -> float:
+    counts = [(int((p == 0).sum()), p.numel()) for p in network.parameters()]
+    return sum(zero for zero, _ in counts) / sum(number for _, number in counts)
+
+
+def _flops(network: nn.Module, image: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    return int(counter.get_total_flops())

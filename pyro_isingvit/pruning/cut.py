@@ -1,0 +1,278 @@
+"""Cutting a `ViT`: what contributes nothing goes, and the constants that dead parts contribute stay.
+
+Dead parts are found in the weights. A unit that nothing enters is constant, and its constant moves on into the next
+bias; one that nothing leaves is dropped; a layer without units is a constant for every token, which moves back into the
+layer before it, or into the embedding. The result is the same function of the images, up to rounding.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..compact import CompactConfig, CompactViT, Layer
+from ..diagnostics.inclusion import Unit
+from ..errors import InputError
+from ..network import ViT, ViTConfig
+from .silence import SILENCE, Parameters
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is left of an attention head: query (looks, dim), query_bias (looks,), key, value (width, dim), out (dim,
+    width). The scale of the scores is part of the query."""
+
+    query: Tensor
+    query_bias: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Widths of query and value."""
+        return len(self.query), len(self.value)
+
+    def padded(self, looks: int, width: int) -> "Head":
+        """With zeros up to a size."""
+        return Head(
+            _padded(self.query, looks),
+            _padded(self.query_bias, looks),
+            _padded(self.key, looks),
+            _padded(self.value, width),
+            _padded(self.out.mT, width).mT,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is left of a residual layer: heads of attention, or up (hidden, dim), up_bias (hidden,), down (dim, hidden)
+    of an MLP; and the constant ``bias`` (dim,) that it adds to every token."""
+
+    block: int
+    norm: tuple[Tensor, Tensor]
+    bias: Tensor
+    heads: tuple[Head, ...] = ()
+    mlp: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it does more than to add its constant."""
+        return bool(self.heads) or (self.mlp is not None and len(self.mlp[0]) > 0)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network taken apart: ``patches`` (patch_dim,) are the patch features that are read, ``classifier`` is hidden
+    (units, dim), hidden_bias, out (classes, units), out_bias; ``rest`` are the parameters that stay as they are."""
+
+    config: ViTConfig
+    patches: Tensor
+    parts: tuple[Part, ...]
+    classifier: tuple[Tensor, Tensor, Tensor, Tensor]
+    rest: Parameters
+
+
+def shrink(
+    network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[Unit, Tensor] | None = None
+) -> CompactViT:
+    """The same network without its dead parts, and without units that are not kept.
+
+    Args:
+        network: it is left as it is.
+        weights: in place of its own, by the name of their site, zero where they are cut.
+        kept: booleans over the units of `diagnostics.inclusion.UNITS`, by unit. Those that go leave their mean behind.
+
+    Raises:
+        InputError: if what is left does not depend on the image.
+    """
+    return assemble(take_apart(network, weights, kept))
+
+
+def take_apart(
+    network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[Unit, Tensor] | None = None
+) -> Cut:
+    """Take a network apart and leave out what is dead. Layers stay, if only as a constant; see `shrink`."""
+    config, given = network.config, dict(network.named_parameters()) | dict(weights or {})
+    p = {name: value.detach().cpu().double() for name, value in given.items()}
+    for unit, stays in (kept or {}).items():
+        SILENCE[unit](p, ~stays)
+    parts = []
+    for block in range(config.depth):
+        parts += [_attention(p, block), _mlp(p, block)]
+    live = _alive(p["head.hidden"], p["head.out"])
+    constant = p["head.out"] @ (F.relu(p["head.hidden_bias"]) * ~p["head.hidden"].bool().any(1))
+    classifier = (
+        p["head.hidden"][live],
+        p["head.hidden_bias"][live],
+        p["head.out"][:, live],
+        p["head.out_bias"] + constant,
+    )
+    names = ("patch_embed", "patch_embed_bias", "class_token", "position", "norm.weight", "norm.bias")
+    rest = {name: p[name] for name in names if name in p}
+    return Cut(config, p["patch_embed"].bool().any(0), tuple(parts), classifier, rest)
+
+
+def assemble(cut: Cut) -> CompactViT:
+    """The network of what is left.
+
+    Raises:
+        InputError: if it does not depend on the image.
+    """
+    hidden, hidden_bias, out, out_bias = cut.classifier
+    for what, number in (("patch feature", int(cut.patches.sum())), ("hidden unit of the classifier", len(hidden))):
+        if not number:
+            raise InputError(
+                f"nothing is left of the network: no {what}, so that it says the same of every image; "
+                "lower threshold, raise density, or fit at a lower temperature"
+            )
+    rest, parts = dict(cut.rest), []
+    for part in cut.parts:
+        if part.alive:
+            parts.append(part)
+        elif parts:
+            parts[-1] = replace(parts[-1], bias=parts[-1].bias + part.bias)
+        else:
+            for name in ("position",) if "position" in rest else ("patch_embed_bias", "class_token"):
+                if name in rest:
+                    rest[name] = rest[name] + part.bias
+    config, layers, tensors = cut.config, [], dict[str, Tensor]()
+    if "class_token" in rest:
+        rest["class_token"] = rest["class_token"].flatten()
+    for i, part in enumerate(parts):
+        layer, named = _layer(part)
+        layers.append(layer)
+        named |= {"norm.weight": part.norm[0], "norm.bias": part.norm[1], "bias": part.bias}
+        tensors |= {f"layers.{i}.{name}": value for name, value in named.items()}
+    tensors |= rest | {"hidden": hidden, "hidden_bias": hidden_bias, "out": out, "out_bias": out_bias}
+    tensors["patch_embed"] = tensors["patch_embed"][:, cut.patches]
+    if not cut.patches.all():
+        tensors["patch_index"] = cut.patches.nonzero().squeeze(1)
+    compact = CompactConfig(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        channels=config.channels,
+        classes=config.classes,
+        dim=config.dim,
+        layers=tuple(layers),
+        patch_features=int(cut.patches.sum()),
+        head_hidden=len(hidden),
+        pooling=config.pooling,
+        position_embedding=config.position_embedding,
+        pixel_mean=config.pixel_mean,
+        pixel_std=config.pixel_std,
+    )
+    network = CompactViT(compact)
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def alike(cuts: Sequence[Cut]) -> list[Cut]:
+    """Networks of one origin, padded with dead parts to one shape: the largest of each."""
+    patches = torch.stack([one.patches for one in cuts]).any(0)
+    units = max(len(one.classifier[0]) for one in cuts)
+    columns = [_parts_alike(parts) for parts in zip(*(one.parts for one in cuts), strict=True)]
+    padded = []
+    for one, parts in zip(cuts, zip(*columns, strict=True), strict=True):
+        hidden, hidden_bias, out, out_bias = one.classifier
+        classifier = _padded(hidden, units), _padded(hidden_bias, units), _padded(out.mT, units).mT, out_bias
+        padded.append(replace(one, patches=patches, parts=parts, classifier=classifier))
+    return padded
+
+
+def stack(networks: Sequence[CompactViT]) -> CompactViT:
+    """Networks of one configuration as one."""
+    states = [network.state_dict() for network in networks]
+    ensemble = CompactViT(replace(networks[0].config, members=len(networks)))
+    ensemble.load_state_dict(
+        {
+            name: first if name == "patch_index" else torch.stack([state[name] for state in states])
+            for name, first in states[0].items()
+        }
+    )
+    return ensemble.eval()
+
+
+def _parts_alike(parts: Sequence[Part]) -> list[Part]:
+    if parts[0].mlp is not None:
+        hidden = max(len(part.mlp[0]) for part in parts if part.mlp is not None)
+        mlps = [part.mlp for part in parts if part.mlp is not None]
+        padded = [(_padded(up, hidden), _padded(bias, hidden), _padded(down.mT, hidden).mT) for up, bias, down in mlps]
+        return [replace(part, mlp=mlp) for part, mlp in zip(parts, padded, strict=True)]
+    number = max(len(part.heads) for part in parts)
+    if not number:
+        return list(parts)
+    dim = len(parts[0].bias)
+    looks, width = (max(head.size[i] for part in parts for head in part.heads) for i in (0, 1))
+    nothing = torch.zeros(0, dim).double()
+    empty = Head(nothing, torch.zeros(0).double(), nothing, nothing, nothing.mT)
+    return [
+        replace(
+            part,
+            heads=tuple(head.padded(looks, width) for head in (*part.heads, *[empty] * (number - len(part.heads)))),
+        )
+        for part in parts
+    ]
+
+
+def _padded(values: Tensor, length: int) -> Tensor:
+    """With zeros along the first dimension."""
+    return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])
+
+
+def _alive(into: Tensor, out: Tensor) -> Tensor:
+    """Which units have a weight in and one out: (units, n) and (m, units) to (units,)."""
+    return into.bool().any(1) & out.bool().any(0)
+
+
+def _attention(p: Parameters, block: int) -> Part:
+    query, key, value, out = (p[f"encoder.{role}"][block] for role in ("query", "key", "value", "out"))
+    heads, width, _ = query.shape
+    query_bias, value_bias = (p[f"encoder.{role}_bias"][block].view(heads, width) for role in ("query", "value"))
+    # Attention weights sum to one, so that a value's bias is a constant. A key's bias adds the same to all scores of
+    # a query, which the softmax does not see.
+    bias = p["encoder.out_bias"][block] + out.flatten(1) @ value_bias.flatten()
+    left = []
+    for h in range(heads):
+        live = _alive(value[h], out[:, h])
+        if not live.any():
+            continue
+        asks, answers = query[h].bool().any(1), key[h].bool().any(1)
+        varying = asks & answers
+        # Query units that nothing enters ask all tokens' keys the same: one unit can do it for all of them.
+        constant = (query_bias[h] * ~asks) @ key[h]
+        rows, biases, keys = query[h][varying], query_bias[h][varying], key[h][varying]
+        if constant.any():
+            rows = torch.cat([rows, torch.zeros_like(constant).unsqueeze(0)])
+            biases = torch.cat([biases, torch.ones_like(biases[:1]) if len(biases) else constant.new_ones(1)])
+            keys = torch.cat([keys, constant.unsqueeze(0)])
+        scale = 1 / math.sqrt(width)
+        left.append(Head(rows * scale, biases * scale, keys, value[h][live], out[:, h][:, live]))
+    norm = p["encoder.attention_norm"][block], p["encoder.attention_norm_bias"][block]
+    return Part(block, norm, bias, heads=tuple(left))
+
+
+def _mlp(p: Parameters, block: int) -> Part:
+    up, down, up_bias = p["encoder.up"][block], p["encoder.down"][block], p["encoder.up_bias"][block]
+    live = _alive(up, down)
+    bias = p["encoder.down_bias"][block] + down @ (F.gelu(up_bias) * ~up.bool().any(1))
+    norm = p["encoder.mlp_norm"][block], p["encoder.mlp_norm_bias"][block]
+    return Part(block, norm, bias, mlp=(up[live], up_bias[live], down[:, live]))
+
+
+def _layer(part: Part) -> tuple[Layer, Parameters]:
+    """Its size, and its parameters by name."""
+    if part.mlp is not None:
+        up, up_bias, down = part.mlp
+        return Layer(part.block, hidden=len(up)), {"up": up, "up_bias": up_bias, "down": down}
+    heads = sorted(part.heads, key=lambda head: head.size, reverse=True)
+    sizes = [(size, len(list(group))) for size, group in groupby(heads, key=lambda head: head.size)]
+    tensors = {
+        name: torch.cat([getattr(head, name) for head in heads]) for name in ("query", "query_bias", "key", "value")
+    }
+    tensors["out"] = torch.cat([head.out for head in heads], 1)
+    return Layer(part.block, heads=tuple((number, looks, width) for (looks, width), number in sizes)), tensors

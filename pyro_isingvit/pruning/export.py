@@ -1,0 +1,87 @@
+"""A cut network on disk, for where there is no Pyro."""
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+import safetensors.torch
+import torch
+
+from .. import compact
+from ..compact import CompactViT
+from ..errors import InputError
+
+Format = Literal["torch", "onnx"]
+
+FILES: dict[Format, str] = {"torch": "network.pt2", "onnx": "network.onnx"}
+
+ONNX_PACKAGES = ("onnx", "onnxscript")
+
+
+def export(network: CompactViT, folder: str | Path, formats: Sequence[Format] = (), overwrite: bool = False) -> None:
+    """Write a network into a folder that needs nothing of this package.
+
+    The folder gets ``weights.safetensors``, ``config.json`` and ``compact.py``, whose `load` reads them and needs torch
+    only; and for each format one file that takes batches of any size, images as floats in [0, 1]:
+
+    * ``"torch"``: ``network.pt2`` of `torch.export`, for ``torch.export.load(file).module()``;
+    * ``"onnx"``: ``network.onnx``, input ``images``, output ``logits``.
+
+    Args:
+        network: as `prune` or `prune_draws` made it; it is not changed.
+        folder: to make.
+        formats: beside safetensors.
+        overwrite: whether a folder that `export` made may be replaced.
+
+    Raises:
+        InputError: if a format is unknown or its packages are missing, or the folder exists.
+    """
+    folder = Path(folder)
+    for one in formats:
+        if one not in get_args(Format):
+            raise InputError(f"formats={one!r}: choose of {list(get_args(Format))}; safetensors are always written")
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if "onnx" in formats and missing:
+        raise InputError(f"formats='onnx': needs {' and '.join(missing)}: pip install 'pyro-isingvit[onnx]'")
+    if folder.exists() and not overwrite:
+        raise InputError(f"folder={str(folder)!r} exists: choose another or overwrite=True")
+    if folder.exists() and not (folder / compact.CONFIG).is_file():
+        raise InputError(f"folder={str(folder)!r} exists and is no exported network, so it stays: choose another")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
+        draft = Path(parent) / folder.name
+        draft.mkdir()
+        tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+        safetensors.torch.save_file(tensors, draft / compact.WEIGHTS)
+        (draft / compact.CONFIG).write_text(compact.describe(network.config))
+        shutil.copyfile(compact.__file__, draft / "compact.py")
+        for one in formats:
+            _write(one, compact.load(draft), draft / FILES[one])
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+
+
+def _write(format: Format, network: CompactViT, path: Path) -> None:
+    config = network.config
+    images = torch.rand(2, config.channels, *config.image_size)
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters' own deprecations
+        program = torch.export.export(network, (images,), dynamic_shapes=batch)
+        if format == "torch":
+            torch.export.save(program, path)
+        else:
+            torch.onnx.export(
+                program,
+                f=path,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )

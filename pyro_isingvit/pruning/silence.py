@@ -1,0 +1,65 @@
+"""Units that go leave their mean behind, taken at the centre of the LayerNorm before them, as a bias."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..diagnostics.inclusion import Unit
+
+Parameters = dict[str, Tensor]
+"""Of a `ViT`, by name, in doubles on the CPU."""
+
+
+def _silence_hidden(p: Parameters, gone: Tensor) -> None:
+    up, down = p["encoder.up"], p["encoder.down"]
+    centre = torch.einsum("lhd,ld->lh", up, p["encoder.mlp_norm_bias"]) + p["encoder.up_bias"]
+    p["encoder.down_bias"] = p["encoder.down_bias"] + torch.einsum("ldh,lh->ld", down, F.gelu(centre) * gone)
+    p["encoder.up"], p["encoder.down"] = up * ~gone.unsqueeze(2), down * ~gone.unsqueeze(1)
+
+
+def _silence_head_dims(p: Parameters, gone: Tensor) -> None:
+    value, out = p["encoder.value"], p["encoder.out"]
+    bias = p["encoder.value_bias"].view(gone.shape)
+    centre = torch.einsum("lnkd,ld->lnk", value, p["encoder.attention_norm_bias"]) + bias
+    p["encoder.out_bias"] = p["encoder.out_bias"] + torch.einsum("ldnk,lnk->ld", out, centre * gone)
+    p["encoder.value"], p["encoder.out"] = value * ~gone.unsqueeze(3), out * ~gone.unsqueeze(1)
+
+
+def _silence_query_keys(p: Parameters, gone: Tensor) -> None:
+    query, bias = p["encoder.query"], p["encoder.query_bias"].view(gone.shape)
+    centre = torch.einsum("lnkd,ld->lnk", query, p["encoder.attention_norm_bias"]) + bias
+    p["encoder.query_bias"] = torch.where(gone, centre, bias).flatten(1)
+    p["encoder.query"] = query * ~gone.unsqueeze(3)
+
+
+def _silence_heads(p: Parameters, gone: Tensor) -> None:
+    _silence_head_dims(p, gone.unsqueeze(2).expand(p["encoder.value"].shape[:3]))
+
+
+def _silence_blocks(p: Parameters, gone: Tensor) -> None:
+    _silence_heads(p, gone.unsqueeze(1).expand(p["encoder.value"].shape[:2]))
+    _silence_hidden(p, gone.unsqueeze(1).expand(p["encoder.up"].shape[:2]))
+
+
+def _silence_patches(p: Parameters, gone: Tensor) -> None:
+    p["patch_embed"] = p["patch_embed"] * ~gone  # a standardised pixel is centred at 0
+
+
+def _silence_classifier(p: Parameters, gone: Tensor) -> None:
+    centre = p["head.hidden"] @ p["norm.bias"] + p["head.hidden_bias"]
+    p["head.out_bias"] = p["head.out_bias"] + p["head.out"] @ (F.relu(centre) * gone)
+    p["head.hidden"], p["head.out"] = p["head.hidden"] * ~gone.unsqueeze(1), p["head.out"] * ~gone
+
+
+SILENCE: Mapping[Unit, Callable[[Parameters, Tensor], None]] = {
+    "hidden": _silence_hidden,
+    "head_dim": _silence_head_dims,
+    "query_key": _silence_query_keys,
+    "head": _silence_heads,
+    "block": _silence_blocks,
+    "patch": _silence_patches,
+    "head_hidden": _silence_classifier,
+}
+"""For each unit, what puts its mean in its place: the parameters, and booleans of the units that go."""

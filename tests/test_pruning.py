@@ -1,0 +1,313 @@
+"""From a posterior to a smaller network: the same function, whatever is cut."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pyro_isingvit as iv
+from pyro_isingvit.pruning import costs, decide
+
+CONFIG = iv.ViTConfig(image_size=8, patch_size=4, dim=8, depth=2, heads=2, mlp_ratio=1.5, head_hidden=5)
+WITH_TOKEN = CONFIG.model_copy(update={"pooling": "cls"})
+PLAIN = WITH_TOKEN.model_copy(update={"position_embedding": False})
+IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+LEVEL_DIMS = {
+    "hidden": {"encoder.up": "hidden", "encoder.down": "hidden"},
+    "head_dim": {f"encoder.{role}": "head_dim" for role in ("query", "key", "value", "out")},
+    "head": {f"encoder.{role}": "head" for role in ("query", "key", "value", "out")},
+    "block": {f"encoder.{role}": "layer" for role in ("query", "key", "value", "out", "up", "down")},
+    "patch": {"patch_embed": "patch"},
+    "head_hidden": {"head.hidden": "head_hidden", "head.out": "head_hidden"},
+}
+"""For each level, the dimension of a role along which its masks differ."""
+
+
+def network_of(config, seed):
+    """A network whose biases, norms and embeddings all matter."""
+    generator = torch.Generator().manual_seed(seed)
+    network = iv.ViT(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def random_masks(network, level, share, seed):
+    """Masks of a level: of single weights, or of whole units, each role with its own or all with the same."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for site in network.weight_sites():
+        if level == "weight":
+            masks[site.name] = (torch.rand(site.shape, generator=generator) < share).float()
+        elif site.name in LEVEL_DIMS[level]:
+            kept = {"layer", "head", LEVEL_DIMS[level][site.name]} if "layer" in site.dims else set(site.dims)
+            kept = {LEVEL_DIMS[level][site.name]} if level in ("block", "patch", "head_hidden") else kept
+            shape = [n if d in kept else 1 for n, d in zip(site.shape, site.dims, strict=True)]
+            masks[site.name] = (torch.rand(shape, generator=generator) < share).float().expand(site.shape)
+    return masks
+
+
+def masked(network, masks):
+    return {name: network.get_parameter(name) * mask for name, mask in masks.items()}
+
+
+def depends_on_the_image(network, masks):
+    embed, hidden, out = (
+        network.get_parameter(name) * masks.get(name, torch.ones(1))
+        for name in ("patch_embed", "head.hidden", "head.out")
+    )
+    return bool(embed.any()) and bool((hidden.bool().any(1) & out.bool().any(0)).any())
+
+
+@pytest.mark.parametrize("level", ["weight", *LEVEL_DIMS])
+@settings(max_examples=25, deadline=None)
+@given(
+    config=st.sampled_from([CONFIG, WITH_TOKEN, PLAIN]),
+    share=st.sampled_from([0.05, 0.3, 0.6]),
+    seed=st.integers(0, 10**6),
+)
+def test_the_cut_network_is_the_masked_one(level, config, share, seed):
+    """Logits to 1e-5, for random masks at every level, with parts dead on one side or on both."""
+    network = network_of(config, seed)
+    weights = masked(network, random_masks(network, level, share, seed))
+    if not depends_on_the_image(network, random_masks(network, level, share, seed)):
+        with pytest.raises(iv.InputError, match="nothing is left of the network"):
+            iv.shrink(network, weights)
+        return
+    small = iv.shrink(network, weights)
+    expected = torch.func.functional_call(network, weights, (IMAGES,))
+    assert (small(IMAGES) - expected).abs().max() < 1e-5
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in network.parameters())
+
+
+def test_dead_parts_are_gone():
+    network = network_of(CONFIG, 0)
+    weights = {name: value.detach().clone() for name, value in network.named_parameters()}
+    weights["encoder.up"][0, 2:] = 0  # two of twelve units left in block 0
+    weights["encoder.value"][1] = 0  # no attention in block 1
+    weights["encoder.down"][1] = 0  # nor an MLP: the block is gone
+    weights["encoder.key"][0, 1, 1:] = 0  # one unit of query and key left in head 1
+    weights["encoder.query"][0, 0, 2:] = 0  # two units that ask all tokens the same become one
+    weights["patch_embed"][:, 5:] = 0
+    weights["head.out"][:, 3:] = 0
+    small = iv.shrink(network, weights)
+    attention, mlp = small.config.layers
+    assert attention.heads == ((1, 3, 4), (1, 1, 4))
+    assert mlp.hidden == 2
+    assert small.config.patch_features == 5
+    assert small.config.head_hidden == 3
+    assert (small(IMAGES) - torch.func.functional_call(network, weights, (IMAGES,))).abs().max() < 1e-5
+
+
+def test_a_network_without_blocks():
+    """All that the blocks add is then a constant."""
+    for config in (CONFIG, WITH_TOKEN, PLAIN):
+        network = network_of(config, 1)
+        weights = {name: torch.zeros_like(network.get_parameter(name)) for name in ("encoder.value", "encoder.down")}
+        small = iv.shrink(network, weights)
+        assert small.config.layers == ()
+        assert (small(IMAGES) - torch.func.functional_call(network, weights, (IMAGES,))).abs().max() < 1e-5
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+def result_of(prior=iv.IsingSpikeSlab, seed=0, **options):
+    network = network_of(CONFIG, seed)
+    model = iv.IsingViT(network, prior(network.weight_sites(), coupling=0.1, **options))
+    guide = iv.MeanField(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for logit in guide.logit.values():
+            logit.copy_(2 * torch.randn(logit.shape, generator=generator))
+    return iv.FitResult(model, guide, None, None, 0.0)
+
+
+def test_weights_by_threshold_and_by_density():
+    result = result_of()
+    assert all(
+        torch.equal(mask, result.guide.median_masks()[name])
+        for name, mask in decide(result.guide, "weight").masks.items()
+    )
+    masks = decide(result.guide, "weight", density=0.2).masks
+    probs = result.inclusion_probabilities()
+    kept = torch.cat([p[masks[name] == 1] for name, p in probs.items()])
+    dropped = torch.cat([p[masks[name] == 0] for name, p in probs.items()])
+    assert len(kept) == round(0.2 * (len(kept) + len(dropped)))
+    assert kept.min() >= dropped.max()
+    small = iv.prune(result, "weight")
+    probs = result.predict_plug_in(IMAGES)  # the median-probability model
+    assert (small(IMAGES).softmax(-1) - probs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("level", list(LEVEL_DIMS))
+def test_units_by_probability(level):
+    """Those that stay are the more probable ones, as many as asked for."""
+    from pyro_isingvit.diagnostics.inclusion import unit_inclusion
+    from pyro_isingvit.pruning.decide import UNITS_OF
+
+    result = result_of(iv.StructuredSpikeSlab)
+    for unit in UNITS_OF[level]:
+        alive = torch.from_numpy(unit_inclusion(result.guide, unit).values)
+        assert torch.equal(decide(result.guide, level, threshold=0.4).kept[unit], alive >= 0.4)
+        kept = decide(result.guide, level, density=0.5).kept[unit]
+        assert kept.sum() == max(1, round(kept.numel() / 2))
+        assert kept.all() or alive[kept].min() >= alive[~kept].max() - 1e-12
+
+
+def test_density_ranks_units_that_are_all_alive():
+    """Of units whose probability rounds to 1, those with more to lose stay."""
+    result = result_of()
+    with torch.no_grad():
+        for role in ("encoder_up", "encoder_down"):
+            result.guide.logit[role].fill_(20.0)
+        result.guide.logit["encoder_up"][:, ::2] = 5.0
+    kept = decide(result.guide, "hidden", density=0.5).kept["hidden"]
+    assert not kept[:, ::2].any()
+    assert kept[:, 1::2].all()
+
+
+@pytest.mark.parametrize("level", list(LEVEL_DIMS))
+def test_a_unit_that_goes_leaves_its_mean(level):
+    """Where what it reads is at the LayerNorm's centre its mean is all it gives, so that nothing changes."""
+    network = network_of(CONFIG, 3)
+    model = iv.IsingViT(network, iv.IndependentSpikeSlab(network.weight_sites()))
+    guide = iv.MeanField(model, initial_logit=20.0)
+    result = iv.FitResult(model, guide, None, None, 0.0)
+    with torch.no_grad():  # no scale: every LayerNorm gives its bias, whatever the image
+        for name in ("encoder.attention_norm", "encoder.mlp_norm", "norm.weight"):
+            network.get_parameter(name).zero_()
+        images = torch.full_like(IMAGES, CONFIG.pixel_mean) if level == "patch" else IMAGES
+        whole = network(images)
+        small = iv.prune(result, level, density=0.4)
+    assert (small(images) - whole).abs().max() < 1e-4
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in iv.shrink(network).parameters())
+
+
+def test_a_spike_with_a_mean_keeps_it():
+    class Off(iv.MeanField):
+        def weight(self, site, mask):
+            slab = self.slab(site)
+            if mask is None:
+                return slab.to_event(len(site.shape))
+            spike = iv.Gaussian(torch.tensor(0.05), torch.tensor(-5.0), site.shape)
+            return iv.SpikeAndSlab(mask, slab, spike, len(site.shape))
+
+    network = network_of(CONFIG, 4)
+    model = iv.IsingViT(network, iv.IndependentSpikeSlab(network.weight_sites(), spike_scale=0.1))
+    guide = Off(model, initial_logit=-3.0)
+    with torch.no_grad():
+        guide.logit["encoder_up"][:, ::3] = 3.0
+    result = iv.FitResult(model, guide, None, None, 0.0)
+    small = iv.prune(result, "weight")
+    assert (small(IMAGES).softmax(-1) - result.predict_plug_in(IMAGES)).abs().max() < 1e-5
+    assert (small.patch_embed == torch.tensor(0.05)).all()
+
+
+def test_fixed_masks_hold():
+    result = result_of(seed=5)
+    masks = {site.name: torch.ones(site.shape) for site in result.model.sites}
+    masks["encoder.up"][:, 4:] = 0
+    result.model.fix_masks(masks)
+    small = iv.prune(result, "hidden", density=1.0)
+    assert [layer.hidden for layer in small.config.layers if layer.hidden] == [4, 4]
+    assert (small(IMAGES).softmax(-1) - result.predict_plug_in(IMAGES)).abs().max() < 1e-5
+
+
+def test_correlated_masks_are_counted():
+    network = network_of(CONFIG, 6)
+    model = iv.IsingViT(network, iv.IsingSpikeSlab(network.weight_sites(), coupling=0.1))
+    result = iv.FitResult(model, iv.BackwardIsing(model, initial_strength=0.5), None, None, 0.0)
+    small = iv.prune(result, ("hidden", "head"), density=0.5)
+    assert sum(layer.hidden for layer in small.config.layers) == 12  # of 2 x 12
+    assert sum(n for layer in small.config.layers for n, _, _ in layer.heads) == 2
+
+
+# --- an ensemble of draws ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [CONFIG, WITH_TOKEN, PLAIN])
+def test_an_ensemble_is_its_draws(config):
+    from pyro_isingvit.predict import evaluating, posterior_draws
+
+    network = network_of(config, 7)
+    model = iv.IsingViT(network, iv.StructuredSpikeSlab(network.weight_sites(), coupling=0.1))
+    guide = iv.MeanField(model, initial_logit=0.5)
+    result = iv.FitResult(model, guide, None, None, 0.0)
+    ensemble = iv.prune_draws(result, draws=4, density=1.0, seed=3)
+    with evaluating(model, guide):
+        expected = torch.stack([model.logits(IMAGES, draw.weights) for draw in posterior_draws(model, guide, 4, 3)])
+    assert (ensemble(IMAGES) - expected).abs().max() < 1e-5
+    assert max(layer.hidden for layer in ensemble.config.layers) < 12
+    smaller = iv.prune_draws(result, draws=4, density=0.25, seed=3)
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in ensemble.parameters())
+
+
+# --- training on, and the price ---------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_trains_the_small_network():
+    labels = torch.arange(6) % 3
+    images = iv.Images(IMAGES, labels, classes=10)
+    small = iv.prune(result_of(), density=0.5)
+    before = torch.nn.functional.cross_entropy(small(IMAGES), labels)
+    result = iv.fine_tune(
+        small, images, config=iv.FitConfig(steps=60, batch_size=6, learning_rate=1e-2), progress=False
+    )
+    after = torch.nn.functional.cross_entropy(small(IMAGES), labels)
+    assert after < 0.5 * before
+    assert (result.predict_plug_in(IMAGES) - small(IMAGES).softmax(-1)).abs().max() < 1e-6
+    assert all(p.requires_grad for p in small.parameters())
+
+
+def test_costs():
+    whole, small = network_of(CONFIG, 8), iv.prune(result_of(seed=8), density=0.25)
+    table = costs({"whole": whole, "small": small}, IMAGES, batches=(1,))
+    assert table["whole"].parameters == sum(p.numel() for p in whole.parameters())
+    tokens, dim, hidden = 4, 8, 12
+    products = [16 * dim, *[3 * dim * dim + 2 * tokens * dim + dim * dim + 2 * dim * hidden] * 2]
+    classifier = dim * 5 + 5 * 10
+    assert table["whole"].flops == 2 * (tokens * sum(products) + classifier)
+    assert table["small"].flops < table["whole"].flops
+    assert table["small"].latency[1] > 0
+    with torch.no_grad():
+        whole.encoder.up.zero_()
+    assert costs({"whole": whole}, IMAGES, (1,))["whole"].zeros == pytest.approx(
+        whole.encoder.up.numel() / sum(p.numel() for p in whole.parameters())
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: iv.prune(r, "units"), "level='units': choose of"),
+        (lambda r: iv.prune(r, ()), r"level=\(\): choose of"),
+        (lambda r: iv.prune(r, threshold=1.0), "threshold=1.0"),
+        (lambda r: iv.prune(r, density=1.5), "density=1.5"),
+        (lambda r: iv.prune(r, density=0.3, threshold=0.4), "give one of them"),
+        (lambda r: iv.prune_draws(r, draws=1), "draws=1"),
+        (lambda r: iv.fine_tune(iv.prune_draws(r, draws=2), None), "an ensemble of 2"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(iv.InputError, match=message):
+        call(result_of())
+
+
+def test_nothing_left_and_no_masks():
+    result = result_of()
+    with torch.no_grad():
+        result.guide.logit["patch_embed"].fill_(-9.0)
+    with pytest.raises(iv.InputError, match="nothing is left of the network: no patch feature"):
+        iv.prune(result, "weight")
+    network = network_of(CONFIG, 0)
+    model = iv.IsingViT(network, iv.Flat(network.weight_sites()))
+    plain = iv.FitResult(model, iv.PointEstimate(model), None, None, 0.0)
+    with pytest.raises(iv.InputError, match="PointEstimate has no masks"):
+        iv.prune(plain)
+    assert math.isfinite(float(np.log(iv.prune(result_of(), density=0.3)(IMAGES).softmax(-1).detach().numpy()).sum()))
