@@ -12,9 +12,11 @@ from rich.table import Table
 from .data import AUGMENTATIONS, read
 from .errors import InputError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
+from .experiments.prune import NOTABLE_ZEROS, Pruned, prune_run
 from .experiments.run import Run
 from .experiments.study import read_plan, run_cell, run_study, shipped_plans
 from .experiments.tables import write_study
+from .pruning.decide import DEFAULT_LEVELS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -53,6 +55,9 @@ def fit_command(
     target_density: Annotated[float | None, typer.Option(help="Mean inclusion probability to hold.")] = None,
     inclusion: Annotated[float | None, typer.Option(help="Prior inclusion probability.")] = None,
     coupling: Annotated[float | None, typer.Option(help="Strength of the Ising coupling.")] = None,
+    structured: Annotated[
+        bool, typer.Option("--structured", help="One mask for each head, hidden unit and patch feature: for prune.")
+    ] = False,
     patch_size: Annotated[int | None, typer.Option(help="Side of a patch.")] = None,
     dim: Annotated[int | None, typer.Option(help="Width of the residual stream.")] = None,
     depth: Annotated[int | None, typer.Option(help="Number of blocks.")] = None,
@@ -98,7 +103,9 @@ def fit_command(
     }
     settings["network"] = settings["network"] | _given(**network_options)
     settings["fit"] = settings["fit"] | _given(**fit_options)
-    settings["prior"] = settings.get("prior", {}) | _given(inclusion=inclusion, coupling=coupling)
+    settings["prior"] = settings.get("prior", {}) | _given(
+        inclusion=inclusion, coupling=coupling, structured=structured or None
+    )
     config = RunConfig(**settings)
     if epochs is not None:
         if steps is not None:
@@ -135,6 +142,37 @@ def report_command(
         raise InputError(f"--draws={draws}: need at least one")
     page = report(folder, data_root, draws)
     Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command("prune")
+def prune_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
+    out: Annotated[Path, typer.Option(help="Folder to make for the small network.")],
+    level: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What stays or goes: weight, hidden, head_dim, head, block, patch, head_hidden. May be repeated.  "
+            "[default: hidden and head_dim]"
+        ),
+    ] = None,
+    density: Annotated[float | None, typer.Option(help="Share to keep at each level, the most probable.")] = None,
+    threshold: Annotated[float, typer.Option(help="Keep what is alive with at least this probability.")] = 0.5,
+    fine_tune: Annotated[int, typer.Option(help="Steps to train the cut network on for.")] = 0,
+    draws: Annotated[
+        int | None, typer.Option(help="An ensemble of so many posterior draws in place of one network.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="torch or onnx, beside safetensors. May be repeated.")
+    ] = None,
+    data_root: Annotated[str | None, typer.Option(help="Folder of the data set's files, if it has moved.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a network that was exported there.")] = False,
+) -> None:
+    """Cut a run's network down to what its posterior keeps, and write it for use without Pyro."""
+    pruned = prune_run(
+        folder, out, level or DEFAULT_LEVELS, threshold, density, fine_tune, draws, formats or (), data_root, overwrite
+    )
+    _show_pruned(pruned)
+    Console().print(f"Small network: {out}", highlight=False, soft_wrap=True)
 
 
 @app.command("study")
@@ -232,6 +270,23 @@ def _show(finished: Run) -> None:
             f"{score['seconds']:.0f}",
         )
     Console().print(table)
+
+
+def _show_pruned(pruned: Pruned) -> None:
+    table = Table(title=f"cut by {', '.join(pruned.levels)}", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, shown, figures in pruned.rows():
+        table.add_row(name, *(shown.format(figure) for figure in figures))
+    Console().print(table)
+    zeros = pruned.after.cost.zeros
+    if zeros > NOTABLE_ZEROS:
+        Console().print(
+            f"{zeros:.0%} of the small network's parameters are zeros in dense matrices: they save no time. "
+            "Levels hidden and head_dim cut whole units.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ References:
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -21,7 +21,7 @@ from ..config import Config
 from ..data import Data
 from ..fit import FitConfig, fit, fit_path
 from ..guides import Guide, LikelihoodGuided, PointEstimate, SparseVariationalDropout
-from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform
+from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
 from ..network import ViT
 from ..predict import seeded
 from ..result import FitResult
@@ -96,11 +96,9 @@ def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = Tru
 def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
     """The model and guide of a run, the network's first weights drawn by the run's seed."""
     network, prior = _network(config), config.prior
-    sites = network.weight_sites()
-    model = IsingViT(
-        network,
-        IsingSpikeSlab(sites, prior.inclusion, prior.coupling, slab_scale=prior.slab_scale),
-    )
+    kind = StructuredSpikeSlab if prior.structured else IsingSpikeSlab
+    options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
+    model = IsingViT(network, kind(network.weight_sites(), **options))
     return model, LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
 
 

@@ -12,14 +12,16 @@ from ..network import ViTConfig
 
 
 class PriorConfig(Config):
-    """The `IsingSpikeSlab` prior of a run.
+    """The `IsingSpikeSlab` prior of a run, or `StructuredSpikeSlab`.
 
     Attributes:
+        structured: one mask for all weights of a role at a head, a hidden unit or a patch feature, not for each weight.
         inclusion: probability that a weight is in, without its neighbours.
         coupling: strength J of the Ising interaction; 0 switches it off.
         slab_scale: scale of the weights that are in, in multiples of ``1 / sqrt(fan_in)``.
     """
 
+    structured: bool = False
     inclusion: float = pydantic.Field(default=0.2, gt=0, lt=1)
     coupling: float = 1.0
     slab_scale: pydantic.PositiveFloat = 1.0

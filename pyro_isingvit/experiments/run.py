@@ -97,6 +97,16 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
     Raises:
         InputError: if the folder is none, or is damaged.
     """
+    config, data, result = open_run(folder, data_root, draws)
+    plain = Path(folder) / "deterministic"
+    deterministic = FitResult.load(plain, *build_deterministic(config)) if plain.is_dir() else None
+    return Run(config, data, result, deterministic, _scores(result, deterministic, data.test, config))
+
+
+def open_run(
+    folder: str | Path, data_root: str | None = None, draws: int | None = None
+) -> tuple[RunConfig, Data, FitResult]:
+    """Configuration, images and posterior of a run folder; see `evaluate`."""
     folder = Path(folder)
     if not (folder / "run.json").is_file():
         raise InputError(f"run={str(folder)!r}: no run.json there; give a folder that 'isingvit fit' made")
@@ -108,11 +118,7 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
         raise InputError(f"{folder / 'run.json'}: {describe(error)}") from None
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    data = load(config)
-    result = FitResult.load(folder, *build(config))
-    plain = folder / "deterministic"
-    deterministic = FitResult.load(plain, *build_deterministic(config)) if plain.is_dir() else None
-    return Run(config, data, result, deterministic, _scores(result, deterministic, data.test, config))
+    return config, load(config), FitResult.load(folder, *build(config))
 
 
 def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..predict import evaluating
@@ -39,6 +38,8 @@ def costs(networks: Mapping[str, nn.Module], images: Tensor, batches: tuple[int,
         images: one or more, (n, channels, height, width); repeated to fill a batch.
         batches: sizes to time.
     """
+    from torch.utils.benchmark import Timer  # complains at import where a CUDA toolkit but no GPU is installed
+
     latency: dict[str, dict[int, float]] = {name: {} for name in networks}
     with evaluating(*networks.values()):
         for size in batches:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
 
 import safetensors.torch
 import torch
@@ -15,14 +14,12 @@ from .. import compact
 from ..compact import CompactViT
 from ..errors import InputError
 
-Format = Literal["torch", "onnx"]
-
-FILES: dict[Format, str] = {"torch": "network.pt2", "onnx": "network.onnx"}
+FILES: dict[str, str] = {"torch": "network.pt2", "onnx": "network.onnx"}
 
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
-def export(network: CompactViT, folder: str | Path, formats: Sequence[Format] = (), overwrite: bool = False) -> None:
+def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (), overwrite: bool = False) -> None:
     """Write a network into a folder that needs nothing of this package.
 
     The folder gets ``weights.safetensors``, ``config.json`` and ``compact.py``, whose `load` reads them and needs torch
@@ -40,17 +37,7 @@ def export(network: CompactViT, folder: str | Path, formats: Sequence[Format] = 
     Raises:
         InputError: if a format is unknown or its packages are missing, or the folder exists.
     """
-    folder = Path(folder)
-    for one in formats:
-        if one not in get_args(Format):
-            raise InputError(f"formats={one!r}: choose of {list(get_args(Format))}; safetensors are always written")
-    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
-    if "onnx" in formats and missing:
-        raise InputError(f"formats='onnx': needs {' and '.join(missing)}: pip install 'pyro-isingvit[onnx]'")
-    if folder.exists() and not overwrite:
-        raise InputError(f"folder={str(folder)!r} exists: choose another or overwrite=True")
-    if folder.exists() and not (folder / compact.CONFIG).is_file():
-        raise InputError(f"folder={str(folder)!r} exists and is no exported network, so it stays: choose another")
+    folder = check(folder, formats, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
         draft = Path(parent) / folder.name
@@ -66,7 +53,23 @@ def export(network: CompactViT, folder: str | Path, formats: Sequence[Format] = 
         draft.rename(folder)
 
 
-def _write(format: Format, network: CompactViT, path: Path) -> None:
+def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
+    """Whether `export` could write there, before any work is done; its arguments and errors."""
+    folder = Path(folder)
+    for one in formats:
+        if one not in FILES:
+            raise InputError(f"formats={one!r}: choose of {list(FILES)}; safetensors are always written")
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if "onnx" in formats and missing:
+        raise InputError(f"formats='onnx': needs {' and '.join(missing)}: pip install 'pyro-isingvit[onnx]'")
+    if folder.exists() and not overwrite:
+        raise InputError(f"folder={str(folder)!r} exists: choose another or overwrite=True")
+    if folder.exists() and not (folder / compact.CONFIG).is_file():
+        raise InputError(f"folder={str(folder)!r} exists and is no exported network, so it stays: choose another")
+    return folder
+
+
+def _write(format: str, network: CompactViT, path: Path) -> None:
     config = network.config
     images = torch.rand(2, config.channels, *config.image_size)
     batch = {"images": {0: torch.export.Dim("batch")}}

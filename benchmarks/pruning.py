@@ -1,0 +1,161 @@
+"""Accuracy against size of networks cut from posteriors, and from magnitudes, on MNIST.
+
+Fits four networks with the same recipe, cuts each to several sizes, trains each cut network on for a while, and writes
+``docs/pruning.csv``, ``docs/pruning.png`` and the tables of ``docs/pruning.md``. About 35 minutes on one thread:
+
+    python benchmarks/pruning.py --data-root FOLDER --work FOLDER
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch import Tensor
+
+import pyro_isingvit as iv
+from pyro_isingvit.diagnostics.calibration import metrics
+from pyro_isingvit.diagnostics.inclusion import Unit, alive_units, unit_inclusion
+from pyro_isingvit.experiments.recipes import known_recipe
+from pyro_isingvit.predict import evaluating, seeded
+from pyro_isingvit.pruning import costs, decide
+
+HELD = 0.3
+"""Mean inclusion probability that all posteriors are held at: an equal density."""
+
+DENSITIES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
+METHODS = ("structured, J = 1", "weights, J = 1", "weights, J = 0", "magnitude")
+TUNE = {"learning_rate": 1e-3, "batch_size": 64, "augment": "handwriting", "precision": "bfloat16"}
+
+
+def build(method: str, seed: int) -> tuple[iv.IsingViT, iv.Guide]:
+    """The pair of a method; all start at the same weights."""
+    with seeded(torch.device("cpu"), seed):
+        network = iv.ViT(iv.ViTConfig())
+    sites = network.weight_sites()
+    if method == "magnitude":
+        model = iv.IsingViT(network, iv.Flat(sites))
+        return model, iv.PointEstimate(model)
+    prior = iv.StructuredSpikeSlab if method.startswith("structured") else iv.IsingSpikeSlab
+    model = iv.IsingViT(network, prior(sites, coupling=float(method[-1])))
+    return model, iv.LikelihoodGuided(model)
+
+
+def fitted(method: str, data: iv.Data, folder: Path, steps: int, seed: int) -> iv.FitResult:
+    """Fit, or read the fit of before."""
+    where = folder / f"{method.replace(' ', '').replace(',', '-')}-{seed}"
+    model, guide = build(method, seed)
+    if (where / "posterior.safetensors").exists():
+        return iv.FitResult.load(where, model, guide)
+    known = known_recipe("mnist", len(data.train))
+    assert known is not None
+    settings = known["fit"] | {"steps": steps, "seed": seed, "precision": "bfloat16"}
+    held = {"temperature": 1.0} if method == "magnitude" else {"target_density": HELD}
+    result = iv.fit(model, guide, data.train, data.validation, iv.FitConfig(**settings | held))
+    result.save(where)
+    return result
+
+
+def by_magnitude(result: iv.FitResult, density: float) -> iv.CompactViT:
+    """Units of the largest products of norms of what enters and what leaves (or, of queries and keys, of both)."""
+    weights = result.guide.mean_weights({})
+    norms = {name: weight.square() for name, weight in weights.items()}
+    scores: dict[Unit, Tensor] = {
+        "hidden": norms["encoder.up"].sum(2) * norms["encoder.down"].sum(1),
+        "head_dim": norms["encoder.value"].sum(3) * norms["encoder.out"].sum(1),
+        "query_key": norms["encoder.query"].sum(3) * norms["encoder.key"].sum(3),
+    }
+    kept = {unit: (score >= score.flatten().quantile(1 - density)).cpu() for unit, score in scores.items()}
+    return iv.shrink(result.model.network, weights, kept)
+
+
+def curve(method: str, result: iv.FitResult, data: iv.Data, steps: int, seed: int) -> pd.DataFrame:
+    rows = []
+    for density in DENSITIES:
+        small = by_magnitude(result, density) if method == "magnitude" else iv.prune(result, density=density)
+        for tuned in (False, True):
+            if tuned:
+                settings = iv.FitConfig(**TUNE, steps=steps, seed=seed)
+                iv.fine_tune(small, data.train, data.validation, settings, progress=False)
+            with evaluating(small):
+                probs = torch.cat([small(batch).softmax(-1) for batch in data.test.images.split(500)])
+            size = sum(p.numel() for p in small.parameters())
+            row = {"method": method, "seed": seed, "density": density, "tuned": tuned, "parameters": size}
+            rows.append(row | metrics(probs, data.test.labels))
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def dead_units(results: dict[str, iv.FitResult]) -> pd.DataFrame:
+    """At equal numbers of weights: the share of units that are dead when the most probable weights are kept."""
+    rows = []
+    for method, result in results.items():
+        if method == "magnitude":
+            continue
+        for density in (0.1, 0.2, 0.3, 0.5):
+            masks = decide(result.guide, "weight", density=density).masks
+            dead = {
+                unit: 1 - float(alive_units(result.guide, unit, masks).double().mean())
+                for unit in ("hidden", "head_dim", "query_key")
+            }
+            rows.append({"method": method, "density": density, **dead})
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    _, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for ax, tuned in zip(panels, (False, True), strict=True):
+        for method in METHODS:
+            part = table[(table["method"] == method) & (table["tuned"] == tuned)].groupby("density").mean("seed")
+            ax.plot(part["parameters"] / 1000, 100 * part["accuracy"], "o-", label=method, markersize=4)
+        ax.set(xscale="log", xlabel="parameters, thousands", title="trained on" if tuned else "as cut")
+        ax.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+        ax.minorticks_off()
+    panels[0].set(ylabel="accuracy, %", ylim=(80, 99.2))
+    panels[1].legend()
+    plt.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--work", type=Path, required=True, help="where fits and curves are kept")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--only", choices=METHODS, action="append", help="fit and cut these, and stop")
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--tune-steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    everything = iv.read("mnist", args.data_root)
+    tables, results = [], {}
+    for seed in args.seeds:
+        data = iv.split(everything, 6000, None, 2000, seed)
+        for method in args.only or METHODS:
+            result = fitted(method, data, args.work, args.steps, seed)
+            results[method] = result
+            path = args.work / f"{method.replace(' ', '').replace(',', '-')}-{seed}.csv"
+            if not path.exists():
+                curve(method, result, data, args.tune_steps, seed).to_csv(path, index=False)
+            tables.append(pd.read_csv(path))
+    if args.only:
+        return
+    table = pd.concat(tables)
+    table.to_csv(args.out / "pruning.csv", index=False)
+    draw(table, args.out / "pruning.png")
+    shown = table.assign(accuracy=100 * table["accuracy"]).groupby(["tuned", "density", "method"]).mean("seed")
+    print(shown[["parameters", "accuracy", "nll", "ece"]].unstack("method").round(3).to_markdown())
+    print(dead_units(results).round(3).to_markdown(index=False))
+    whole = results["magnitude"]
+    dense = iv.shrink(whole.model.network, whole.guide.mean_weights({}))
+    structured = results[METHODS[0]]
+    for unit in ("hidden", "head_dim", "query_key"):
+        print(unit, "expected alive", float(unit_inclusion(structured.guide, unit).mean()))
+    for density in (0.3, 0.5):
+        networks = {"dense": whole.model.network, "dense, folded": dense, "cut": iv.prune(structured, density=density)}
+        for name, cost in costs(networks, data.test.images).items():
+            print(density, name, cost)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""From a run folder to a small network, with what it cost and what it costs now."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compact import CompactViT
+from ..errors import InputError
+from ..network import ViT
+from ..predict import BATCH, evaluating
+from ..pruning import Cost, costs, export, fine_tune, prune, prune_draws
+from ..pruning.export import check
+from ..result import FitResult
+from .run import open_run
+
+NOTABLE_ZEROS = 0.1
+"""Share of zeros in a small network that is worth a word."""
+
+_ROWS = (("parameters", "{:,.0f}"), ("of them zero, %", "{:.1f}"), ("MFLOP an image", "{:.2f}"), ("MB", "{:.3f}"))
+_SCORES = (
+    ("accuracy", "accuracy", "{:.2%}"),
+    ("NLL", "nll", "{:.4f}"),
+    ("ECE", "ece", "{:.4f}"),
+    ("Brier", "brier", "{:.4f}"),
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A network's price, and its scores on the test images by name."""
+
+    cost: Cost
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune_run` did.
+
+    Attributes:
+        levels: that it decided on.
+        network: the small one.
+        before: the run's median-probability model as one dense network.
+        after: the small network.
+    """
+
+    levels: tuple[str, ...]
+    network: CompactViT
+    before: Judged
+    after: Judged
+
+    def rows(self) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+        """Name, format, and figures before and after, for a table."""
+        both = (self.before, self.after)
+        sizes = [
+            (one.cost.parameters, 100 * one.cost.zeros, one.cost.flops / 1e6, 4 * one.cost.parameters / 1e6)
+            for one in both
+        ]
+        for (name, shown), figures in zip(_ROWS, zip(*sizes, strict=True), strict=True):
+            yield name, shown, figures
+        for size in self.before.cost.latency:
+            yield f"ms, batch of {size}", "{:.2f}", tuple(1e3 * one.cost.latency[size] for one in both)
+        for title, name, shown in _SCORES:
+            yield title, shown, tuple(one.scores[name] for one in both)
+
+
+def prune_run(
+    folder: str | Path,
+    out: str | Path,
+    level: str | Sequence[str],
+    threshold: float = 0.5,
+    density: float | None = None,
+    fine_tune_steps: int = 0,
+    draws: int | None = None,
+    formats: Sequence[str] = (),
+    data_root: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Pruned:
+    """Cut the network of a run, export it, and judge it on the run's test images beside what it was.
+
+    The folder gets the files of `export`, and ``metrics.json``.
+
+    Args:
+        folder: that `run` made.
+        out: the folder to make.
+        level, threshold, density: see `pyro_isingvit.prune`.
+        fine_tune_steps: to train the cut network on for; 0 for none.
+        draws: to export an ensemble of so many posterior draws; None for a single network.
+        formats, overwrite: see `pyro_isingvit.export`.
+        data_root: folder of the data set's files, if it has moved.
+        progress: whether to show a progress bar.
+
+    Raises:
+        InputError: if the run or an argument cannot be used.
+        TrainingError: if fine-tuning broke down.
+    """
+    if fine_tune_steps < 0:
+        raise InputError(f"fine_tune={fine_tune_steps}: give a number of steps, or 0 for none")
+    if fine_tune_steps and draws is not None:
+        raise InputError(f"fine_tune={fine_tune_steps} and draws={draws}: draws of a posterior are not trained on")
+    check(out, formats, overwrite)
+    config, data, result = open_run(folder, data_root)
+    chosen: dict[str, Any] = {"level": level, "threshold": threshold, "density": density}
+    seed = config.fit.seed
+    network = prune(result, **chosen) if draws is None else prune_draws(result, draws, **chosen, seed=seed)
+    if fine_tune_steps:
+        settings = config.fit.model_copy(update={"steps": fine_tune_steps})
+        fine_tune(network, data.train, data.validation, settings, progress)
+    prices = costs({"before": median_network(result), "after": network}, data.test.images)
+    probs = {"before": result.predict_plug_in(data.test.images), "after": predict_with(network, data.test.images)}
+    before, after = (Judged(prices[name], _scores(probs[name], data.test.labels)) for name in ("before", "after"))
+    levels = (level,) if isinstance(level, str) else tuple(level)
+    export(network, out, formats, overwrite)
+    facts = {"levels": levels, "threshold": threshold, "density": density, "fine_tune": fine_tune_steps, "draws": draws}
+    facts |= {"before": asdict(before), "after": asdict(after)}
+    (Path(out) / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return Pruned(levels, network, before, after)
+
+
+def median_network(result: FitResult) -> nn.Module:
+    """The median-probability model with posterior mean weights, dense as it was trained."""
+    network = result.model.network
+    plain = ViT(network.config).to(next(network.parameters()).device)
+    fixed = result.model.fixed_masks
+    with evaluating(result.model, result.guide):
+        weights = result.guide.mean_weights(result.guide.median_masks() if fixed is None else dict(fixed))
+        plain.load_state_dict(network.state_dict() | weights)
+    return plain
+
+
+@torch.no_grad()
+def predict_with(network: CompactViT, images: Tensor) -> Tensor:
+    """Probabilities (n, classes), of an ensemble their mean."""
+    logits = [network(batch) for batch in images.split(BATCH)]
+    return torch.cat([(one.softmax(-1).mean(0) if one.dim() == 3 else one.softmax(-1)) for one in logits])
+
+
+def _scores(probs: Tensor, labels: Tensor) -> dict[str, float]:
+    from ..diagnostics.calibration import metrics  # torchmetrics takes seconds to import
+
+    return metrics(probs, labels)
