@@ -20,12 +20,20 @@ from pyro_isingvit.diagnostics.inclusion import Unit, alive_units, unit_inclusio
 from pyro_isingvit.experiments.recipes import known_recipe
 from pyro_isingvit.predict import evaluating, seeded
 from pyro_isingvit.pruning import costs, decide
+from pyro_isingvit.pruning.decide import keep_best
 
 HELD = 0.3
 """Mean inclusion probability that all posteriors are held at: an equal density."""
 
 DENSITIES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
-METHODS = ("structured, J = 1", "weights, J = 1", "weights, J = 0", "magnitude")
+METHODS = (
+    "structured, J = 1",
+    "structured, J = 0",
+    "weights, J = 1",
+    "weights, J = 0",
+    "magnitude",
+    "magnitude by kind",
+)
 TUNE = {"learning_rate": 1e-3, "batch_size": 64, "augment": "handwriting", "precision": "bfloat16"}
 
 
@@ -34,7 +42,7 @@ def build(method: str, seed: int) -> tuple[iv.IsingViT, iv.Guide]:
     with seeded(torch.device("cpu"), seed):
         network = iv.ViT(iv.ViTConfig())
     sites = network.weight_sites()
-    if method == "magnitude":
+    if method.startswith("magnitude"):
         model = iv.IsingViT(network, iv.Flat(sites))
         return model, iv.PointEstimate(model)
     prior = iv.StructuredSpikeSlab if method.startswith("structured") else iv.IsingSpikeSlab
@@ -42,23 +50,30 @@ def build(method: str, seed: int) -> tuple[iv.IsingViT, iv.Guide]:
     return model, iv.LikelihoodGuided(model)
 
 
+def _slug(method: str) -> str:
+    return method.replace(" ", "").replace(",", "-")
+
+
 def fitted(method: str, data: iv.Data, folder: Path, steps: int, seed: int) -> iv.FitResult:
     """Fit, or read the fit of before."""
-    where = folder / f"{method.replace(' ', '').replace(',', '-')}-{seed}"
+    where = folder / f"{_slug(method.removesuffix(' by kind'))}-{seed}"
     model, guide = build(method, seed)
     if (where / "posterior.safetensors").exists():
         return iv.FitResult.load(where, model, guide)
     known = known_recipe("mnist", len(data.train))
     assert known is not None
     settings = known["fit"] | {"steps": steps, "seed": seed, "precision": "bfloat16"}
-    held = {"temperature": 1.0} if method == "magnitude" else {"target_density": HELD}
+    held = {"temperature": 1.0} if method.startswith("magnitude") else {"target_density": HELD}
     result = iv.fit(model, guide, data.train, data.validation, iv.FitConfig(**settings | held))
     result.save(where)
     return result
 
 
-def by_magnitude(result: iv.FitResult, density: float) -> iv.CompactViT:
-    """Units of the largest products of norms of what enters and what leaves (or, of queries and keys, of both)."""
+def by_magnitude(result: iv.FitResult, density: float, by_kind: bool) -> iv.CompactViT:
+    """Units of the largest products of norms of what enters and what leaves (or, of queries and keys, of both).
+
+    Ranked all together, or as many of each kind.
+    """
     weights = result.guide.mean_weights({})
     norms = {name: weight.square() for name, weight in weights.items()}
     scores: dict[Unit, Tensor] = {
@@ -66,14 +81,18 @@ def by_magnitude(result: iv.FitResult, density: float) -> iv.CompactViT:
         "head_dim": norms["encoder.value"].sum(3) * norms["encoder.out"].sum(1),
         "query_key": norms["encoder.query"].sum(3) * norms["encoder.key"].sum(3),
     }
-    kept = {unit: (score >= score.flatten().quantile(1 - density)).cpu() for unit, score in scores.items()}
-    return iv.shrink(result.model.network, weights, kept)
+    sizes = dict.fromkeys(scores, 1)  # each of them owns 2 x dim weights
+    kept = {k: m for unit in scores for k, m in keep_best({unit: scores[unit]}, {unit: 1}, density).items()}
+    return iv.shrink(result.model.network, weights, kept if by_kind else keep_best(scores, sizes, density))
 
 
 def curve(method: str, result: iv.FitResult, data: iv.Data, steps: int, seed: int) -> pd.DataFrame:
     rows = []
     for density in DENSITIES:
-        small = by_magnitude(result, density) if method == "magnitude" else iv.prune(result, density=density)
+        if method.startswith("magnitude"):
+            small = by_magnitude(result, density, method.endswith("kind"))
+        else:
+            small = iv.prune(result, density=density)
         for tuned in (False, True):
             if tuned:
                 settings = iv.FitConfig(**TUNE, steps=steps, seed=seed)
@@ -91,7 +110,7 @@ def dead_units(results: dict[str, iv.FitResult]) -> pd.DataFrame:
     """At equal numbers of weights: the share of units that are dead when the most probable weights are kept."""
     rows = []
     for method, result in results.items():
-        if method == "magnitude":
+        if method.startswith("magnitude"):
             continue
         for density in (0.1, 0.2, 0.3, 0.5):
             masks = decide(result.guide, "weight", density=density).masks
@@ -134,7 +153,7 @@ def main() -> None:
         for method in args.only or METHODS:
             result = fitted(method, data, args.work, args.steps, seed)
             results[method] = result
-            path = args.work / f"{method.replace(' ', '').replace(',', '-')}-{seed}.csv"
+            path = args.work / f"{_slug(method)}-{seed}.csv"
             if not path.exists():
                 curve(method, result, data, args.tune_steps, seed).to_csv(path, index=False)
             tables.append(pd.read_csv(path))

@@ -155,7 +155,7 @@ def prune_command(
             "[default: hidden and head_dim]"
         ),
     ] = None,
-    density: Annotated[float | None, typer.Option(help="Share to keep at each level, the most probable.")] = None,
+    density: Annotated[float | None, typer.Option(help="Share of the weights to keep, by probability.")] = None,
     threshold: Annotated[float, typer.Option(help="Keep what is alive with at least this probability.")] = 0.5,
     fine_tune: Annotated[int, typer.Option(help="Steps to train the cut network on for.")] = 0,
     draws: Annotated[

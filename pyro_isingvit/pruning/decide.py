@@ -6,18 +6,21 @@ References:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from ..compact import CompactViT
-from ..diagnostics.inclusion import Unit, log_dead
+from ..diagnostics.inclusion import UNITS, Unit, log_dead
 from ..errors import InputError
 from ..guides import Guide
 from ..predict import evaluating, posterior_draws, seeded
 from ..result import FitResult
+from ..sites import LAYER, WeightSite
 from .cut import alike, assemble, shrink, stack, take_apart
+
+Key = TypeVar("Key", bound=str)
 
 Level = Literal["weight", "hidden", "head_dim", "head", "block", "patch", "head_hidden"]
 
@@ -68,7 +71,8 @@ def prune(
             of queries and keys, and of values), ``"head"``, ``"block"``, ``"patch"`` (features of a patch),
             ``"head_hidden"`` (units of the classifier).
         threshold: what is alive with at least this probability stays, see `diagnostics.inclusion.unit_inclusion`.
-        density: in place of a threshold, the share to keep at each level, of all blocks together: the most probable.
+        density: in place of a threshold, the share of the weights to keep: the most probable parts, whatever their kind
+            and block, that own so many. (Single weights are ranked among themselves.)
 
     Returns:
         The network in evaluation mode, on the CPU.
@@ -129,17 +133,50 @@ def decide(
         raise InputError(f"density={density} and threshold={threshold}: give one of them")
     if density is not None and not 0 < density <= 1:
         raise InputError(f"density={density}: a share lies above 0 and up to 1, e.g. 0.3")
-    fixed = guide.model.fixed_masks
+    fixed, sites = guide.model.fixed_masks, {site.name: site for site in guide.model.sites}
     masks = guide.inclusion_probabilities() if fixed is None else dict(fixed)
     if "weight" in levels:
-        shapes = {site.name: site.shape for site in guide.model.sites}
-        probs = torch.cat([p.expand(shapes[name]).flatten() for name, p in masks.items()])
-        stays = _stays(probs.double().log(), threshold, density)
-        parts = stays.split([torch.Size(shapes[name]).numel() for name in masks])
-        masks = {name: part.view(shapes[name]).to(masks[name].dtype) for name, part in zip(masks, parts, strict=True)}
-    units = [unit for one in levels if one != "weight" for unit in UNITS_OF[one]]
+        probs = {name: p.expand(sites[name].shape) for name, p in masks.items()}
+        stays = {name: p >= threshold for name, p in probs.items()}
+        if density is not None:
+            stays = keep_best({name: p.double() for name, p in probs.items()}, dict.fromkeys(probs, 1), density)
+        masks = {name: stay.to(probs[name].dtype) for name, stay in stays.items()}
+    units: list[Unit] = [unit for one in levels if one != "weight" for unit in UNITS_OF[one]]
+    dead = {unit: log_dead(guide, unit) for unit in units}
+    if density is None or not units:
+        return Decision(masks, {unit: -torch.expm1(log_p) >= threshold for unit, log_p in dead.items()})
     # -log P(dead) ranks as P(alive) does, and also among those that are almost surely alive.
-    return Decision(masks, {unit: _units_that_stay(log_dead(guide, unit), threshold, density) for unit in units})
+    scores = {unit: -log_p for unit, log_p in dead.items()}
+    sizes = {unit: _weights_of(sites, unit) // scores[unit].numel() for unit in units}
+    return Decision(masks, keep_best(scores, sizes, density))
+
+
+def _weights_of(sites: Mapping[str, WeightSite], unit: Unit) -> int:
+    """Number of weights that all units of a kind have together."""
+    if unit == "block":
+        return sum(site.numel for site in sites.values() if LAYER in site.dims)
+    return sum(sites[role].numel for role in UNITS[unit][1])
+
+
+def keep_best(scores: Mapping[Key, Tensor], sizes: Mapping[Key, int], density: float) -> dict[Key, Tensor]:
+    """Which parts to keep: the best of all kinds, as many as make up a share of the whole.
+
+    Args:
+        scores: of the parts of each kind, any shape.
+        sizes: of one part of each kind.
+        density: share of the sum of all sizes.
+
+    Returns:
+        Booleans in the shapes of the scores, at least one of them true.
+    """
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    size = torch.cat([flat.new_full((score.numel(),), sizes[kind]) for kind, score in scores.items()])
+    order = flat.argsort(descending=True, stable=True)
+    share = size[order].cumsum(0) / size.sum()
+    stays = torch.zeros_like(flat, dtype=torch.bool)
+    stays[order[: max(1, int((share <= density + 1e-9).sum()))]] = True
+    parts = stays.split([score.numel() for score in scores.values()])
+    return {kind: part.view(score.shape) for (kind, score), part in zip(scores.items(), parts, strict=True)}
 
 
 def _expected_weights(guide: Guide, probs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,23 +193,3 @@ def _levels(level: Level | Sequence[Level]) -> tuple[Level, ...]:
     if unknown or not levels:
         raise InputError(f"level={unknown[0] if unknown else levels!r}: choose of {list(get_args(Level))}")
     return levels
-
-
-def _stays(score: Tensor, threshold: float, density: float | None) -> Tensor:
-    """Which entries of log-probabilities reach the threshold, or are among the most probable."""
-    if density is None:
-        return score >= torch.tensor(threshold, dtype=score.dtype).log()
-    return _top(score, density)
-
-
-def _units_that_stay(log_dead: Tensor, threshold: float, density: float | None) -> Tensor:
-    if density is None:
-        return -torch.expm1(log_dead) >= threshold
-    return _top(-log_dead.flatten(), density).view(log_dead.shape)
-
-
-def _top(score: Tensor, share: float) -> Tensor:
-    keep = max(1, round(share * len(score)))
-    stays = torch.zeros(len(score), dtype=torch.bool, device=score.device)
-    stays[score.argsort(descending=True, stable=True)[:keep]] = True
-    return stays
