@@ -1,7 +1,8 @@
-"""Accuracy against size of networks cut from posteriors, and from magnitudes, on MNIST.
+"""Accuracy against size of networks cut from posteriors, and by magnitude, on MNIST.
 
-Fits four networks with the same recipe, cuts each to several sizes, trains each cut network on for a while, and writes
-``docs/pruning.csv``, ``docs/pruning.png`` and the tables of ``docs/pruning.md``. About 35 minutes on one thread:
+Fits posteriors held at several densities, and the deterministic network, with the same recipe from the same weights;
+cuts each to its density, trains the cut network on for a while, and writes ``docs/pruning.csv``, ``docs/pruning.png``
+and the tables of ``docs/pruning.md``. About 45 minutes on one thread:
 
     python benchmarks/pruning.py --data-root FOLDER --work FOLDER
 """
@@ -16,24 +17,17 @@ from torch import Tensor
 
 import pyro_isingvit as iv
 from pyro_isingvit.diagnostics.calibration import metrics
-from pyro_isingvit.diagnostics.inclusion import Unit, alive_units, unit_inclusion
+from pyro_isingvit.diagnostics.inclusion import Unit, alive_units
 from pyro_isingvit.experiments.recipes import known_recipe
 from pyro_isingvit.predict import evaluating, seeded
 from pyro_isingvit.pruning import costs, decide
 from pyro_isingvit.pruning.decide import keep_best
 
-HELD = 0.3
-"""Mean inclusion probability that all posteriors are held at: an equal density."""
+DENSITIES = (0.15, 0.3, 0.5)
+"""Shares of the weights. A posterior is held at one, and cut to it."""
 
-DENSITIES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
-METHODS = (
-    "structured, J = 1",
-    "structured, J = 0",
-    "weights, J = 1",
-    "weights, J = 0",
-    "magnitude",
-    "magnitude by kind",
-)
+POSTERIORS = ("structured, J = 1", "weights, J = 1", "weights, J = 0")
+METHODS = (*POSTERIORS, "magnitude", "magnitude by kind")
 TUNE = {"learning_rate": 1e-3, "batch_size": 64, "augment": "handwriting", "precision": "bfloat16"}
 
 
@@ -54,16 +48,17 @@ def _slug(method: str) -> str:
     return method.replace(" ", "").replace(",", "-")
 
 
-def fitted(method: str, data: iv.Data, folder: Path, steps: int, seed: int) -> iv.FitResult:
+def fitted(method: str, density: float, data: iv.Data, folder: Path, steps: int, seed: int) -> iv.FitResult:
     """Fit, or read the fit of before."""
-    where = folder / f"{_slug(method.removesuffix(' by kind'))}-{seed}"
+    plain = method.startswith("magnitude")
+    where = folder / f"{'deterministic' if plain else f'{_slug(method)}-{density}'}-{seed}"
     model, guide = build(method, seed)
     if (where / "posterior.safetensors").exists():
         return iv.FitResult.load(where, model, guide)
     known = known_recipe("mnist", len(data.train))
     assert known is not None
     settings = known["fit"] | {"steps": steps, "seed": seed, "precision": "bfloat16"}
-    held = {"temperature": 1.0} if method.startswith("magnitude") else {"target_density": HELD}
+    held = {"temperature": 1.0} if plain else {"target_density": density}
     result = iv.fit(model, guide, data.train, data.validation, iv.FitConfig(**settings | held))
     result.save(where)
     return result
@@ -86,40 +81,35 @@ def by_magnitude(result: iv.FitResult, density: float, by_kind: bool) -> iv.Comp
     return iv.shrink(result.model.network, weights, kept if by_kind else keep_best(scores, sizes, density))
 
 
-def curve(method: str, result: iv.FitResult, data: iv.Data, steps: int, seed: int) -> pd.DataFrame:
+def judged(method: str, result: iv.FitResult, density: float, data: iv.Data, steps: int, seed: int) -> pd.DataFrame:
+    """Cut to a density, as it is and trained on."""
+    if method.startswith("magnitude"):
+        small = by_magnitude(result, density, method.endswith("kind"))
+    else:
+        small = iv.prune(result, density=density)
     rows = []
-    for density in DENSITIES:
-        if method.startswith("magnitude"):
-            small = by_magnitude(result, density, method.endswith("kind"))
-        else:
-            small = iv.prune(result, density=density)
-        for tuned in (False, True):
-            if tuned:
-                settings = iv.FitConfig(**TUNE, steps=steps, seed=seed)
-                iv.fine_tune(small, data.train, data.validation, settings, progress=False)
-            with evaluating(small):
-                probs = torch.cat([small(batch).softmax(-1) for batch in data.test.images.split(500)])
-            size = sum(p.numel() for p in small.parameters())
-            row = {"method": method, "seed": seed, "density": density, "tuned": tuned, "parameters": size}
-            rows.append(row | metrics(probs, data.test.labels))
-            print(rows[-1], flush=True)
+    for tuned in (False, True):
+        if tuned:
+            settings = iv.FitConfig(**TUNE, steps=steps, seed=seed)
+            iv.fine_tune(small, data.train, data.validation, settings, progress=False)
+        with evaluating(small):
+            probs = torch.cat([small(batch).softmax(-1) for batch in data.test.images.split(500)])
+        size = sum(p.numel() for p in small.parameters())
+        hidden = sum(layer.hidden for layer in small.config.layers)
+        row = {"method": method, "seed": seed, "density": density, "tuned": tuned, "parameters": size, "hidden": hidden}
+        rows.append(row | metrics(probs, data.test.labels))
+        print(rows[-1], flush=True)
     return pd.DataFrame(rows)
 
 
-def dead_units(results: dict[str, iv.FitResult]) -> pd.DataFrame:
-    """At equal numbers of weights: the share of units that are dead when the most probable weights are kept."""
-    rows = []
-    for method, result in results.items():
-        if method.startswith("magnitude"):
-            continue
-        for density in (0.1, 0.2, 0.3, 0.5):
-            masks = decide(result.guide, "weight", density=density).masks
-            dead = {
-                unit: 1 - float(alive_units(result.guide, unit, masks).double().mean())
-                for unit in ("hidden", "head_dim", "query_key")
-            }
-            rows.append({"method": method, "density": density, **dead})
-    return pd.DataFrame(rows)
+def dead_units(method: str, density: float, result: iv.FitResult) -> dict[str, object]:
+    """The share of units that are dead when the most probable weights are kept, as many as the density says."""
+    masks = decide(result.guide, "weight", density=density).masks
+    dead = {
+        f"{unit} dead": 1 - float(alive_units(result.guide, unit, masks).double().mean())
+        for unit in ("hidden", "head_dim", "query_key")
+    }
+    return {"method": method, "density": density} | dead
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -144,36 +134,38 @@ def main() -> None:
     parser.add_argument("--only", choices=METHODS, action="append", help="fit and cut these, and stop")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--tune-steps", type=int, default=1000)
+    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     everything = iv.read("mnist", args.data_root)
-    tables, results = [], {}
+    tables, dead, results = [], [], {}
     for seed in args.seeds:
         data = iv.split(everything, 6000, None, 2000, seed)
         for method in args.only or METHODS:
-            result = fitted(method, data, args.work, args.steps, seed)
-            results[method] = result
-            path = args.work / f"{_slug(method)}-{seed}.csv"
-            if not path.exists():
-                curve(method, result, data, args.tune_steps, seed).to_csv(path, index=False)
-            tables.append(pd.read_csv(path))
+            for density in args.densities:
+                result = results[method, density] = fitted(method, density, data, args.work, args.steps, seed)
+                path = args.work / f"{_slug(method)}-{density}-{seed}.csv"
+                if not path.exists():
+                    judged(method, result, density, data, args.tune_steps, seed).to_csv(path, index=False)
+                tables.append(pd.read_csv(path))
+                if method in POSTERIORS:
+                    dead.append(dead_units(method, density, result))
     if args.only:
         return
     table = pd.concat(tables)
     table.to_csv(args.out / "pruning.csv", index=False)
     draw(table, args.out / "pruning.png")
     shown = table.assign(accuracy=100 * table["accuracy"]).groupby(["tuned", "density", "method"]).mean("seed")
-    print(shown[["parameters", "accuracy", "nll", "ece"]].unstack("method").round(3).to_markdown())
-    print(dead_units(results).round(3).to_markdown(index=False))
-    whole = results["magnitude"]
-    dense = iv.shrink(whole.model.network, whole.guide.mean_weights({}))
-    structured = results[METHODS[0]]
-    for unit in ("hidden", "head_dim", "query_key"):
-        print(unit, "expected alive", float(unit_inclusion(structured.guide, unit).mean()))
-    for density in (0.3, 0.5):
-        networks = {"dense": whole.model.network, "dense, folded": dense, "cut": iv.prune(structured, density=density)}
-        for name, cost in costs(networks, data.test.images).items():
-            print(density, name, cost)
+    print(shown[["parameters", "hidden", "accuracy", "nll", "ece"]].round(4).to_markdown())
+    print(pd.DataFrame(dead).round(3).to_markdown(index=False))
+    whole = results["magnitude", args.densities[0]]
+    dense = whole.model.network
+    dense.load_state_dict(dense.state_dict() | whole.guide.mean_weights({}))
+    probs = whole.predict_plug_in(data.test.images)
+    print("dense", metrics(probs, data.test.labels))
+    cut = {f"{density}": iv.prune(results[POSTERIORS[0], density], density=density) for density in args.densities}
+    for name, cost in costs({"dense": dense, "dense, folded": iv.shrink(dense)} | cut, data.test.images).items():
+        print(name, cost)
 
 
 if __name__ == "__main__":

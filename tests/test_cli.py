@@ -9,6 +9,7 @@ from PIL import Image
 
 from pyro_isingvit import FitResult
 from pyro_isingvit.cli import main
+from pyro_isingvit.compact import load
 from pyro_isingvit.experiments.methods import build
 from pyro_isingvit.experiments.run import evaluate
 from tests.test_data import write_cifar100
@@ -180,6 +181,61 @@ def test_study_lists_runs_reports_and_runs_one(isingvit, tmp_path):
     assert "| ising |" in (tmp_path / "studies" / "mine" / "report" / "README.md").read_text()
     _, out, _ = isingvit("study", "--plans")
     assert {line.partition(":")[0] for line in out.splitlines()} >= {"smoke", "published", "small"}
+
+
+def test_prune_shrinks_a_run(isingvit, tmp_path):
+    """Before and after in one table, as Python says; the folder loads; refusals leave nothing behind."""
+    assert isingvit("fit", *QUICK, "--no-compare")[0] == 0
+    run = tmp_path / "runs" / "digits"
+    code, out, _ = isingvit("prune", run, "--density", 0.3, "--fine-tune", 20, "--format", "torch", "--out", "small")
+    assert code == 0
+    for word in ("before", "after", "parameters", "MFLOP", "MB", "of 1 ", "of 256", "accuracy", "NLL", "ECE"):
+        assert word in out
+    small = load(tmp_path / "small")
+    facts = json.loads((tmp_path / "small" / "metrics.json").read_text())
+    assert f"{sum(p.numel() for p in small.parameters()):,}" in out
+    assert facts["after"]["cost"]["parameters"] == sum(p.numel() for p in small.parameters())
+    again = evaluate(run)
+    probs = small(again.data.test.images)
+    assert facts["after"]["scores"]["accuracy"] == pytest.approx(
+        float((probs.argmax(-1) == again.data.test.labels).float().mean())
+    )
+    assert facts["before"]["scores"]["nll"] == pytest.approx(again.scores["median network"]["nll"], rel=1e-5)
+    assert facts["before"]["cost"]["flops"] > 2 * facts["after"]["cost"]["flops"]
+    assert {path.name for path in (tmp_path / "small").iterdir()} == {
+        "compact.py",
+        "config.json",
+        "metrics.json",
+        "network.pt2",
+        "weights.safetensors",
+    }
+    code, out, _ = isingvit("prune", run, "--level", "weight", "--density", 0.7, "--out", "zeros")
+    assert code == 0
+    assert "zeros in dense matrices: they save no time" in " ".join(out.split())
+    units = tmp_path / "runs" / "units"
+    assert isingvit("fit", *QUICK, "--structured", "--target-density", 0.4, "--no-compare", "--out", units)[0] == 0
+    assert evaluate(units).result.guide.mask_shapes["encoder.up"] == (2, 256, 1)
+    assert isingvit("prune", units, "--draws", 3, "--out", "draws")[0] == 0
+    assert load(tmp_path / "draws").config.members == 3
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for arguments, message in (
+        (["--level", "units"], "level='units': choose of"),
+        (["--density", "2"], "density=2.0"),
+        (["--threshold", "0"], "threshold=0.0"),
+        (["--format", "tflite"], "formats='tflite': choose of"),
+        (["--fine-tune", "-1"], "fine_tune=-1"),
+        (["--draws", "1"], "draws=1"),
+        (["--draws", "3", "--fine-tune", "9"], "draws of a posterior are not trained on"),
+    ):
+        code, out, err = isingvit("prune", run, "--out", "new", *arguments)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
+    for folder, message in ((run / "deterministic", "no run.json there"), (run, "exists: choose another")):
+        code, _, err = isingvit("prune", folder, "--out", "small" if folder == run else "new")
+        assert code == 2
+        assert message in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 QUICK = {"steps=3000": "steps=80", "draws=100": "draws=30", "range(100)": "range(3)", "prior=10": "prior=2"}
 
 
-def test_every_block_of_python_runs(capsys):
+def test_every_block_of_python_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 6
     code = "\n".join(blocks)
