@@ -19,6 +19,7 @@ import pyro_isingvit as iv
 from pyro_isingvit.diagnostics.calibration import metrics
 from pyro_isingvit.diagnostics.inclusion import Unit, alive_units
 from pyro_isingvit.experiments.recipes import known_recipe
+from pyro_isingvit.experiments.tables import markdown
 from pyro_isingvit.predict import evaluating, seeded
 from pyro_isingvit.pruning import costs, decide
 from pyro_isingvit.pruning.decide import keep_best
@@ -156,8 +157,8 @@ def main() -> None:
     table.to_csv(args.out / "pruning.csv", index=False)
     draw(table, args.out / "pruning.png")
     shown = table.assign(accuracy=100 * table["accuracy"]).groupby(["tuned", "density", "method"]).mean("seed")
-    print(shown[["parameters", "hidden", "accuracy", "nll", "ece"]].round(4).to_markdown())
-    print(pd.DataFrame(dead).round(3).to_markdown(index=False))
+    print(markdown(shown[["parameters", "hidden", "accuracy", "nll", "ece"]].reset_index()))
+    print(markdown(pd.DataFrame(dead)))
     whole = results["magnitude", args.densities[0]]
     dense = whole.model.network
     dense.load_state_dict(dense.state_dict() | whole.guide.mean_weights({}))

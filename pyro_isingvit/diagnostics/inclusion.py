@@ -111,28 +111,34 @@ def log_dead(guide: Guide, unit: Unit, draws: int = DRAWS, seed: int = 0) -> Ten
         possible.append("block")
     if unit not in possible:
         raise InputError(f"unit={unit!r}: choose one of {possible}")
-    exact = guide.independent_masks
-    if unit == "block" and exact:
-        parts = [_log_dead_of_units(guide, sites, part) for part in BLOCK_UNITS]
-        if all(part is not None for part in parts):
-            return torch.stack([part.flatten(1).sum(1) for part in parts if part is not None]).sum(0)
-        exact = False
-    if not exact:
-        alive = torch.stack([alive_units(guide, unit, masks).double() for masks in mask_draws(guide, draws, seed)])
-        return torch.log1p(-alive.mean(0))
-    dims, roles = UNITS[unit]
-    each = [_log_out(guide, sites[role], dims) for role in roles if role in guide.mask_shapes]
-    alive = torch.stack(torch.broadcast_tensors(*[_log1mexp(out) for out in each])).sum(0) if each else torch.zeros(1)
-    return _log1mexp(alive.double()).expand(_unit_shape(sites[roles[0]], dims))
+    exact = _exact_log_dead(guide, sites, unit) if guide.independent_masks else None
+    if exact is not None:
+        return exact.expand(_unit_shape(sites, unit))
+    alive = torch.stack([alive_units(guide, unit, masks).double() for masks in mask_draws(guide, draws, seed)])
+    return torch.log1p(-alive.mean(0))
 
 
-def _log_dead_of_units(guide: Guide, sites: dict[str, WeightSite], unit: Unit) -> Tensor | None:
-    """`log_dead` of units that do not share masks among them, once where they share all; None if they share some."""
+def _exact_log_dead(guide: Guide, sites: dict[str, WeightSite], unit: Unit) -> Tensor | None:
+    """`log_dead` under independent masks, with size 1 where units share all of theirs. None of a block whose units
+    share some."""
+    if unit == "block":
+        parts = [_exact_log_dead(guide, sites, part) for part in BLOCK_UNITS]
+        if not all(_share_alike(guide, sites, part) for part in BLOCK_UNITS):
+            return None
+        return torch.stack([part.flatten(1).sum(1) for part in parts if part is not None]).sum(0)
     dims, roles = UNITS[unit]
-    each = [_log_out(guide, sites[role], dims) for role in roles if role in guide.mask_shapes]
-    if len(each) < len(roles) or any(out.shape != each[0].shape for out in each):
-        return None
-    return _log1mexp(torch.stack([_log1mexp(out) for out in each]).sum(0))
+    log_alive = torch.zeros([1] * len(dims), dtype=torch.float64)
+    for role in roles:
+        if role in guide.mask_shapes:
+            log_alive = log_alive + _log1mexp(_log_out(guide, sites[role], dims))
+    return _log1mexp(log_alive)
+
+
+def _share_alike(guide: Guide, sites: dict[str, WeightSite], unit: Unit) -> bool:
+    """Whether the roles of a unit all have masks, shared along the same of its dimensions."""
+    dims, roles = UNITS[unit]
+    shapes = {tuple(_log_out(guide, sites[role], dims).shape) if role in guide.mask_shapes else None for role in roles}
+    return len(shapes) == 1 and None not in shapes
 
 
 def _log_out(guide: Guide, site: WeightSite, dims: Sequence[str]) -> Tensor:
@@ -159,7 +165,7 @@ def alive_units(guide: Guide, unit: Unit, masks: dict[str, Tensor] | None = None
         return torch.stack([alive_units(guide, part, masks).flatten(1).any(1) for part in BLOCK_UNITS]).any(0)
     sites = {site.name: site for site in guide.model.sites}
     dims, roles = UNITS[unit]
-    alive = torch.ones(_unit_shape(sites[roles[0]], dims), dtype=torch.bool)
+    alive = torch.ones(_unit_shape(sites, unit), dtype=torch.bool)
     for role in roles:
         if role in masks:
             alive = alive & (_over_units(sites[role], masks[role].cpu(), dims, "amax") > 0)
@@ -316,7 +322,9 @@ def _probabilities(guide: Guide) -> dict[str, Tensor]:
     return guide.inclusion_probabilities()
 
 
-def _unit_shape(site: WeightSite, dims: Sequence[str]) -> list[int]:
+def _unit_shape(sites: dict[str, WeightSite], unit: Unit) -> list[int]:
+    dims, roles = ((LAYER,), UNITS[BLOCK_UNITS[0]][1]) if unit == "block" else UNITS[unit]
+    site = sites[roles[0]]
     return [site.shape[site.dims.index(dim)] for dim in dims]
 
 

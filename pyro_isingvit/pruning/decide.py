@@ -4,6 +4,7 @@ References:
     Barbieri & Berger, "Optimal Predictive Model Selection", Annals of Statistics 2004 (the threshold of one half).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..compact import CompactViT
-from ..diagnostics.inclusion import UNITS, Unit, log_dead
+from ..diagnostics.inclusion import UNITS, Unit, alive_units, log_dead
 from ..errors import InputError
 from ..guides import Guide
 from ..predict import evaluating, posterior_draws, seeded
@@ -66,7 +67,8 @@ def prune(
     Then all that is dead is cut (see `shrink`), whatever the level.
 
     Args:
-        result: a fitted posterior with masks. If its masks are fixed (``fine_tune``), they hold.
+        result: a fitted posterior with masks. If they are fixed (by ``fine_tune``), what is out is out, and what is in
+            stays unless the density has no room for it.
         level: what is decided on, one or several: ``"weight"``, ``"hidden"`` (units of the MLPs), ``"head_dim"`` (units
             of queries and keys, and of values), ``"head"``, ``"block"``, ``"patch"`` (features of a patch),
             ``"head_hidden"`` (units of the classifier).
@@ -142,11 +144,13 @@ def decide(
             stays = keep_best({name: p.double() for name, p in probs.items()}, dict.fromkeys(probs, 1), density)
         masks = {name: stay.to(probs[name].dtype) for name, stay in stays.items()}
     units: list[Unit] = [unit for one in levels if one != "weight" for unit in UNITS_OF[one]]
-    dead = {unit: log_dead(guide, unit) for unit in units}
-    if density is None or not units:
-        return Decision(masks, {unit: -torch.expm1(log_p) >= threshold for unit, log_p in dead.items()})
     # -log P(dead) ranks as P(alive) does, and also among those that are almost surely alive.
-    scores = {unit: -log_p for unit, log_p in dead.items()}
+    scores = {unit: -log_dead(guide, unit) for unit in units}
+    if fixed is not None:
+        scores = {unit: torch.where(alive_units(guide, unit, fixed), score, -1) for unit, score in scores.items()}
+    if density is None or not units:
+        least = -math.log1p(-threshold) if fixed is None else 0.0
+        return Decision(masks, {unit: score >= least for unit, score in scores.items()})
     sizes = {unit: _weights_of(sites, unit) // scores[unit].numel() for unit in units}
     return Decision(masks, keep_best(scores, sizes, density))
 
