@@ -79,6 +79,18 @@ class CompactConfig:
     pixel_std: float
     members: int = 1
 
+    def __post_init__(self) -> None:
+        numbers = (self.channels, self.classes, self.dim, self.patch_features, self.head_hidden, self.members)
+        sizes = (*self.image_size, *self.patch_size)
+        if not all(isinstance(n, int) and n > 0 for n in (*numbers, *sizes)):
+            raise ValueError("sizes must be positive integers")
+        if len(sizes) != 4 or any(size % patch for size, patch in zip(self.image_size, self.patch_size, strict=True)):
+            raise ValueError("patch_size does not divide image_size")
+        if self.patch_features > self.channels * math.prod(self.patch_size):
+            raise ValueError("there are more patch_features than values of a patch")
+        if self.pooling not in ("mean", "cls") or not float(self.pixel_std) > 0 or math.isnan(float(self.pixel_mean)):
+            raise ValueError("pooling, pixel_mean or pixel_std is out of range")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CompactConfig":
         """The inverse of `dataclasses.asdict`, lists in place of tuples allowed.
@@ -291,7 +303,7 @@ def load(folder: str | Path) -> CompactViT:
         raise LoadError(f"{path}: version={version!r}, and this code reads {VERSION}; use the compact.py of its folder")
     try:
         network = CompactViT(CompactConfig.from_dict(facts))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise LoadError(f"{path}: does not describe a network ({error!r}); export again") from None
     tensors = read_safetensors(folder / WEIGHTS)
     try:

@@ -138,6 +138,9 @@ def another_network(folder):
         (lambda f: change(f, version=99), "version=99, and this code reads 1"),
         (lambda f: change(f, layers=[{"block": 0}]), "does not describe a network"),
         (lambda f: change(f, colour="red"), "does not describe a network"),
+        (lambda f: change(f, dim=-1), "does not describe a network"),
+        (lambda f: change(f, patch_size=[0, 4]), "does not describe a network"),
+        (lambda f: change(f, pooling="max"), "does not describe a network"),
         (cut_off, r"weights\.safetensors: cannot be read"),
         (lambda f: (f / "weights.safetensors").write_bytes(b"PK"), "cannot be read"),
         (another_network, r"not the weights of config\.json"),
@@ -163,7 +166,12 @@ def test_export_refuses(network, folder, tmp_path, monkeypatch):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(iv.InputError, match="is no exported network, so it stays"):
         iv.export(network, tmp_path / "mine", overwrite=True)
+    (tmp_path / "mine" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(iv.InputError, match="is no exported network, so it stays"):
+        iv.export(network, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
+    with pytest.raises(iv.InputError, match=r"thesis\.txt is a file"):
+        iv.export(network, tmp_path / "mine" / "thesis.txt" / "small")
     monkeypatch.setattr(sys.modules[iv.export.__module__], "find_spec", lambda name: None)
     with pytest.raises(iv.InputError, match=r"needs onnx and onnxscript: pip install 'pyro-isingvit\[onnx\]'"):
         iv.export(network, tmp_path / "new", ["onnx"])

@@ -82,7 +82,7 @@ def test_the_cut_network_is_the_masked_one(level, config, share, seed):
     small = iv.shrink(network, weights)
     expected = torch.func.functional_call(network, weights, (IMAGES,))
     assert (small(IMAGES) - expected).abs().max() < 1e-5
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in network.parameters())
+    assert sum(p.numel() for p in small.parameters()) <= sum(p.numel() for p in iv.shrink(network).parameters())
 
 
 def test_dead_parts_are_gone():
@@ -160,20 +160,39 @@ def test_units_by_probability(level):
         assert kept.all() or alive[kept].min() >= alive[~kept].max() - 1e-12
 
 
-def test_density_is_a_share_of_the_weights_of_all_kinds():
-    result = result_of(iv.StructuredSpikeSlab)
-    from pyro_isingvit.diagnostics.inclusion import unit_inclusion
+def encoder_weights(network):
+    return sum(p.numel() for name, p in network.named_parameters() if name.startswith("layers.") and p.dim() == 2)
 
-    kept = decide(result.guide, ("hidden", "head_dim", "block"), density=0.4).kept
-    alive = {unit: torch.from_numpy(unit_inclusion(result.guide, unit).values) for unit in kept}
-    assert min(alive[u][k].min() for u, k in kept.items() if k.any()) >= max(
-        alive[u][~k].max() for u, k in kept.items() if not k.all()
-    )
-    # a unit of the MLP, of the values, or of query and key owns 2 x 8 weights; a block 4 x 64 + 2 x 96
-    sizes = {"hidden": 16, "head_dim": 16, "query_key": 16, "block": 448}
-    total = sum(sizes[unit] * stays.numel() for unit, stays in kept.items())
-    share = sum(sizes[unit] * int(stays.sum()) for unit, stays in kept.items()) / total
-    assert 0.4 - 448 / total < share <= 0.4
+
+def test_density_is_a_share_of_the_weights_of_all_kinds():
+    result = result_of()
+    with torch.no_grad():
+        for logit in result.guide.logit.values():
+            logit.add_(8.0)  # all weights are in, so that units that stay stay whole
+    whole = encoder_weights(iv.shrink(result.model.network))
+    for level, largest in ((("hidden", "head_dim"), 16), (("hidden", "head"), 128)):
+        share = encoder_weights(iv.prune(result, level, density=0.5)) / whole
+        # the constant part of queries that go is one unit for each head
+        assert 0.5 - largest / whole < share <= 0.5 + 4 * 16 / whole
+    each = decide(result.guide, density={"hidden": 0.25, "head": 0.5})
+    assert each.kept["hidden"].sum() == 6
+    assert each.kept["head"].sum() == 2
+
+
+def test_units_without_masks_stay():
+    class Partly(iv.IndependentSpikeSlab):
+        def mask(self, site):
+            return super().mask(site) if site.name in ("encoder.up", "encoder.down") else None
+
+        def weight(self, site, mask):
+            return super().weight(site, torch.ones(site.shape) if mask is None else mask)
+
+    network = network_of(CONFIG, 9)
+    model = iv.IsingViT(network, Partly(network.weight_sites()))
+    kept = decide(iv.MeanField(model), ("hidden", "head_dim"), density=0.25).kept
+    assert kept["head_dim"].all()
+    assert kept["query_key"].all()
+    assert kept["hidden"].sum() == 6
 
 
 def test_density_ranks_units_that_are_all_alive():
@@ -223,6 +242,9 @@ def test_a_spike_with_a_mean_keeps_it():
     small = iv.prune(result, "weight")
     assert (small(IMAGES).softmax(-1) - result.predict_plug_in(IMAGES)).abs().max() < 1e-5
     assert (small.patch_embed == torch.tensor(0.05)).all()
+    draws = iv.prune_draws(result, draws=2, level="weight")
+    assert draws.config.layers == small.config.layers
+    assert draws.config.patch_features == 16
 
 
 def test_fixed_masks_hold():
@@ -232,20 +254,28 @@ def test_fixed_masks_hold():
     result.model.fix_masks(masks)
     with torch.no_grad():
         result.guide.logit["encoder_up"].fill_(-9.0)  # by its probability no unit would stay
+    weights = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+    assert all(decide(result.guide, "weight", density=weights).masks[name].equal(mask) for name, mask in masks.items())
     for options in ({}, {"density": 1.0}, {"density": 8 / 24}):
         small = iv.prune(result, "hidden", **options)
         assert [layer.hidden for layer in small.config.layers if layer.hidden] == [4, 4]
         assert (small(IMAGES).softmax(-1) - result.predict_plug_in(IMAGES)).abs().max() < 1e-5
 
 
-def test_correlated_masks_are_counted():
+@pytest.mark.parametrize("family", [iv.LowRank, iv.BackwardIsing])
+def test_correlated_masks_rank_too(family):
+    """Of units that are alive in every draw the more probable stay, not those of the first block."""
     network = network_of(CONFIG, 6)
     model = iv.IsingViT(network, iv.IsingSpikeSlab(network.weight_sites(), coupling=0.1))
-    result = iv.FitResult(model, iv.BackwardIsing(model, initial_strength=0.5), None, None, 0.0)
-    small = iv.prune(result, ("hidden", "head"), density=0.5)
-    hidden = sum(layer.hidden for layer in small.config.layers)
-    heads = sum(n for layer in small.config.layers for n, _, _ in layer.heads)
-    assert 16 * hidden + 64 * heads == (24 * 16 + 4 * 64) / 2  # weights they own: half of all
+    guide = family(model)
+    assert not guide.independent_masks
+    with torch.no_grad():
+        for logit in guide.logit.values():
+            logit.fill_(6.0)
+        guide.logit["encoder_up"][0] = 3.0
+    kept = decide(guide, "hidden", density=0.5).kept["hidden"]
+    assert not kept[0].any()
+    assert kept[1].all()
 
 
 # --- an ensemble of draws ---------------------------------------------------------------------------------------------
@@ -264,7 +294,7 @@ def test_an_ensemble_is_its_draws(config):
         expected = torch.stack([model.logits(IMAGES, draw.weights) for draw in posterior_draws(model, guide, 4, 3)])
     assert (ensemble(IMAGES) - expected).abs().max() < 1e-5
     assert max(layer.hidden for layer in ensemble.config.layers) < 12
-    smaller = iv.prune_draws(result, draws=4, density=0.25, seed=3)
+    smaller = iv.prune_draws(result, draws=4, density={"hidden": 0.25}, seed=3)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in ensemble.parameters())
 
 
@@ -277,12 +307,27 @@ def test_fine_tuning_trains_the_small_network():
     small = iv.prune(result_of(), density=0.5)
     before = torch.nn.functional.cross_entropy(small(IMAGES), labels)
     result = iv.fine_tune(
-        small, images, config=iv.FitConfig(steps=60, batch_size=6, learning_rate=1e-2), progress=False
+        small, images, config=iv.FitConfig(steps=200, batch_size=6, learning_rate=1e-2), progress=False
     )
     after = torch.nn.functional.cross_entropy(small(IMAGES), labels)
     assert after < 0.5 * before
     assert (result.predict_plug_in(IMAGES) - small(IMAGES).softmax(-1)).abs().max() < 1e-6
     assert all(p.requires_grad for p in small.parameters())
+
+
+def test_what_was_cut_stays_cut_and_a_failure_changes_nothing():
+    images = iv.Images(IMAGES, torch.arange(6) % 3, classes=10)
+    small = iv.prune(result_of(), "weight", density=0.4)
+    zeros = {name: p == 0 for name, p in small.named_parameters() if p.dim() == 2 and name != "position"}
+    before = {name: p.detach().clone() for name, p in small.named_parameters()}
+    assert sum(int(zero.sum()) for zero in zeros.values()) > 100
+    with pytest.raises(iv.TrainingError):
+        iv.fine_tune(small, images, config=iv.FitConfig(steps=60, learning_rate=1e30), progress=False)
+    assert all(torch.equal(p, before[name]) for name, p in small.named_parameters())
+    assert not small.training
+    iv.fine_tune(small, images, config=iv.FitConfig(steps=20), progress=False)
+    assert all((small.get_parameter(name)[zero] == 0).all() for name, zero in zeros.items())
+    assert not torch.equal(small.out_bias, before["out_bias"])
 
 
 def test_costs():
@@ -310,7 +355,15 @@ def test_costs():
         (lambda r: iv.prune(r, threshold=1.0), "threshold=1.0"),
         (lambda r: iv.prune(r, density=1.5), "density=1.5"),
         (lambda r: iv.prune(r, density=0.3, threshold=0.4), "give one of them"),
+        (lambda r: iv.prune(r, None), "level=None"),
+        (lambda r: iv.prune(r, ("hidden", "block"), density=0.3), "hidden is part of block; leave one out"),
+        (lambda r: iv.prune(r, density={"units": 0.3}), "level='units'"),
         (lambda r: iv.prune_draws(r, draws=1), "draws=1"),
+        (lambda r: iv.shrink(r.model.network, {"encoder.Up": torch.zeros(2)}), "weights: 'encoder.Up' of shape"),
+        (lambda r: iv.shrink(r.model.network, kept={"units": torch.ones(2)}), "kept: no unit 'units'"),
+        (lambda r: iv.shrink(r.model.network, kept={"hidden": torch.ones(3, 5)}), r"'hidden' of shape \(3, 5\)"),
+        (lambda r: iv.fine_tune(r.model.network, None), "network=ViT: give a CompactViT"),
+        (lambda r: iv.export(r.model.network, "nowhere"), "network=ViT: give a CompactViT"),
         (lambda r: iv.fine_tune(iv.prune_draws(r, draws=2), None), "an ensemble of 2"),
     ],
 )

@@ -103,7 +103,8 @@ def unit_inclusion(guide: Guide, unit: Unit = "head", draws: int = DRAWS, seed: 
 def log_dead(guide: Guide, unit: Unit, draws: int = DRAWS, seed: int = 0) -> Tensor:
     """Log of the probability that a unit is not alive, in doubles; see `unit_inclusion`.
 
-    Among units that are alive almost surely it still tells which are more so.
+    Among units that are alive almost surely it still tells which are more so; among those alive in every draw, as if
+    their masks were independent.
     """
     sites = {site.name: site for site in guide.model.sites}
     possible = [name for name, (_, roles) in UNITS.items() if all(role in sites for role in roles)]
@@ -111,39 +112,40 @@ def log_dead(guide: Guide, unit: Unit, draws: int = DRAWS, seed: int = 0) -> Ten
         possible.append("block")
     if unit not in possible:
         raise InputError(f"unit={unit!r}: choose one of {possible}")
-    exact = _exact_log_dead(guide, sites, unit) if guide.independent_masks else None
-    if exact is not None:
-        return exact.expand(_unit_shape(sites, unit))
-    alive = torch.stack([alive_units(guide, unit, masks).double() for masks in mask_draws(guide, draws, seed)])
-    return torch.log1p(-alive.mean(0))
+    inside = guide.inclusion_probabilities()
+    product, exact = _product_log_dead(inside, sites, unit)
+    product = product.expand(_unit_shape(sites, unit))
+    if guide.independent_masks and exact:
+        return product
+    alive = torch.stack([alive_units(guide, unit, masks).double() for masks in mask_draws(guide, draws, seed)]).mean(0)
+    return torch.where(alive < 1, torch.log1p(-alive), product.clamp_max(-math.log(2 * draws)))
 
 
-def _exact_log_dead(guide: Guide, sites: dict[str, WeightSite], unit: Unit) -> Tensor | None:
-    """`log_dead` under independent masks, with size 1 where units share all of theirs. None of a block whose units
-    share some."""
+def _product_log_dead(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: Unit) -> tuple[Tensor, bool]:
+    """`log_dead` from inclusion probabilities, with size 1 where units share all of their masks; and whether that is
+    exact if masks are independent: not so of a block whose units share some."""
     if unit == "block":
-        parts = [_exact_log_dead(guide, sites, part) for part in BLOCK_UNITS]
-        if not all(_share_alike(guide, sites, part) for part in BLOCK_UNITS):
-            return None
-        return torch.stack([part.flatten(1).sum(1) for part in parts if part is not None]).sum(0)
+        parts = [_product_log_dead(inside, sites, part)[0] for part in BLOCK_UNITS]
+        total = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
+        return total, all(_share_alike(inside, sites, part) for part in BLOCK_UNITS)
     dims, roles = UNITS[unit]
     log_alive = torch.zeros([1] * len(dims), dtype=torch.float64)
     for role in roles:
-        if role in guide.mask_shapes:
-            log_alive = log_alive + _log1mexp(_log_out(guide, sites[role], dims))
-    return _log1mexp(log_alive)
+        if role in inside:
+            log_alive = log_alive + _log1mexp(_log_out(inside[role], sites[role], dims))
+    return _log1mexp(log_alive), True
 
 
-def _share_alike(guide: Guide, sites: dict[str, WeightSite], unit: Unit) -> bool:
+def _share_alike(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: Unit) -> bool:
     """Whether the roles of a unit all have masks, shared along the same of its dimensions."""
     dims, roles = UNITS[unit]
-    shapes = {tuple(_log_out(guide, sites[role], dims).shape) if role in guide.mask_shapes else None for role in roles}
+    shapes = {tuple(_log_out(inside[role], sites[role], dims).shape) if role in inside else None for role in roles}
     return len(shapes) == 1 and None not in shapes
 
 
-def _log_out(guide: Guide, site: WeightSite, dims: Sequence[str]) -> Tensor:
+def _log_out(probs: Tensor, site: WeightSite, dims: Sequence[str]) -> Tensor:
     """Log of the probability that no weight of a site is in at a unit, in doubles: thousands of factors close to 1."""
-    return _over_units(site, torch.log1p(-guide.inclusion_probabilities()[site.name].double().cpu()), dims, "sum")
+    return _over_units(site, torch.log1p(-probs.double().cpu()), dims, "sum")
 
 
 def _log1mexp(log_p: Tensor) -> Tensor:

@@ -58,8 +58,7 @@ class Pruned:
         """Name, format, and figures before and after, for a table."""
         both = (self.before, self.after)
         sizes = [
-            (one.cost.parameters, 100 * one.cost.zeros, one.cost.flops / 1e6, 4 * one.cost.parameters / 1e6)
-            for one in both
+            (one.cost.parameters, 100 * one.cost.zeros, one.cost.flops / 1e6, one.cost.bytes / 1e6) for one in both
         ]
         for (name, shown), figures in zip(_ROWS, zip(*sizes, strict=True), strict=True):
             yield name, shown, figures
@@ -112,7 +111,7 @@ def prune_run(
     if fine_tune_steps:
         settings = config.fit.model_copy(update={"steps": fine_tune_steps})
         fine_tune(network, data.train, data.validation, settings, progress)
-    prices = costs({"before": median_network(result), "after": network}, data.test.images)
+    prices = costs({"before": median_network(result).cpu(), "after": network}, data.test.images)
     probs = {"before": result.predict_plug_in(data.test.images), "after": predict_with(network, data.test.images)}
     before, after = (Judged(prices[name], _scores(probs[name], data.test.labels)) for name in ("before", "after"))
     levels = (level,) if isinstance(level, str) else tuple(level)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,18 +21,20 @@ class Cost:
     Attributes:
         parameters: learned numbers.
         zeros: share of them that is 0, which takes memory and time as any other.
+        bytes: of its safetensors file.
         flops: floating-point operations of the matrix products for one image.
         latency: seconds for a batch, by its size.
     """
 
     parameters: int
     zeros: float
+    bytes: int
     flops: int
     latency: Mapping[int, float]
 
 
 def costs(networks: Mapping[str, nn.Module], images: Tensor, batches: tuple[int, ...] = (1, 256)) -> dict[str, Cost]:
-    """Measure networks side by side, on their device and as many threads as torch has.
+    """Measure networks side by side, on their device and with as many threads as torch has.
 
     Args:
         networks: by name; all take the same images.
@@ -41,19 +44,21 @@ def costs(networks: Mapping[str, nn.Module], images: Tensor, batches: tuple[int,
     from torch.utils.benchmark import Timer  # complains at import where a CUDA toolkit but no GPU is installed
 
     latency: dict[str, dict[int, float]] = {name: {} for name in networks}
+    threads, device = torch.get_num_threads(), next(next(iter(networks.values())).parameters()).device
     with evaluating(*networks.values()):
         for size in batches:
-            batch = images[torch.arange(size) % len(images)]
+            batch = images[torch.arange(size) % len(images)].to(device)
             for _ in range(ROUNDS):
                 for name, network in networks.items():
-                    timer = Timer("network(batch)", globals={"network": network, "batch": batch})
+                    timer = Timer("network(batch)", globals={"network": network, "batch": batch}, num_threads=threads)
                     took = timer.blocked_autorange(min_run_time=ROUND_SECONDS).median
                     latency[name][size] = min(took, latency[name].get(size, took))
         return {
             name: Cost(
                 sum(p.numel() for p in network.parameters()),
                 _zeros(network),
-                _flops(network, images[:1]),
+                len(safetensors.torch.save(network.state_dict())),
+                _flops(network, images[:1].to(device)),
                 latency[name],
             )
             for name, network in networks.items()

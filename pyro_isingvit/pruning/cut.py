@@ -97,10 +97,22 @@ def take_apart(
     network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[Unit, Tensor] | None = None
 ) -> Cut:
     """Take a network apart and leave out what is dead. Layers stay, if only as a constant; see `shrink`."""
-    config, given = network.config, dict(network.named_parameters()) | dict(weights or {})
+    config, given = network.config, dict[str, Tensor](network.named_parameters())
+    for name, weight in (weights or {}).items():
+        if name not in given or given[name].shape != weight.shape:
+            raise InputError(
+                f"weights: {name!r} of shape {tuple(weight.shape)} is none of the network's parameters, "
+                f"{ {known: tuple(value.shape) for known, value in given.items()} }"
+            )
+        given[name] = weight
     p = {name: value.detach().cpu().double() for name, value in given.items()}
     for unit, stays in (kept or {}).items():
-        SILENCE[unit](p, ~stays)
+        if unit not in SILENCE:
+            raise InputError(f"kept: no unit {unit!r}; choose of {list(SILENCE)}")
+        try:
+            SILENCE[unit](p, ~stays.cpu().bool())
+        except RuntimeError:
+            raise InputError(f"kept: {unit!r} of shape {tuple(stays.shape)} does not fit the network") from None
     parts = []
     for block in range(config.depth):
         parts += [_attention(p, block), _mlp(p, block)]

@@ -16,9 +16,9 @@ from ..compact import CompactViT
 from ..diagnostics.inclusion import UNITS, Unit, alive_units, log_dead
 from ..errors import InputError
 from ..guides import Guide
+from ..network import ViT
 from ..predict import evaluating, posterior_draws, seeded
 from ..result import FitResult
-from ..sites import LAYER, WeightSite
 from .cut import alike, assemble, shrink, stack, take_apart
 
 Key = TypeVar("Key", bound=str)
@@ -39,12 +39,25 @@ UNITS_OF: Mapping[Level, tuple[Unit, ...]] = {
 """The units, of `diagnostics.inclusion.UNITS`, that a level decides on."""
 
 
+OWNS: Mapping[str, tuple[str, ...]] = {unit: roles for unit, (_, roles) in UNITS.items()} | {
+    "head": ("encoder.query", "encoder.key", "encoder.value", "encoder.out"),
+    "block": tuple(f"encoder.{role}" for role in ("query", "key", "value", "out", "up", "down")),
+}
+"""The roles whose weights go with a unit."""
+
+PARTS: Mapping[Level, frozenset[Level]] = {
+    "head": frozenset({"head_dim"}),
+    "block": frozenset({"head_dim", "head", "hidden"}),
+}
+"""Levels whose units are parts of another's."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """What stays.
 
     Attributes:
-        masks: of the weights, by site name: 0 or 1 where weights were decided on, else the inclusion probabilities.
+        masks: of the weights, by site name.
         kept: booleans over the units, by unit.
     """
 
@@ -56,15 +69,14 @@ def prune(
     result: FitResult,
     level: Level | Sequence[Level] = DEFAULT_LEVELS,
     threshold: float = 0.5,
-    density: float | None = None,
+    density: float | Mapping[Level, float] | None = None,
 ) -> CompactViT:
     """A smaller network from a posterior: plain torch, without Pyro and without the parts that are cut.
 
-    * At level ``"weight"`` the weights that stay have their posterior mean given that they are in.
-    * At the others whole units stay or go. The weights of those that stay have their posterior mean, over masks too.
-      A unit that goes leaves its mean behind, taken at the centre of the LayerNorm before it, as a bias.
-
-    Then all that is dead is cut (see `shrink`), whatever the level.
+    At level ``"weight"`` single weights stay or go. At the others whole units do. One that goes leaves its mean behind
+    as a bias, taken at the centre of the LayerNorm before it; a patch feature counts as ``pixel_mean``. Within units
+    that stay, weights are in if they reach the threshold (else as in the median-probability model), at their posterior
+    mean given that they are in. Then all that is dead is cut (see `shrink`), whatever the level.
 
     Args:
         result: a fitted posterior with masks. If they are fixed (by ``fine_tune``), what is out is out, and what is in
@@ -73,8 +85,9 @@ def prune(
             of queries and keys, and of values), ``"head"``, ``"block"``, ``"patch"`` (features of a patch),
             ``"head_hidden"`` (units of the classifier).
         threshold: what is alive with at least this probability stays, see `diagnostics.inclusion.unit_inclusion`.
-        density: in place of a threshold, the share of the weights to keep: the most probable parts, whatever their kind
-            and block, that own so many. (Single weights are ranked among themselves.)
+        density: in place of a threshold, the share to keep of the weights that belong to what is decided on: those of
+            the most probable parts, whatever their kind and block (single weights are ranked among themselves). Or a
+            share for each level, by its name, in place of ``level``.
 
     Returns:
         The network in evaluation mode, on the CPU.
@@ -84,7 +97,7 @@ def prune(
     """
     decision = decide(result.guide, level, threshold, density)
     with evaluating(result.model, result.guide):
-        weights = _expected_weights(result.guide, decision.masks)
+        weights = result.guide.mean_weights(decision.masks)
     return shrink(result.model.network, weights, decision.kept)
 
 
@@ -93,7 +106,7 @@ def prune_draws(
     draws: int = 10,
     level: Level | Sequence[Level] = DEFAULT_LEVELS,
     threshold: float = 0.5,
-    density: float | None = None,
+    density: float | Mapping[Level, float] | None = None,
     seed: int = 0,
 ) -> CompactViT:
     """Draws from a posterior, each with the parts cut that `prune` cuts and those that it has off, as one network.
@@ -114,18 +127,28 @@ def prune_draws(
     decision = decide(result.guide, level, threshold, density)
     network, cuts = result.model.network, []
     with evaluating(result.model, result.guide), seeded(next(result.guide.parameters()).device):
+        out = result.guide.mean_weights({name: torch.zeros_like(mask) for name, mask in decision.masks.items()})
         for draw in posterior_draws(result.model, result.guide, draws, seed):
             weights = draw.weights
-            if "weight" in _levels(level):
-                weights = {name: weight * decision.masks.get(name, 1) for name, weight in weights.items()}
+            if "weight" in (density if isinstance(density, Mapping) else _levels(level)):
+                weights = weights | {
+                    name: torch.where(mask > 0, weights[name], out[name]) for name, mask in decision.masks.items()
+                }
             cuts.append(take_apart(network, weights, decision.kept))
     return stack([assemble(one) for one in alike(cuts)])
 
 
 def decide(
-    guide: Guide, level: Level | Sequence[Level] = DEFAULT_LEVELS, threshold: float = 0.5, density: float | None = None
+    guide: Guide,
+    level: Level | Sequence[Level] = DEFAULT_LEVELS,
+    threshold: float = 0.5,
+    density: float | Mapping[Level, float] | None = None,
 ) -> Decision:
     """What stays of a network by its posterior; see `prune` for arguments and errors."""
+    if isinstance(density, Mapping):
+        each = [decide(guide, one, threshold, share) for one, share in density.items() if one != "weight"]
+        masks = decide(guide, "weight", threshold, density.get("weight")).masks
+        return Decision(masks, {unit: kept for one in each for unit, kept in one.kept.items()})
     levels = _levels(level)
     if not guide.mask_shapes:
         raise InputError(f"guide={type(guide).__name__} has no masks, and so nothing that says what to prune")
@@ -135,31 +158,35 @@ def decide(
         raise InputError(f"density={density} and threshold={threshold}: give one of them")
     if density is not None and not 0 < density <= 1:
         raise InputError(f"density={density}: a share lies above 0 and up to 1, e.g. 0.3")
+    nested = [(one, part) for one in levels for part in PARTS.get(one, ()) if part in levels]
+    if density is not None and nested:
+        whole, part = nested[0]
+        raise InputError(f"level={levels} with density={density}: {part} is part of {whole}; leave one out")
+    if not isinstance(guide.model.network, ViT):
+        raise InputError(f"network={type(guide.model.network).__name__}: only a ViT can be cut")
     fixed, sites = guide.model.fixed_masks, {site.name: site for site in guide.model.sites}
-    masks = guide.inclusion_probabilities() if fixed is None else dict(fixed)
-    if "weight" in levels:
-        probs = {name: p.expand(sites[name].shape) for name, p in masks.items()}
-        stays = {name: p >= threshold for name, p in probs.items()}
-        if density is not None:
-            stays = keep_best({name: p.double() for name, p in probs.items()}, dict.fromkeys(probs, 1), density)
-        masks = {name: stay.to(probs[name].dtype) for name, stay in stays.items()}
+    probs = {name: p.expand(sites[name].shape) for name, p in guide.inclusion_probabilities().items()}
+    if fixed is not None:
+        probs = {
+            name: torch.where(mask.expand(sites[name].shape) > 0, probs[name], -1.0) for name, mask in fixed.items()
+        }
+    least = threshold if fixed is None else 0.0
+    stays = {name: p >= least for name, p in probs.items()}
+    if "weight" in levels and density is not None:
+        stays = keep_best({name: p.double() for name, p in probs.items()}, dict.fromkeys(probs, 1), density)
+    masks = {name: stay.to(probs[name].dtype) for name, stay in stays.items()}
     units: list[Unit] = [unit for one in levels if one != "weight" for unit in UNITS_OF[one]]
     # -log P(dead) ranks as P(alive) does, and also among those that are almost surely alive.
     scores = {unit: -log_dead(guide, unit) for unit in units}
     if fixed is not None:
         scores = {unit: torch.where(alive_units(guide, unit, fixed), score, -1) for unit, score in scores.items()}
-    if density is None or not units:
-        least = -math.log1p(-threshold) if fixed is None else 0.0
-        return Decision(masks, {unit: score >= least for unit, score in scores.items()})
-    sizes = {unit: _weights_of(sites, unit) // scores[unit].numel() for unit in units}
-    return Decision(masks, keep_best(scores, sizes, density))
-
-
-def _weights_of(sites: Mapping[str, WeightSite], unit: Unit) -> int:
-    """Number of weights that all units of a kind have together."""
-    if unit == "block":
-        return sum(site.numel for site in sites.values() if LAYER in site.dims)
-    return sum(sites[role].numel for role in UNITS[unit][1])
+    kept = {unit: score >= -math.log1p(-least) for unit, score in scores.items()}
+    # Without masks there is nothing to say against a unit: it stays, and is not counted.
+    masked = {unit: score for unit, score in scores.items() if set(OWNS[unit]) & set(masks)}
+    if density is not None and masked:
+        sizes = {unit: sum(sites[role].numel for role in OWNS[unit]) // masked[unit].numel() for unit in masked}
+        kept |= keep_best(masked, sizes, density)
+    return Decision(masks, kept)
 
 
 def keep_best(scores: Mapping[Key, Tensor], sizes: Mapping[Key, int], density: float) -> dict[Key, Tensor]:
@@ -183,16 +210,8 @@ def keep_best(scores: Mapping[Key, Tensor], sizes: Mapping[Key, int], density: f
     return {kind: part.view(score.shape) for (kind, score), part in zip(scores.items(), parts, strict=True)}
 
 
-def _expected_weights(guide: Guide, probs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Posterior mean of every weight whose mask is 1 with a given probability."""
-    inside, outside = (
-        guide.mean_weights({name: torch.full_like(p, value) for name, p in probs.items()}) for value in (1.0, 0.0)
-    )
-    return {name: outside[name] + probs.get(name, 1.0) * (inside[name] - outside[name]) for name in inside}
-
-
 def _levels(level: Level | Sequence[Level]) -> tuple[Level, ...]:
-    levels: tuple[Level, ...] = (level,) if isinstance(level, str) else tuple(level)
+    levels: tuple[Level, ...] = (level,) if isinstance(level, str) or level is None else tuple(level)
     unknown = [one for one in levels if one not in get_args(Level)]
     if unknown or not levels:
         raise InputError(f"level={unknown[0] if unknown else levels!r}: choose of {list(get_args(Level))}")

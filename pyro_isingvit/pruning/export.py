@@ -1,5 +1,6 @@
 """A cut network on disk, for where there is no Pyro."""
 
+import json
 import shutil
 import tempfile
 import warnings
@@ -37,6 +38,8 @@ def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (),
     Raises:
         InputError: if a format is unknown or its packages are missing, or the folder exists.
     """
+    if not isinstance(network, CompactViT):
+        raise InputError(f"network={type(network).__name__}: give a CompactViT, as prune and shrink make them")
     folder = check(folder, formats, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
@@ -55,7 +58,7 @@ def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (),
 
 def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
     """Whether `export` could write there, before any work is done; its arguments and errors."""
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     for one in formats:
         if one not in FILES:
             raise InputError(f"formats={one!r}: choose of {list(FILES)}; safetensors are always written")
@@ -64,9 +67,20 @@ def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
         raise InputError(f"formats='onnx': needs {' and '.join(missing)}: pip install 'pyro-isingvit[onnx]'")
     if folder.exists() and not overwrite:
         raise InputError(f"folder={str(folder)!r} exists: choose another or overwrite=True")
-    if folder.exists() and not (folder / compact.CONFIG).is_file():
+    if folder.exists() and not _ours(folder):
         raise InputError(f"folder={str(folder)!r} exists and is no exported network, so it stays: choose another")
+    in_the_way = [parent for parent in folder.parents if parent.exists() and not parent.is_dir()]
+    if in_the_way:
+        raise InputError(f"folder={str(folder)!r}: {in_the_way[0]} is a file; choose another")
     return folder
+
+
+def _ours(folder: Path) -> bool:
+    """Whether `export` made a folder."""
+    try:
+        return bool(json.loads((folder / compact.CONFIG).read_text())["format"] == compact.FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write(format: str, network: CompactViT, path: Path) -> None:

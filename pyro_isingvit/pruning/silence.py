@@ -44,7 +44,7 @@ def _silence_blocks(p: Parameters, gone: Tensor) -> None:
 
 
 def _silence_patches(p: Parameters, gone: Tensor) -> None:
-    p["patch_embed"] = p["patch_embed"] * ~gone  # a standardised pixel is centred at 0
+    p["patch_embed"] = p["patch_embed"] * ~gone  # counts as a pixel of the mean, which is 0
 
 
 def _silence_classifier(p: Parameters, gone: Tensor) -> None:

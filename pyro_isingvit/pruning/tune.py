@@ -1,5 +1,6 @@
 """Training on a network that was cut."""
 
+import copy
 from typing import cast
 
 from ..compact import CompactViT
@@ -19,7 +20,9 @@ def fine_tune(
     config: FitConfig | None = None,
     progress: bool = True,
 ) -> FitResult:
-    """Train a cut network on by maximum likelihood, in `fit`. It is changed in place, and back on the CPU afterwards.
+    """Train a cut network on by maximum likelihood, in `fit`. Weights that are zero stay zero.
+
+    It is changed in place, is on the CPU afterwards, and is what it was if training fails.
 
     Args:
         network: from `prune`.
@@ -29,17 +32,26 @@ def fine_tune(
         What `fit` returned: its history, mainly.
 
     Raises:
-        InputError: if the network is none, or see `fit`.
+        InputError: if the network is no single `CompactViT`, or see `fit`.
         TrainingError: if training broke down.
     """
+    if not isinstance(network, CompactViT):
+        raise InputError(f"network={type(network).__name__}: give a CompactViT, as prune and shrink make them")
     if network.config.members > 1:
         raise InputError(f"network: an ensemble of {network.config.members}; only a network of prune is fine-tuned")
     settings = (config or FitConfig()).model_copy(update={"temperature": 1.0, "target_density": None})
-    model = IsingViT(cast(ViT, network), Flat(network.weight_sites()))
+    before, sites = copy.deepcopy(network.state_dict()), network.weight_sites()
+    model = IsingViT(cast(ViT, network), Flat(sites))
+    # What was cut stays cut.
+    model.fix_masks({site.name: (network.get_parameter(site.name) != 0).float() for site in sites})
     try:
         result = fit(model, PointEstimate(model), train, validation, settings, progress)
+        assert model.fixed_masks is not None
+        after = network.state_dict() | result.guide.mean_weights(model.fixed_masks)
+    except BaseException:
+        network.load_state_dict(before)
+        raise
     finally:
-        network.requires_grad_(True)
-    network.load_state_dict(network.state_dict() | result.guide.mean_weights({}))
-    network.cpu().eval()
+        network.requires_grad_(True).cpu().eval()
+    network.load_state_dict(after)
     return result
