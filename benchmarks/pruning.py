@@ -20,7 +20,7 @@ from pyro_isingvit.diagnostics.calibration import metrics
 from pyro_isingvit.diagnostics.inclusion import Unit, alive_units
 from pyro_isingvit.experiments.recipes import known_recipe
 from pyro_isingvit.experiments.tables import markdown
-from pyro_isingvit.models.priors.structured import VIT_LEVELS
+from pyro_isingvit.models.priors.structured import UNIT_LEVELS
 from pyro_isingvit.predict import evaluating, seeded
 from pyro_isingvit.pruning import costs, decide
 from pyro_isingvit.pruning.decide import keep_best
@@ -32,7 +32,6 @@ POSTERIORS = ("units, J = 1", "heads, J = 1", "weights, J = 1", "weights, J = 0"
 """By what has a mask: hidden units, and units of heads; hidden units, and whole heads; single weights."""
 
 METHODS = (*POSTERIORS, "magnitude", "magnitude by kind")
-UNITS_OF_HEADS = {f"encoder.{role}": ("layer", "head", "head_dim") for role in ("query", "key", "value", "out")}
 TUNE = {"learning_rate": 1e-3, "batch_size": 64, "augment": "handwriting", "precision": "bfloat16"}
 
 
@@ -49,7 +48,7 @@ def build(method: str, seed: int) -> tuple[iv.IsingViT, iv.Guide]:
     if method.startswith("heads"):
         prior = iv.StructuredSpikeSlab(sites, coupling=coupling)
     elif method.startswith("units"):
-        prior = iv.StructuredSpikeSlab(sites, levels={**VIT_LEVELS, **UNITS_OF_HEADS}, coupling=coupling)
+        prior = iv.StructuredSpikeSlab(sites, levels=UNIT_LEVELS, coupling=coupling)
     else:
         prior = iv.IsingSpikeSlab(sites, coupling=coupling)
     model = iv.IsingViT(network, prior)
@@ -181,8 +180,8 @@ def main() -> None:
     dense.load_state_dict(dense.state_dict() | whole.guide.mean_weights({}))
     probs = whole.predict_plug_in(data.test.images)
     print("dense", metrics(probs, data.test.labels))
-    cut = {f"{density}": iv.prune(results[POSTERIORS[1], density], density=density) for density in args.densities}
-    both = iv.prune(results[POSTERIORS[1], args.densities[-1]], density={"hidden": 0.45, "head_dim": 0.6})
+    cut = {f"{density}": iv.prune(results[POSTERIORS[0], density], density=density) for density in args.densities}
+    both = iv.prune(results[POSTERIORS[0], args.densities[-1]], density={"hidden": 0.45, "head_dim": 0.6})
     settings = iv.FitConfig(**TUNE | {"learning_rate": 2e-3}, steps=args.steps // 2, seed=args.seeds[-1])
     iv.fine_tune(both, data.train, data.validation, settings)
     with torch.no_grad():

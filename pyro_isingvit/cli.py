@@ -56,7 +56,8 @@ def fit_command(
     inclusion: Annotated[float | None, typer.Option(help="Prior inclusion probability.")] = None,
     coupling: Annotated[float | None, typer.Option(help="Strength of the Ising coupling.")] = None,
     structured: Annotated[
-        bool, typer.Option("--structured", help="One mask for each head, hidden unit and patch feature: for prune.")
+        bool,
+        typer.Option("--structured", help="One mask for each hidden unit and unit of a head: for prune."),
     ] = False,
     patch_size: Annotated[int | None, typer.Option(help="Side of a patch.")] = None,
     dim: Annotated[int | None, typer.Option(help="Width of the residual stream.")] = None,

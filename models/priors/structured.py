@@ -33,6 +33,12 @@ VIT_LEVELS: Mapping[str, tuple[str, ...]] = {
 }
 """For each role of a `ViT`, the dimensions along which its masks differ: heads, hidden units, pixels of a patch."""
 
+UNIT_LEVELS: Mapping[str, tuple[str, ...]] = {
+    **VIT_LEVELS,
+    **{f"encoder.{role}": (LAYER, "head", "head_dim") for role in ("query", "key", "value", "out")},
+}
+"""The same with single units of heads in place of whole heads; docs/pruning.md compares them."""
+
 
 class StructuredSpikeSlab(IsingSpikeSlab):
     """`IsingSpikeSlab` with one mask for all weights of a role at a head, a hidden unit, or a patch feature.

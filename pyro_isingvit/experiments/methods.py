@@ -22,6 +22,7 @@ from ..data import Data
 from ..fit import FitConfig, fit, fit_path
 from ..guides import Guide, LikelihoodGuided, PointEstimate, SparseVariationalDropout
 from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
+from ..models.priors.structured import UNIT_LEVELS
 from ..network import ViT
 from ..predict import seeded
 from ..result import FitResult
@@ -96,9 +97,11 @@ def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = Tru
 def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
     """The model and guide of a run, the network's first weights drawn by the run's seed."""
     network, prior = _network(config), config.prior
-    kind = StructuredSpikeSlab if prior.structured else IsingSpikeSlab
     options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
-    model = IsingViT(network, kind(network.weight_sites(), **options))
+    if prior.structured:
+        model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), UNIT_LEVELS, **options))
+    else:
+        model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), **options))
     return model, LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
 
 

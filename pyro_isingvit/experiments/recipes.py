@@ -15,7 +15,7 @@ class PriorConfig(Config):
     """The `IsingSpikeSlab` prior of a run, or `StructuredSpikeSlab`.
 
     Attributes:
-        structured: one mask for all weights of a role at a head, a hidden unit or a patch feature, not for each weight.
+        structured: one mask for all weights of a role at a unit of a head, a hidden unit or a patch feature.
         inclusion: probability that a weight is in, without its neighbours.
         coupling: strength J of the Ising interaction; 0 switches it off.
         slab_scale: scale of the weights that are in, in multiples of ``1 / sqrt(fan_in)``.
