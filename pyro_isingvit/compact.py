@@ -88,8 +88,14 @@ class CompactConfig:
             raise ValueError("patch_size does not divide image_size")
         if self.patch_features > self.channels * math.prod(self.patch_size):
             raise ValueError("there are more patch_features than values of a patch")
-        if self.pooling not in ("mean", "cls") or not float(self.pixel_std) > 0 or math.isnan(float(self.pixel_mean)):
-            raise ValueError("pooling, pixel_mean or pixel_std is out of range")
+        if self.pooling not in ("mean", "cls") or not isinstance(self.position_embedding, bool):
+            raise ValueError("pooling or position_embedding is unknown")
+        if not (math.isfinite(self.pixel_mean) and math.isfinite(self.pixel_std) and self.pixel_std > 0):
+            raise ValueError("pixel_mean or pixel_std is out of range")
+        for layer in self.layers:
+            heads = all(number > 0 and looks >= 0 and width > 0 for number, looks, width in layer.heads)
+            if not heads or layer.hidden < 0 or bool(layer.heads) == bool(layer.hidden):
+                raise ValueError("a layer has either heads or hidden units, of positive size")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CompactConfig":
@@ -295,23 +301,30 @@ def load(folder: str | Path) -> CompactViT:
     path = folder / CONFIG
     try:
         facts = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise LoadError(f"{path}: not JSON ({error}); export again") from None
     if facts.pop("format", None) != FORMAT:
         raise LoadError(f"{path}: no network of format {FORMAT!r}; give a folder that pyro_isingvit.export wrote")
     if (version := facts.pop("version", None)) != VERSION:
         raise LoadError(f"{path}: version={version!r}, and this code reads {VERSION}; use the compact.py of its folder")
     try:
-        network = CompactViT(CompactConfig.from_dict(facts))
+        config = CompactConfig.from_dict(facts)
+        network = CompactViT(config)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise LoadError(f"{path}: does not describe a network ({error!r}); export again") from None
     tensors = read_safetensors(folder / WEIGHTS)
     try:
         network.load_state_dict(tensors)
+        if network.patch_index is not None and not _within(network.patch_index, config):
+            raise RuntimeError("patch_index is out of range")
     except RuntimeError as error:
         problem = " ".join(str(error).split())[:200]
         raise LoadError(f"{folder / WEIGHTS}: not the weights of {CONFIG} ({problem}); export again") from None
     return network.eval()
+
+
+def _within(index: Tensor, config: CompactConfig) -> bool:
+    return int(index.min()) >= 0 and int(index.max()) < config.channels * math.prod(config.patch_size)
 
 
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
@@ -337,6 +350,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
                 empty = end == begin
                 raw = torch.empty(0, dtype=dtype) if empty else torch.frombuffer(body[begin:end], dtype=dtype)
                 tensors[name] = raw.reshape(shape)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise LoadError(f"{path}: cannot be read ({error}); export again") from None
     return tensors

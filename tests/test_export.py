@@ -127,6 +127,12 @@ def another_network(folder):
     safetensors.torch.save_file(tensors, folder / "weights.safetensors")
 
 
+def far_patch(folder):
+    path = folder / "weights.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors | {"patch_index": tensors["patch_index"] + 99}, path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -141,6 +147,11 @@ def another_network(folder):
         (lambda f: change(f, dim=-1), "does not describe a network"),
         (lambda f: change(f, patch_size=[0, 4]), "does not describe a network"),
         (lambda f: change(f, pooling="max"), "does not describe a network"),
+        (lambda f: change(f, pixel_std="0.5"), "does not describe a network"),
+        (lambda f: change(f, pixel_std=float("inf")), "does not describe a network"),
+        (lambda f: change(f, layers=[{"block": 0, "heads": [[-1, 4, 4]], "hidden": 0}]), "does not describe a network"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "not JSON"),
+        (far_patch, "patch_index is out of range"),
         (cut_off, r"weights\.safetensors: cannot be read"),
         (lambda f: (f / "weights.safetensors").write_bytes(b"PK"), "cannot be read"),
         (another_network, r"not the weights of config\.json"),
@@ -164,10 +175,10 @@ def test_export_refuses(network, folder, tmp_path, monkeypatch):
         iv.export(network, folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(iv.InputError, match="is no exported network, so it stays"):
+    with pytest.raises(iv.InputError, match="is not only an exported network"):
         iv.export(network, tmp_path / "mine", overwrite=True)
     (tmp_path / "mine" / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(iv.InputError, match="is no exported network, so it stays"):
+    with pytest.raises(iv.InputError, match="is not only an exported network"):
         iv.export(network, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     with pytest.raises(iv.InputError, match=r"thesis\.txt is a file"):
@@ -182,6 +193,10 @@ def test_export_replaces_its_own(network, folder):
     other = iv.prune(result_of(), density=0.25)
     iv.export(other, folder, overwrite=True)
     assert torch.equal(compact.load(folder)(IMAGES), other(IMAGES))
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(iv.InputError, match="is not only an exported network"):
+        iv.export(network, folder, overwrite=True)
+    assert (folder / "thesis.txt").exists()
 
 
 def test_images_of_another_size(network):

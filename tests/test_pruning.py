@@ -193,6 +193,8 @@ def test_units_without_masks_stay():
     assert kept["head_dim"].all()
     assert kept["query_key"].all()
     assert kept["hidden"].sum() == 6
+    for level in ("block", "head"):
+        assert decide(iv.MeanField(model), level, density=0.25).kept[level].all()
 
 
 def test_density_ranks_units_that_are_all_alive():
@@ -256,6 +258,8 @@ def test_fixed_masks_hold():
         result.guide.logit["encoder_up"].fill_(-9.0)  # by its probability no unit would stay
     weights = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
     assert all(decide(result.guide, "weight", density=weights).masks[name].equal(mask) for name, mask in masks.items())
+    more = decide(result.guide, "weight", density=1.0).masks
+    assert all(more[name].equal(mask) for name, mask in masks.items())  # what is out is out
     for options in ({}, {"density": 1.0}, {"density": 8 / 24}):
         small = iv.prune(result, "hidden", **options)
         assert [layer.hidden for layer in small.config.layers if layer.hidden] == [4, 4]
@@ -321,8 +325,9 @@ def test_what_was_cut_stays_cut_and_a_failure_changes_nothing():
     zeros = {name: p == 0 for name, p in small.named_parameters() if p.dim() == 2 and name != "position"}
     before = {name: p.detach().clone() for name, p in small.named_parameters()}
     assert sum(int(zero.sum()) for zero in zeros.values()) > 100
-    with pytest.raises(iv.TrainingError):
-        iv.fine_tune(small, images, config=iv.FitConfig(steps=60, learning_rate=1e30), progress=False)
+    for steps in (60, 1):  # the last step's harm is seen by nobody but fine_tune
+        with pytest.raises(iv.TrainingError):
+            iv.fine_tune(small, images, config=iv.FitConfig(steps=steps, learning_rate=1e30), progress=False)
     assert all(torch.equal(p, before[name]) for name, p in small.named_parameters())
     assert not small.training
     iv.fine_tune(small, images, config=iv.FitConfig(steps=20), progress=False)
@@ -358,6 +363,9 @@ def test_costs():
         (lambda r: iv.prune(r, None), "level=None"),
         (lambda r: iv.prune(r, ("hidden", "block"), density=0.3), "hidden is part of block; leave one out"),
         (lambda r: iv.prune(r, density={"units": 0.3}), "level='units'"),
+        (lambda r: iv.prune(r, density={"hidden": 0.3, "block": 0.5}), "hidden is part of block; leave one out"),
+        (lambda r: iv.prune(r, density={}), r"level=\(\): choose of"),
+        (lambda r: iv.prune(r, density={"hidden": None}), "give a share for each level"),
         (lambda r: iv.prune_draws(r, draws=1), "draws=1"),
         (lambda r: iv.shrink(r.model.network, {"encoder.Up": torch.zeros(2)}), "weights: 'encoder.Up' of shape"),
         (lambda r: iv.shrink(r.model.network, kept={"units": torch.ones(2)}), "kept: no unit 'units'"),

@@ -126,7 +126,7 @@ def _product_log_dead(inside: dict[str, Tensor], sites: dict[str, WeightSite], u
     exact if masks are independent: not so of a block whose units share some."""
     if unit == "block":
         parts = [_product_log_dead(inside, sites, part)[0] for part in BLOCK_UNITS]
-        total = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
+        total = torch.stack(torch.broadcast_tensors(*[part.flatten(1).sum(1) for part in parts])).sum(0)
         return total, all(_share_alike(inside, sites, part) for part in BLOCK_UNITS)
     dims, roles = UNITS[unit]
     log_alive = torch.zeros([1] * len(dims), dtype=torch.float64)

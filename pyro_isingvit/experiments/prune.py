@@ -1,7 +1,7 @@
 """From a run folder to a small network, with what it cost and what it costs now."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..compact import CompactViT
 from ..errors import InputError
 from ..network import ViT
-from ..predict import BATCH, evaluating
+from ..predict import BATCH, evaluating, posterior_draws, seeded
 from ..pruning import Cost, costs, export, fine_tune, prune, prune_draws
-from ..pruning.export import check
+from ..pruning.export import METRICS, check
 from ..result import FitResult
 from .run import open_run
 
@@ -45,7 +45,7 @@ class Pruned:
     Attributes:
         levels: that it decided on.
         network: the small one.
-        before: the run's median-probability model as one dense network.
+        before: the run's median-probability model as one dense network; of an ensemble, the same draws, whole.
         after: the small network.
     """
 
@@ -111,30 +111,49 @@ def prune_run(
     if fine_tune_steps:
         settings = config.fit.model_copy(update={"steps": fine_tune_steps})
         fine_tune(network, data.train, data.validation, settings, progress)
-    prices = costs({"before": median_network(result).cpu(), "after": network}, data.test.images)
-    probs = {"before": result.predict_plug_in(data.test.images), "after": predict_with(network, data.test.images)}
+    whole = median_network(result) if draws is None else WholeDraws(result, draws, seed)
+    both = {"before": whole.cpu().eval(), "after": network}
+    prices = costs(both, data.test.images)
+    probs = {name: predict_with(one, data.test.images) for name, one in both.items()}
     before, after = (Judged(prices[name], _scores(probs[name], data.test.labels)) for name in ("before", "after"))
     levels = (level,) if isinstance(level, str) else tuple(level)
     export(network, out, formats, overwrite)
     facts = {"levels": levels, "threshold": threshold, "density": density, "fine_tune": fine_tune_steps, "draws": draws}
     facts |= {"before": asdict(before), "after": asdict(after)}
-    (Path(out) / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (Path(out) / METRICS).write_text(json.dumps(facts, indent=2) + "\n")
     return Pruned(levels, network, before, after)
 
 
 def median_network(result: FitResult) -> nn.Module:
     """The median-probability model with posterior mean weights, dense as it was trained."""
-    network = result.model.network
-    plain = ViT(network.config).to(next(network.parameters()).device)
     fixed = result.model.fixed_masks
     with evaluating(result.model, result.guide):
         weights = result.guide.mean_weights(result.guide.median_masks() if fixed is None else dict(fixed))
-        plain.load_state_dict(network.state_dict() | weights)
+    return _dense(result, weights)
+
+
+class WholeDraws(nn.Module):
+    """Draws from a posterior as dense networks, one after the other: logits (draws, batch, classes)."""
+
+    def __init__(self, result: FitResult, draws: int, seed: int) -> None:
+        super().__init__()
+        with evaluating(result.model, result.guide), seeded(next(result.guide.parameters()).device):
+            each = posterior_draws(result.model, result.guide, draws, seed)
+            self.networks = nn.ModuleList(_dense(result, draw.weights) for draw in each)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([network(images) for network in self.networks])
+
+
+def _dense(result: FitResult, weights: Mapping[str, Tensor]) -> ViT:
+    network = result.model.network
+    plain = ViT(network.config)
+    plain.load_state_dict(network.state_dict() | dict(weights))
     return plain
 
 
 @torch.no_grad()
-def predict_with(network: CompactViT, images: Tensor) -> Tensor:
+def predict_with(network: nn.Module, images: Tensor) -> Tensor:
     """Probabilities (n, classes), of an ensemble their mean."""
     logits = [network(batch) for batch in images.split(BATCH)]
     return torch.cat([(one.softmax(-1).mean(0) if one.dim() == 3 else one.softmax(-1)) for one in logits])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..compact import CompactViT
-from ..diagnostics.inclusion import UNITS, Unit, alive_units, log_dead
+from ..diagnostics.inclusion import BLOCK_UNITS, UNITS, Unit, alive_units, log_dead
 from ..errors import InputError
 from ..guides import Guide
 from ..network import ViT
@@ -85,8 +85,9 @@ def prune(
             of queries and keys, and of values), ``"head"``, ``"block"``, ``"patch"`` (features of a patch),
             ``"head_hidden"`` (units of the classifier).
         threshold: what is alive with at least this probability stays, see `diagnostics.inclusion.unit_inclusion`.
-        density: in place of a threshold, the share to keep of the weights that belong to what is decided on: those of
-            the most probable parts, whatever their kind and block (single weights are ranked among themselves). Or a
+        density: in place of a threshold, the share to keep, at most, of the weights that belong to what is decided on:
+            those of the most probable parts, whatever their kind and block (single weights are ranked among
+            themselves). What the median-probability model leaves out does not come back, except single weights. Or a
             share for each level, by its name, in place of ``level``.
 
     Returns:
@@ -109,7 +110,8 @@ def prune_draws(
     density: float | Mapping[Level, float] | None = None,
     seed: int = 0,
 ) -> CompactViT:
-    """Draws from a posterior, each with the parts cut that `prune` cuts and those that it has off, as one network.
+    """Draws from a posterior as one network, each without the parts that `prune` decides against, and without its own
+    dead ones. At the levels of units, single weights are each draw's own.
 
     Args:
         result, level, threshold, density: see `prune`.
@@ -146,6 +148,11 @@ def decide(
 ) -> Decision:
     """What stays of a network by its posterior; see `prune` for arguments and errors."""
     if isinstance(density, Mapping):
+        levels = _levels(tuple(density))
+        if nested := _nested(levels):
+            raise InputError(f"density={dict(density)}: {nested}; leave one out")
+        if any(share is None for share in density.values()):
+            raise InputError(f"density={dict(density)}: give a share for each level, e.g. 0.3")
         each = [decide(guide, one, threshold, share) for one, share in density.items() if one != "weight"]
         masks = decide(guide, "weight", threshold, density.get("weight")).masks
         return Decision(masks, {unit: kept for one in each for unit, kept in one.kept.items()})
@@ -158,22 +165,20 @@ def decide(
         raise InputError(f"density={density} and threshold={threshold}: give one of them")
     if density is not None and not 0 < density <= 1:
         raise InputError(f"density={density}: a share lies above 0 and up to 1, e.g. 0.3")
-    nested = [(one, part) for one in levels for part in PARTS.get(one, ()) if part in levels]
-    if density is not None and nested:
-        whole, part = nested[0]
-        raise InputError(f"level={levels} with density={density}: {part} is part of {whole}; leave one out")
+    if density is not None and (nested := _nested(levels)):
+        raise InputError(f"level={levels} with density={density}: {nested}; leave one out")
     if not isinstance(guide.model.network, ViT):
         raise InputError(f"network={type(guide.model.network).__name__}: only a ViT can be cut")
     fixed, sites = guide.model.fixed_masks, {site.name: site for site in guide.model.sites}
     probs = {name: p.expand(sites[name].shape) for name, p in guide.inclusion_probabilities().items()}
     if fixed is not None:
-        probs = {
-            name: torch.where(mask.expand(sites[name].shape) > 0, probs[name], -1.0) for name, mask in fixed.items()
-        }
+        within = {name: mask.expand(sites[name].shape) > 0 for name, mask in fixed.items()}
+        probs = {name: torch.where(mask, probs.get(name, torch.ones(())), -1.0) for name, mask in within.items()}
     least = threshold if fixed is None else 0.0
     stays = {name: p >= least for name, p in probs.items()}
     if "weight" in levels and density is not None:
-        stays = keep_best({name: p.double() for name, p in probs.items()}, dict.fromkeys(probs, 1), density)
+        best = keep_best({name: p.double() for name, p in probs.items()}, dict.fromkeys(probs, 1), density)
+        stays = {name: stay & (probs[name] >= 0) for name, stay in best.items()}
     masks = {name: stay.to(probs[name].dtype) for name, stay in stays.items()}
     units: list[Unit] = [unit for one in levels if one != "weight" for unit in UNITS_OF[one]]
     # -log P(dead) ranks as P(alive) does, and also among those that are almost surely alive.
@@ -182,11 +187,22 @@ def decide(
         scores = {unit: torch.where(alive_units(guide, unit, fixed), score, -1) for unit, score in scores.items()}
     kept = {unit: score >= -math.log1p(-least) for unit, score in scores.items()}
     # Without masks there is nothing to say against a unit: it stays, and is not counted.
-    masked = {unit: score for unit, score in scores.items() if set(OWNS[unit]) & set(masks)}
+    masked = {unit: score for unit, score in scores.items() if all(set(roles) & set(masks) for roles in _said_of(unit))}
     if density is not None and masked:
         sizes = {unit: sum(sites[role].numel for role in OWNS[unit]) // masked[unit].numel() for unit in masked}
         kept |= keep_best(masked, sizes, density)
     return Decision(masks, kept)
+
+
+def _nested(levels: Sequence[Level]) -> str | None:
+    """What is part of what, if anything is."""
+    pairs = [(part, whole) for whole in levels for part in sorted(PARTS.get(whole, ())) if part in levels]
+    return "{} is part of {}".format(*pairs[0]) if pairs else None
+
+
+def _said_of(unit: Unit) -> list[tuple[str, ...]]:
+    """The roles whose masks say whether a unit is alive; of a block, for each kind of its units."""
+    return [UNITS[part][1] for part in (BLOCK_UNITS if unit == "block" else (unit,))]
 
 
 def keep_best(scores: Mapping[Key, Tensor], sizes: Mapping[Key, int], density: float) -> dict[Key, Tensor]:

@@ -17,6 +17,11 @@ from ..errors import InputError
 
 FILES: dict[str, str] = {"torch": "network.pt2", "onnx": "network.onnx"}
 
+METRICS = "metrics.json"
+"""What `isingvit prune` adds."""
+
+WRITTEN = {compact.CONFIG, compact.WEIGHTS, "compact.py", "__pycache__", METRICS, *FILES.values()}
+
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
@@ -52,7 +57,7 @@ def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (),
         for one in formats:
             _write(one, compact.load(draft), draft / FILES[one])
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(Path(parent) / "before")  # and gone with its parent, once the new one is there
         draft.rename(folder)
 
 
@@ -68,7 +73,7 @@ def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
     if folder.exists() and not overwrite:
         raise InputError(f"folder={str(folder)!r} exists: choose another or overwrite=True")
     if folder.exists() and not _ours(folder):
-        raise InputError(f"folder={str(folder)!r} exists and is no exported network, so it stays: choose another")
+        raise InputError(f"folder={str(folder)!r} exists and is not only an exported network: choose another")
     in_the_way = [parent for parent in folder.parents if parent.exists() and not parent.is_dir()]
     if in_the_way:
         raise InputError(f"folder={str(folder)!r}: {in_the_way[0]} is a file; choose another")
@@ -76,7 +81,9 @@ def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
 
 
 def _ours(folder: Path) -> bool:
-    """Whether `export` made a folder."""
+    """Whether a folder holds what `export` made, and nothing else."""
+    if {path.name for path in folder.iterdir()} - WRITTEN:
+        return False
     try:
         return bool(json.loads((folder / compact.CONFIG).read_text())["format"] == compact.FORMAT)
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,11 +1,12 @@
 """Training on a network that was cut."""
 
 import copy
+import math
 from typing import cast
 
 from ..compact import CompactViT
 from ..data import Images
-from ..errors import InputError
+from ..errors import InputError, TrainingError
 from ..fit import FitConfig, fit
 from ..guides import PointEstimate
 from ..models import Flat, IsingViT
@@ -48,10 +49,16 @@ def fine_tune(
         result = fit(model, PointEstimate(model), train, validation, settings, progress)
         assert model.fixed_masks is not None
         after = network.state_dict() | result.guide.mean_weights(model.fixed_masks)
+        if not all(value.isfinite().all() for value in after.values()) or not math.isfinite(
+            result.history["nll"].iloc[-1]
+        ):
+            raise TrainingError(f"the network is no longer finite: lower learning_rate={settings.learning_rate}")
     except BaseException:
         network.load_state_dict(before)
         raise
     finally:
         network.requires_grad_(True).cpu().eval()
     network.load_state_dict(after)
+    result.model.cpu()
+    result.guide.cpu()
     return result
