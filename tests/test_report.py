@@ -12,7 +12,7 @@ from pyro_isingvit import Data, FitConfig, IsingSpikeSlab, IsingViT, LikelihoodG
 from pyro_isingvit.diagnostics import plots
 from pyro_isingvit.diagnostics.calibration import metrics, paired_difference
 from pyro_isingvit.diagnostics.checks import leave_one_out, posterior_predictive_check, prior_predictive_check
-from pyro_isingvit.diagnostics.inclusion import alive_units, inclusion_table, threshold_table, unit_inclusion
+from pyro_isingvit.diagnostics.inclusion import UNITS, alive_units, inclusion_table, threshold_table, unit_inclusion
 from pyro_isingvit.diagnostics.report import CHECK_DRAWS, LOO_DRAWS, PRIOR_DRAWS, examine, verdicts, write_report
 from pyro_isingvit.diagnostics.shift import outside_scores, rotate, static, under_shift
 from pyro_isingvit.errors import InputError
@@ -84,7 +84,7 @@ def test_every_number_is_the_one_from_the_python_call(folder):
         expected |= {f"scores/{method}/{key}": value for key, value in scores.items()}
     for row in paired_difference(probs["ising"], probs["deterministic"], test.labels).to_dict("records"):
         expected |= {f"difference/{row['score']}": row["difference"], f"difference/{row['score']}/se": row["se"]}
-    for unit in ("head", "head_dim", "hidden", "head_hidden"):
+    for unit in UNITS:
         alive = unit_inclusion(result.guide, unit)
         expected |= {
             f"units/{unit}/total": alive.size,
