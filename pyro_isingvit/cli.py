@@ -35,14 +35,16 @@ def fit_command(
         bool, typer.Option("--download", help="Fetch the data set's files if they are not there.")
     ] = False,
     image_size: Annotated[int | None, typer.Option(help="Height and width to resize the images to.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make.  [default: runs/DATASET]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/DATASET")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")] = False,
     compare: Annotated[bool, typer.Option(help="Train the deterministic network of the same recipe too.")] = True,
     train: Annotated[int | None, typer.Option(help="Number of training images N.")] = None,
     validation: Annotated[int | None, typer.Option(help="Number of validation images.")] = None,
     test: Annotated[
         str | None,
-        typer.Option(help="Number of test images, or official: the data set's own.  [default: the recipe's, a tenth]"),
+        typer.Option(
+            help="Number of test images, or official: the data set's own.", show_default="the recipe's, or a tenth"
+        ),
     ] = None,
     balanced: Annotated[bool, typer.Option("--balanced", help="Equally many training images of each class.")] = False,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
@@ -152,8 +154,8 @@ def prune_command(
     level: Annotated[
         list[str] | None,
         typer.Option(
-            help="What stays or goes: weight, hidden, head_dim, head, block, patch, head_hidden. May be repeated.  "
-            "[default: hidden and head_dim]"
+            help="What stays or goes: weight, hidden, head_dim, head, block, patch, head_hidden. May be repeated.",
+            show_default="hidden and head_dim",
         ),
     ] = None,
     density: Annotated[float | None, typer.Option(help="Share of the weights to keep, by probability.")] = None,
@@ -181,7 +183,7 @@ def study_command(
     plan: Annotated[
         str, typer.Argument(metavar="PLAN", help="YAML file, or the name of a plan that ships: see --plans.")
     ] = "",
-    out: Annotated[Path | None, typer.Option(help="Folder of the results.  [default: studies/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results.", show_default="studies/NAME")] = None,
     data_root: Annotated[
         list[str] | None,
         typer.Option(help="Folder of the data sets' files; NAME=FOLDER for one of them. May be repeated."),
