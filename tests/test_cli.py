@@ -183,6 +183,16 @@ def test_study_lists_runs_reports_and_runs_one(isingvit, tmp_path):
     assert {line.partition(":")[0] for line in out.splitlines()} >= {"smoke", "published", "small"}
 
 
+@pytest.mark.parametrize(
+    ("command", "default"), [("fit", "runs/DATASET"), ("prune", "hidden and head_dim"), ("study", "studies/NAME")]
+)
+def test_help_names_defaults(isingvit, monkeypatch, command, default):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = isingvit(command, "--help")
+    assert code == 0
+    assert default in out
+
+
 def test_prune_shrinks_a_run(isingvit, tmp_path):
     """Before and after in one table, as Python says; the folder loads; refusals leave nothing behind."""
     assert isingvit("fit", *QUICK, "--no-compare")[0] == 0
