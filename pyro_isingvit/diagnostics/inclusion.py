@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
-from torchmetrics.functional import spearman_corrcoef
 
 from ..errors import InputError
 from ..guides import Guide
@@ -293,6 +292,8 @@ def stability(guides: Sequence[Guide]) -> pd.DataFrame:
     Raises:
         InputError: if there are fewer than two, they are of different models, or have no masks.
     """
+    from torchmetrics.functional import spearman_corrcoef  # takes seconds to import
+
     if len(guides) < 2:
         raise InputError(f"guides: {len(guides)} given; agreement takes at least two")
     every = [_probabilities(guide) for guide in guides]

@@ -2,7 +2,8 @@
 
 from .cost import Cost, costs
 from .cut import shrink
-from .decide import decide, prune, prune_draws
+from .decide import decide, prune
+from .ensemble import prune_draws
 from .export import export
 from .tune import fine_tune
 

@@ -6,7 +6,7 @@ layer before it, or into the embedding. The result is the same function of the i
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -36,16 +36,6 @@ class Head:
     def size(self) -> tuple[int, int]:
         """Widths of query and value."""
         return len(self.query), len(self.value)
-
-    def padded(self, looks: int, width: int) -> "Head":
-        """With zeros up to a size."""
-        return Head(
-            _padded(self.query, looks),
-            _padded(self.query_bias, looks),
-            _padded(self.key, looks),
-            _padded(self.value, width),
-            _padded(self.out.mT, width).mT,
-        )
 
 
 @dataclass(frozen=True)
@@ -183,59 +173,6 @@ def assemble(cut: Cut) -> CompactViT:
     return network.eval()
 
 
-def alike(cuts: Sequence[Cut]) -> list[Cut]:
-    """Networks of one origin, padded with dead parts to one shape: the largest of each."""
-    patches = torch.stack([one.patches for one in cuts]).any(0)
-    units = max(len(one.classifier[0]) for one in cuts)
-    columns = [_parts_alike(parts) for parts in zip(*(one.parts for one in cuts), strict=True)]
-    padded = []
-    for one, parts in zip(cuts, zip(*columns, strict=True), strict=True):
-        hidden, hidden_bias, out, out_bias = one.classifier
-        classifier = _padded(hidden, units), _padded(hidden_bias, units), _padded(out.mT, units).mT, out_bias
-        padded.append(replace(one, patches=patches, parts=parts, classifier=classifier))
-    return padded
-
-
-def stack(networks: Sequence[CompactViT]) -> CompactViT:
-    """Networks of one configuration as one."""
-    states = [network.state_dict() for network in networks]
-    ensemble = CompactViT(replace(networks[0].config, members=len(networks)))
-    ensemble.load_state_dict(
-        {
-            name: first if name == "patch_index" else torch.stack([state[name] for state in states])
-            for name, first in states[0].items()
-        }
-    )
-    return ensemble.eval()
-
-
-def _parts_alike(parts: Sequence[Part]) -> list[Part]:
-    if parts[0].mlp is not None:
-        hidden = max(len(part.mlp[0]) for part in parts if part.mlp is not None)
-        mlps = [part.mlp for part in parts if part.mlp is not None]
-        padded = [(_padded(up, hidden), _padded(bias, hidden), _padded(down.mT, hidden).mT) for up, bias, down in mlps]
-        return [replace(part, mlp=mlp) for part, mlp in zip(parts, padded, strict=True)]
-    number = max(len(part.heads) for part in parts)
-    if not number:
-        return list(parts)
-    dim = len(parts[0].bias)
-    looks, width = (max(head.size[i] for part in parts for head in part.heads) for i in (0, 1))
-    nothing = torch.zeros(0, dim).double()
-    empty = Head(nothing, torch.zeros(0).double(), nothing, nothing, nothing.mT)
-    return [
-        replace(
-            part,
-            heads=tuple(head.padded(looks, width) for head in (*part.heads, *[empty] * (number - len(part.heads)))),
-        )
-        for part in parts
-    ]
-
-
-def _padded(values: Tensor, length: int) -> Tensor:
-    """With zeros along the first dimension."""
-    return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])
-
-
 def _alive(into: Tensor, out: Tensor) -> Tensor:
     """Which units have a weight in and one out: (units, n) and (m, units) to (units,)."""
     return into.bool().any(1) & out.bool().any(0)
@@ -260,7 +197,7 @@ def _attention(p: Parameters, block: int) -> Part:
         rows, biases, keys = query[h][varying], query_bias[h][varying], key[h][varying]
         if constant.any():
             rows = torch.cat([rows, torch.zeros_like(constant).unsqueeze(0)])
-            biases = torch.cat([biases, torch.ones_like(biases[:1]) if len(biases) else constant.new_ones(1)])
+            biases = torch.cat([biases, biases.new_ones(1)])
             keys = torch.cat([keys, constant.unsqueeze(0)])
         scale = 1 / math.sqrt(width)
         left.append(Head(rows * scale, biases * scale, keys, value[h][live], out[:, h][:, live]))

@@ -17,9 +17,9 @@ from ..diagnostics.inclusion import BLOCK_UNITS, UNITS, Unit, alive_units, log_d
 from ..errors import InputError
 from ..guides import Guide
 from ..network import ViT
-from ..predict import evaluating, posterior_draws, seeded
+from ..predict import evaluating
 from ..result import FitResult
-from .cut import alike, assemble, shrink, stack, take_apart
+from .cut import shrink
 
 Key = TypeVar("Key", bound=str)
 
@@ -37,7 +37,6 @@ UNITS_OF: Mapping[Level, tuple[Unit, ...]] = {
     "head_hidden": ("head_hidden",),
 }
 """The units, of `diagnostics.inclusion.UNITS`, that a level decides on."""
-
 
 OWNS: Mapping[str, tuple[str, ...]] = {unit: roles for unit, (_, roles) in UNITS.items()} | {
     "head": ("encoder.query", "encoder.key", "encoder.value", "encoder.out"),
@@ -57,10 +56,12 @@ class Decision:
     """What stays.
 
     Attributes:
+        levels: that were decided on.
         masks: of the weights, by site name.
         kept: booleans over the units, by unit.
     """
 
+    levels: tuple[Level, ...]
     masks: dict[str, Tensor]
     kept: dict[Unit, Tensor]
 
@@ -102,44 +103,6 @@ def prune(
     return shrink(result.model.network, weights, decision.kept)
 
 
-def prune_draws(
-    result: FitResult,
-    draws: int = 10,
-    level: Level | Sequence[Level] = DEFAULT_LEVELS,
-    threshold: float = 0.5,
-    density: float | Mapping[Level, float] | None = None,
-    seed: int = 0,
-) -> CompactViT:
-    """Draws from a posterior as one network, each without the parts that `prune` decides against, and without its own
-    dead ones. At the levels of units, single weights are each draw's own.
-
-    Args:
-        result, level, threshold, density: see `prune`.
-        draws: from the posterior; the ensemble's members.
-        seed: of the draws.
-
-    Returns:
-        The ensemble in evaluation mode, on the CPU.
-
-    Raises:
-        InputError: see `prune`.
-    """
-    if draws < 2:
-        raise InputError(f"draws={draws}: an ensemble has at least two; prune makes a single network")
-    decision = decide(result.guide, level, threshold, density)
-    network, cuts = result.model.network, []
-    with evaluating(result.model, result.guide), seeded(next(result.guide.parameters()).device):
-        out = result.guide.mean_weights({name: torch.zeros_like(mask) for name, mask in decision.masks.items()})
-        for draw in posterior_draws(result.model, result.guide, draws, seed):
-            weights = draw.weights
-            if "weight" in (density if isinstance(density, Mapping) else _levels(level)):
-                weights = weights | {
-                    name: torch.where(mask > 0, weights[name], out[name]) for name, mask in decision.masks.items()
-                }
-            cuts.append(take_apart(network, weights, decision.kept))
-    return stack([assemble(one) for one in alike(cuts)])
-
-
 def decide(
     guide: Guide,
     level: Level | Sequence[Level] = DEFAULT_LEVELS,
@@ -147,51 +110,73 @@ def decide(
     density: float | Mapping[Level, float] | None = None,
 ) -> Decision:
     """What stays of a network by its posterior; see `prune` for arguments and errors."""
-    if isinstance(density, Mapping):
-        levels = _levels(tuple(density))
-        if nested := _nested(levels):
-            raise InputError(f"density={dict(density)}: {nested}; leave one out")
-        if any(share is None for share in density.values()):
-            raise InputError(f"density={dict(density)}: give a share for each level, e.g. 0.3")
-        each = [decide(guide, one, threshold, share) for one, share in density.items() if one != "weight"]
-        masks = decide(guide, "weight", threshold, density.get("weight")).masks
-        return Decision(masks, {unit: kept for one in each for unit, kept in one.kept.items()})
-    levels = _levels(level)
+    levels = _levels(level if not isinstance(density, Mapping) else tuple(density))
+    _check(guide, levels, threshold, density)
+    shares: Mapping[Level, float | None] = density if isinstance(density, Mapping) else dict.fromkeys(levels, density)
+    groups: list[tuple[Level, ...]] = [(one,) for one in levels] if isinstance(density, Mapping) else [levels]
+    masks = _weights_that_stay(guide, threshold, shares.get("weight"))
+    kept: dict[Unit, Tensor] = {}
+    for group in groups:
+        units = [unit for one in group if one != "weight" for unit in UNITS_OF[one]]
+        kept |= _units_that_stay(guide, units, set(masks), threshold, shares[group[0]])
+    return Decision(levels, masks, kept)
+
+
+def _check(
+    guide: Guide, levels: Sequence[Level], threshold: float, density: float | Mapping[Level, float] | None
+) -> None:
     if not guide.mask_shapes:
         raise InputError(f"guide={type(guide).__name__} has no masks, and so nothing that says what to prune")
-    if not 0 < threshold < 1:
-        raise InputError(f"threshold={threshold}: a probability lies strictly between 0 and 1, e.g. 0.5")
-    if density is not None and threshold != 0.5:
-        raise InputError(f"density={density} and threshold={threshold}: give one of them")
-    if density is not None and not 0 < density <= 1:
-        raise InputError(f"density={density}: a share lies above 0 and up to 1, e.g. 0.3")
-    if density is not None and (nested := _nested(levels)):
-        raise InputError(f"level={levels} with density={density}: {nested}; leave one out")
     if not isinstance(guide.model.network, ViT):
         raise InputError(f"network={type(guide.model.network).__name__}: only a ViT can be cut")
-    fixed, sites = guide.model.fixed_masks, {site.name: site for site in guide.model.sites}
-    probs = {name: p.expand(sites[name].shape) for name, p in guide.inclusion_probabilities().items()}
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold={threshold}: a probability lies strictly between 0 and 1, e.g. 0.5")
+    if density is None:
+        return
+    if threshold != 0.5:
+        raise InputError(f"density={density} and threshold={threshold}: give one of them")
+    if nested := _nested(levels):
+        raise InputError(f"level={levels} with density={density}: {nested}; leave one out")
+    for share in density.values() if isinstance(density, Mapping) else (density,):
+        if share is None or not 0 < share <= 1:
+            raise InputError(f"density={density}: give a share for each level, above 0 and up to 1, e.g. 0.3")
+
+
+def _weights_that_stay(guide: Guide, threshold: float, density: float | None) -> dict[str, Tensor]:
+    """Masks of single weights, by site name."""
+    shapes = {site.name: site.shape for site in guide.model.sites}
+    probs = {name: p.expand(shapes[name]) for name, p in guide.inclusion_probabilities().items()}
+    fixed = guide.model.fixed_masks
     if fixed is not None:
-        within = {name: mask.expand(sites[name].shape) > 0 for name, mask in fixed.items()}
+        within = {name: mask.expand(shapes[name]) > 0 for name, mask in fixed.items()}
         probs = {name: torch.where(mask, probs.get(name, torch.ones(())), -1.0) for name, mask in within.items()}
-    least = threshold if fixed is None else 0.0
-    stays = {name: p >= least for name, p in probs.items()}
-    if "weight" in levels and density is not None:
+    if density is None:
+        least = threshold if fixed is None else 0.0
+        stays = {name: p >= least for name, p in probs.items()}
+    else:
         best = keep_best({name: p.double() for name, p in probs.items()}, dict.fromkeys(probs, 1), density)
         stays = {name: stay & (probs[name] >= 0) for name, stay in best.items()}
-    masks = {name: stay.to(probs[name].dtype) for name, stay in stays.items()}
-    units: list[Unit] = [unit for one in levels if one != "weight" for unit in UNITS_OF[one]]
+    return {name: stay.to(probs[name].dtype) for name, stay in stays.items()}
+
+
+def _units_that_stay(
+    guide: Guide, units: Sequence[Unit], masked: set[str], threshold: float, density: float | None
+) -> dict[Unit, Tensor]:
+    """Booleans over the units of some kinds, ranked together. Without masks there is nothing to say against a unit: it
+    stays, and is not counted."""
     # -log P(dead) ranks as P(alive) does, and also among those that are almost surely alive.
     scores = {unit: -log_dead(guide, unit) for unit in units}
+    fixed = guide.model.fixed_masks
     if fixed is not None:
         scores = {unit: torch.where(alive_units(guide, unit, fixed), score, -1) for unit, score in scores.items()}
+    least = threshold if fixed is None else 0.0
     kept = {unit: score >= -math.log1p(-least) for unit, score in scores.items()}
-    # Without masks there is nothing to say against a unit: it stays, and is not counted.
-    masked = {unit: score for unit, score in scores.items() if all(set(roles) & set(masks) for roles in _said_of(unit))}
-    if density is not None and masked:
-        sizes = {unit: sum(sites[role].numel for role in OWNS[unit]) // masked[unit].numel() for unit in masked}
-        kept |= keep_best(masked, sizes, density)
-    return Decision(masks, kept)
+    ranked = {unit: score for unit, score in scores.items() if all(set(roles) & masked for roles in _said_of(unit))}
+    if density is not None and ranked:
+        weights = {site.name: site.numel for site in guide.model.sites}
+        sizes = {unit: sum(weights[role] for role in OWNS[unit]) // ranked[unit].numel() for unit in ranked}
+        kept |= keep_best(ranked, sizes, density)
+    return kept
 
 
 def _nested(levels: Sequence[Level]) -> str | None:

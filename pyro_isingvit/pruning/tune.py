@@ -49,9 +49,8 @@ def fine_tune(
         result = fit(model, PointEstimate(model), train, validation, settings, progress)
         assert model.fixed_masks is not None
         after = network.state_dict() | result.guide.mean_weights(model.fixed_masks)
-        if not all(value.isfinite().all() for value in after.values()) or not math.isfinite(
-            result.history["nll"].iloc[-1]
-        ):
+        finite = all(bool(value.isfinite().all()) for value in after.values())
+        if not finite or not math.isfinite(result.history["nll"].iloc[-1]):
             raise TrainingError(f"the network is no longer finite: lower learning_rate={settings.learning_rate}")
     except BaseException:
         network.load_state_dict(before)

@@ -1,0 +1,116 @@
+"""Draws from a posterior, cut and padded to one shape, as one network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..compact import CompactViT
+from ..errors import InputError
+from ..predict import evaluating, posterior_draws, seeded
+from ..result import FitResult
+from .cut import Cut, Head, Part, assemble, take_apart
+from .decide import DEFAULT_LEVELS, Level, decide
+
+
+def prune_draws(
+    result: FitResult,
+    draws: int = 10,
+    level: Level | Sequence[Level] = DEFAULT_LEVELS,
+    threshold: float = 0.5,
+    density: float | Mapping[Level, float] | None = None,
+    seed: int = 0,
+) -> CompactViT:
+    """Draws from a posterior as one network, each without the parts that `prune` decides against, and without its own
+    dead ones. At the levels of units, single weights are each draw's own.
+
+    Args:
+        result, level, threshold, density: see `prune`.
+        draws: from the posterior; the ensemble's members.
+        seed: of the draws.
+
+    Returns:
+        The ensemble in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: see `prune`.
+    """
+    if draws < 2:
+        raise InputError(f"draws={draws}: an ensemble has at least two; prune makes a single network")
+    decision = decide(result.guide, level, threshold, density)
+    network, cuts = result.model.network, []
+    with evaluating(result.model, result.guide), seeded(next(result.guide.parameters()).device):
+        out = result.guide.mean_weights({name: torch.zeros_like(mask) for name, mask in decision.masks.items()})
+        for draw in posterior_draws(result.model, result.guide, draws, seed):
+            weights = draw.weights
+            if "weight" in decision.levels:
+                weights = weights | {
+                    name: torch.where(mask > 0, weights[name], out[name]) for name, mask in decision.masks.items()
+                }
+            cuts.append(take_apart(network, weights, decision.kept))
+    return _stack([assemble(one) for one in _alike(cuts)])
+
+
+def _alike(cuts: Sequence[Cut]) -> list[Cut]:
+    """Networks of one origin, padded with dead parts to one shape: the largest of each."""
+    patches = torch.stack([one.patches for one in cuts]).any(0)
+    units = max(len(one.classifier[0]) for one in cuts)
+    columns = [_parts_alike(parts) for parts in zip(*(one.parts for one in cuts), strict=True)]
+    padded = []
+    for one, parts in zip(cuts, zip(*columns, strict=True), strict=True):
+        hidden, hidden_bias, out, out_bias = one.classifier
+        classifier = _padded(hidden, units), _padded(hidden_bias, units), _padded(out.mT, units).mT, out_bias
+        padded.append(replace(one, patches=patches, parts=parts, classifier=classifier))
+    return padded
+
+
+def _stack(networks: Sequence[CompactViT]) -> CompactViT:
+    """Networks of one configuration as one."""
+    states = [network.state_dict() for network in networks]
+    ensemble = CompactViT(replace(networks[0].config, members=len(networks)))
+    ensemble.load_state_dict(
+        {
+            name: first if name == "patch_index" else torch.stack([state[name] for state in states])
+            for name, first in states[0].items()
+        }
+    )
+    return ensemble.eval()
+
+
+def _parts_alike(parts: Sequence[Part]) -> list[Part]:
+    if parts[0].mlp is not None:
+        hidden = max(len(part.mlp[0]) for part in parts if part.mlp is not None)
+        mlps = [part.mlp for part in parts if part.mlp is not None]
+        padded = [(_padded(up, hidden), _padded(bias, hidden), _padded(down.mT, hidden).mT) for up, bias, down in mlps]
+        return [replace(part, mlp=mlp) for part, mlp in zip(parts, padded, strict=True)]
+    number = max(len(part.heads) for part in parts)
+    if not number:
+        return list(parts)
+    dim = len(parts[0].bias)
+    looks, width = (max(head.size[i] for part in parts for head in part.heads) for i in (0, 1))
+    nothing = torch.zeros(0, dim).double()
+    empty = Head(nothing, torch.zeros(0).double(), nothing, nothing, nothing.mT)
+    return [
+        replace(
+            part,
+            heads=tuple(_wider(head, looks, width) for head in (*part.heads, *[empty] * (number - len(part.heads)))),
+        )
+        for part in parts
+    ]
+
+
+def _wider(head: Head, looks: int, width: int) -> Head:
+    """With zeros up to a size."""
+    return Head(
+        _padded(head.query, looks),
+        _padded(head.query_bias, looks),
+        _padded(head.key, looks),
+        _padded(head.value, width),
+        _padded(head.out.mT, width).mT,
+    )
+
+
+def _padded(values: Tensor, length: int) -> Tensor:
+    """With zeros along the first dimension."""
+    return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])
