@@ -39,8 +39,8 @@ def data(stripes):
 @pytest.mark.parametrize(
     ("name", "methods"),
     [
-        ("ising", ["ising", "ising, median network"]),
-        ("deterministic", ["deterministic", "temperature-scaling"]),
+        ("ising", ["ising", "ising, temperature-scaled", "ising, median network"]),
+        ("deterministic", ["deterministic", "deterministic, temperature-scaled"]),
         ("dropout", ["dropout 0.1"]),
         ("dropconnect", ["dropconnect 0.1"]),
         ("sparse-vd", ["sparse-vd"]),

@@ -156,10 +156,11 @@ def test_tables_and_pictures(plan_file, tmp_path):
     table = pd.read_csv(tmp_path / "report" / "results.csv")
     assert table["method"].value_counts().to_dict() == {
         "ising": 2,
+        "ising, temperature-scaled": 2,
         "ising, median network": 2,
         "dropout 0.3": 2,
         "deterministic": 1,
-        "temperature-scaling": 1,
+        "deterministic, temperature-scaled": 1,
     }
     for name in ("digits-60-calibration.png", "cost.png"):
         assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
@@ -180,6 +181,21 @@ def test_differences_are_paired_and_by_seed(plan_file, tmp_path):
         assert gaps.loc[score, "difference"] == pytest.approx(expected, abs=1e-5)
         assert gaps.loc[score, "se"] > 0
         assert gaps.loc[score, "seeds"] == 2
+
+
+def test_scaled_is_compared_with_scaled(plan_file, tmp_path):
+    every = [read_result(run_cell(cell, tmp_path, {})) for cell in read_plan(plan_file).cells()]
+    gaps = differences(every)
+    pairs = set(zip(gaps["method"], gaps["baseline"], strict=True))
+    scaled = "ising, temperature-scaled"
+    assert {pair for pair in pairs if pair[0] == scaled} == {(scaled, "deterministic, temperature-scaled")}
+    assert ("ising", "deterministic, temperature-scaled") in pairs
+    assert ("ising", "dropout 0.3") in pairs
+    table = result_table(every).groupby(["method", "seed"])["nll"].mean()
+    both = [s for s in (0, 1) if ("deterministic, temperature-scaled", s) in table.index]
+    expected = sum(table[scaled, s] - table["deterministic, temperature-scaled", s] for s in both) / len(both)
+    own = gaps[(gaps["method"] == scaled) & (gaps["score"] == "nll")]
+    assert own["difference"].tolist() == [pytest.approx(expected, abs=1e-5)]
 
 
 def test_validation_images_choose_among_settings():

@@ -10,7 +10,7 @@ References:
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -36,6 +36,9 @@ Name = Literal[
 MEDIAN = ", median network"
 """What the name of a method's median-probability model ends in."""
 
+SCALED = ", temperature-scaled"
+"""What the name of a method ends in whose probabilities were sharpened or flattened to fit the validation images."""
+
 _SETTINGS = {"dropout": "rate", "dropconnect": "rate", "ensemble": "members", "magnitude-pruning": "densities"}
 """The setting of a method's own."""
 
@@ -45,9 +48,9 @@ class Method(Config):
 
     Attributes:
         name: ``ising`` (and from the same fit its median-probability model, one network); ``ising-path`` (likewise, at
-            every point of `fit_path`); ``deterministic`` (and from the same fit ``temperature-scaling``);
-            ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``; ``magnitude-pruning`` (the deterministic
-            network cut to each density, then trained on for a quarter of the steps).
+            every point of `fit_path`); ``deterministic``; ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``;
+            ``magnitude-pruning`` (the deterministic network cut to each density, then trained on for a quarter of the
+            steps). ``ising`` and ``deterministic`` have an outcome with temperature scaling beside their own.
         rate: of dropout or DropConnect.
         members: of the ensemble.
         densities: that magnitude pruning cuts to.
@@ -120,7 +123,7 @@ def fit_deterministic(config: RunConfig, data: Data, progress: bool = True, drop
 
 def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     result = fit(*build(config), data.train, data.validation, config.fit, progress)
-    yield from _posterior("ising", result, config, data)
+    yield from _posterior("ising", result, config, data, scaled=True)
 
 
 def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -132,10 +135,9 @@ def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -
 def _deterministic(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     result = fit_deterministic(config, data, progress)
     validation, test = (result.predict_plug_in(part.images) for part in (data.validation, data.test))
-    yield _point("deterministic", test, validation, data, result.seconds)
-    scale = temperature_scale(validation, data.validation.labels)
-    test, validation = ((probs.clamp_min(1e-12).log() / scale).softmax(-1) for probs in (test, validation))
-    yield _point("temperature-scaling", test, validation, data, result.seconds)
+    outcome = _point("deterministic", test, validation, data, result.seconds)
+    yield outcome
+    yield _scaled(outcome, validation, data)
 
 
 def _dropout(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -236,18 +238,29 @@ def _nll(probs: Tensor, labels: Tensor) -> float:
     return float(nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels.cpu()))
 
 
-def _posterior(name: str, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
-    """The posterior predictive, and the one network that is the median-probability model."""
+def _posterior(name: str, result: FitResult, config: RunConfig, data: Data, scaled: bool = False) -> Iterator[Outcome]:
+    """The posterior predictive, temperature-scaled too if asked, and the median-probability model's network."""
     test, validation = (
         result.predict(part.images, config.draws, seed=config.fit.seed).probs for part in (data.test, data.validation)
     )
     shares = result.densities()
     median, expected = shares["median_density"], shares["expected_density"]
     nll, temperature, seconds = _nll(validation, data.validation.labels), result.temperature, result.seconds
-    yield Outcome(name, test, nll, median, expected, temperature, seconds)
+    outcome = Outcome(name, test, nll, median, expected, temperature, seconds)
+    yield outcome
+    if scaled:
+        yield _scaled(outcome, validation, data)
     test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
     nll = _nll(validation, data.validation.labels)
     yield Outcome(f"{name}{MEDIAN}", test, nll, median, median, temperature, seconds)
+
+
+def _scaled(outcome: Outcome, validation: Tensor, data: Data) -> Outcome:
+    """The outcome with its probabilities scaled as suits the validation images, of which it says ``validation``."""
+    labels = data.validation.labels
+    scale = temperature_scale(validation, labels)
+    test, validation = ((probs.clamp_min(1e-12).log() / scale).softmax(-1) for probs in (outcome.probs, validation))
+    return replace(outcome, method=f"{outcome.method}{SCALED}", probs=test, validation_nll=_nll(validation, labels))
 
 
 def _plug_in(name: str, result: FitResult, data: Data) -> Outcome:

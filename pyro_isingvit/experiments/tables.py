@@ -11,7 +11,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from ..errors import InputError
-from .methods import MEDIAN
+from .methods import MEDIAN, SCALED
 from .study import Plan, Result, results
 
 PUBLISHED: dict[tuple[str, int], dict[str, float]] = {
@@ -90,9 +90,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
     """How much better ``method`` predicts than each other method of the same seed and setting (or of no setting).
 
+    Temperature-scaled it is compared with temperature-scaled ones alone.
+
     Returns:
-        Columns dataset, train, setting, baseline, score, ``difference`` (of ``method`` less the baseline, mean over
-        seeds), ``se`` (between the seeds where there are three or more, else among the images), seeds.
+        Columns dataset, train, setting, method, baseline, score, ``difference`` (of the method less the baseline, mean
+        over seeds), ``se`` (between the seeds where there are three or more, else among the images), seeds.
     """
     from ..diagnostics.calibration import paired_difference
 
@@ -106,18 +108,19 @@ def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
                 own[number["method"]] = probs, result.labels
     tables = []
     for (dataset, train, setting, seed), methods in groups.items():
-        if method not in methods:
-            continue
-        methods = groups.get((dataset, train, "", seed), {}) | methods
-        probs, labels = methods[method]
-        for baseline, (other, same) in methods.items():
-            if baseline != method and torch.equal(labels, same):
-                facts = {"dataset": dataset, "train": train, "setting": setting, "baseline": baseline, "seed": seed}
-                tables.append(paired_difference(probs, other, labels).assign(**facts))
+        others = groups.get((dataset, train, "", seed), {}) | methods
+        for ours in [name for name in (method, method + SCALED) if name in methods]:
+            probs, labels = methods[ours]
+            for baseline, (other, same) in others.items():
+                alike = not ours.endswith(SCALED) or baseline.endswith(SCALED)
+                if alike and baseline not in (method, method + SCALED) and torch.equal(labels, same):
+                    facts = {"dataset": dataset, "train": train, "setting": setting, "method": ours}
+                    facts |= {"baseline": baseline, "seed": seed}
+                    tables.append(paired_difference(probs, other, labels).assign(**facts))
     if not tables:
         return pd.DataFrame()
     rows = []
-    keys = ["dataset", "train", "setting", "baseline", "score"]
+    keys = ["dataset", "train", "setting", "method", "baseline", "score"]
     for names, group in pd.concat(tables).groupby(keys, sort=False):
         seeds = len(group)
         within = math.sqrt(float((group["se"] ** 2).sum())) / seeds
@@ -216,7 +219,7 @@ def _page(
             parts.append(_method_table(rows, PUBLISHED.get((str(dataset), int(train)))))
         mine = gaps[(gaps["dataset"] == dataset) & (gaps["train"] == train)] if len(gaps) else gaps
         if len(mine):
-            parts.append("Ising less each baseline on the same test images, ± standard error:")
+            parts.append("Ising less each other method on the same test images, ± standard error:")
             parts.append(_gap_table(mine))
         parts += [f"![{name}]({name})" for name in pictures if name.startswith(f"{Path(str(dataset)).stem}-{train}-")]
     if len(chosen):
@@ -257,8 +260,8 @@ def _method_table(rows: pd.DataFrame, published: Mapping[str, float] | None) -> 
 
 def _gap_table(gaps: pd.DataFrame) -> str:
     lines = []
-    for (setting, baseline), rows in gaps.groupby(["setting", "baseline"], sort=False):
-        line = {"baseline": baseline} | ({"setting": setting} if setting else {})
+    for (setting, method, baseline), rows in gaps.groupby(["setting", "method", "baseline"], sort=False):
+        line = {"method": method, "less": baseline} | ({"setting": setting} if setting else {})
         for _, row in rows.iterrows():
             scale, digits = (100, 2) if row["score"] == "accuracy" else (1, 4)
             name = "accuracy, points" if row["score"] == "accuracy" else SCORES[row["score"]]
@@ -295,7 +298,7 @@ def _pictures(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
         rows = table[(table["dataset"] == dataset) & (table["train"] == train)]
         if rows["method"].isin(CURVES).any():
             pictures[f"{stem}-density.png"] = figure_curves(rows)
-    single = table[~table["method"].isin(CURVES) & ~table["method"].str.endswith(MEDIAN)]
+    single = table[~table["method"].isin(CURVES) & ~table["method"].str.endswith((MEDIAN, SCALED))]
     if len(single):
         pictures["cost.png"] = figure_cost(single)
     return pictures
