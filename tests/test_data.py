@@ -258,6 +258,17 @@ def test_a_square_is_blacked_out():
     assert black.float().mean() > 6
 
 
+def test_elastic_shifts_parts_apart_smoothly():
+    still = {"degrees": 0, "scale": 0, "shear": 0, "translate": 0}
+    ramp = torch.linspace(0, 1, 28).expand(200, 1, 28, 28)  # its value says where a pixel came from
+    out = Augment(**still, elastic=0.1)(ramp)
+    shift = ((out - ramp) * 27 / 28)[..., 5:-5, 5:-5]  # as a share of the side, where nothing came in from outside
+    assert 0.02 < shift.std() < 0.1
+    assert shift.abs().max() < 0.16
+    assert shift.flatten(1).std(1).min() > 0.005  # not one shift of all
+    assert (shift[..., 1:] - shift[..., :-1]).abs().max() < 0.04
+
+
 def test_augmentations_by_name():
     assert AUGMENTATIONS["none"] is None
     for augment in AUGMENTATIONS.values():

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..config import Config
 
+KNOTS = 5
+"""Points along a side at which an elastic field is drawn; it is smooth between them."""
+
 
 class Augment(Config):
     """A random rotation, scaling, shear, shift, mirroring and change of colours, another for every image.
@@ -21,6 +24,7 @@ class Augment(Config):
         scale: largest relative change of size.
         shear: largest shear, in degrees.
         translate: largest shift, as a share of the image's side.
+        elastic: largest shift of a part of the image against the others, likewise: a smooth random field.
         flip: whether half of the images are mirrored, left for right.
         colour: largest relative change of brightness, of contrast and of saturation.
         erase: side of a square that is blacked out, somewhere within each image, as a share of the image's side.
@@ -30,6 +34,7 @@ class Augment(Config):
     scale: float = pydantic.Field(default=0.15, ge=0, lt=1)
     shear: float = pydantic.Field(default=10, ge=0, lt=90)
     translate: float = pydantic.Field(default=0.12, ge=0, le=1)
+    elastic: float = pydantic.Field(default=0, ge=0, le=1)
     flip: bool = False
     colour: float = pydantic.Field(default=0, ge=0, lt=1)
     erase: float = pydantic.Field(default=0, ge=0, lt=1)
@@ -50,6 +55,10 @@ class Augment(Config):
             first = first * (torch.rand(len(images), 1, device=images.device) < 0.5).to(first.dtype).mul(2).sub(1)
         second = torch.stack([sin, sin * shear + cos, shift[1]], -1)
         grid = F.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
+        if self.elastic:
+            knots = torch.rand(len(images), 2, KNOTS, KNOTS, device=images.device) * 2 - 1
+            field = F.interpolate(knots, images.shape[2:], mode="bicubic", align_corners=True)
+            grid = grid + 2 * self.elastic * field.permute(0, 2, 3, 1)
         return F.grid_sample(images, grid, align_corners=False)
 
     def _coloured(self, images: Tensor) -> Tensor:
