@@ -57,8 +57,8 @@ class Augment(Config):
         grid = F.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
         if self.elastic:
             knots = torch.rand(len(images), 2, KNOTS, KNOTS, device=images.device) * 2 - 1
-            field = F.interpolate(knots, images.shape[2:], mode="bicubic", align_corners=True)
-            grid = grid + 2 * self.elastic * field.permute(0, 2, 3, 1)
+            down, across = (_between_knots(side, images.device) for side in images.shape[2:])
+            grid = grid + 2 * self.elastic * (down @ knots @ across.T).permute(0, 2, 3, 1)
         return F.grid_sample(images, grid, align_corners=False)
 
     def _coloured(self, images: Tensor) -> Tensor:
@@ -77,6 +77,12 @@ class Augment(Config):
         rows = (torch.arange(height, device=images.device) + 0.5 - row * height).abs() < self.erase * height / 2
         columns = (torch.arange(width, device=images.device) + 0.5 - column * width).abs() < self.erase * width / 2
         return images * ~(rows.view(n, 1, height, 1) & columns.view(n, 1, 1, width))
+
+
+def _between_knots(side: int, device: torch.device) -> Tensor:
+    """What each of `KNOTS` points adds to each pixel along a side, (side, knots): cubic interpolation."""
+    points = torch.eye(KNOTS, device=device).view(1, 1, KNOTS, KNOTS)
+    return F.interpolate(points, (side, KNOTS), mode="bicubic", align_corners=True)[0, 0]
 
 
 AUGMENTATIONS: dict[str, Augment | None] = {
