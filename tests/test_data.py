@@ -2,6 +2,8 @@
 
 import math
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -142,6 +144,27 @@ def test_cifar100_archives(tmp_path, monkeypatch):
         read("cifar-100", tmp_path)
     with pytest.raises(InputError, match=r"no CIFAR10 there .*or --download"):
         read("cifar-10", tmp_path)
+
+
+def test_downloads_into_one_folder_take_turns(tmp_path, monkeypatch):
+    inside, most, root = [], [], tmp_path / "new" / "data"
+
+    class Slow:
+        classes = ("a", "b")
+
+        def __init__(self, root, train, download):
+            assert download
+            inside.append(self)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.remove(self)
+            self.data, self.targets = np.zeros((2, 4, 4), np.uint8), [0, 1]
+
+    monkeypatch.setattr(datasets, "MNIST", Slow)
+    with ThreadPoolExecutor(4) as pool:
+        each = list(pool.map(lambda _: read("mnist", root, download=True), range(4)))
+    assert [len(images) for images in each] == [2] * 4
+    assert most == [1] * 4
 
 
 def write_folder(root, sizes=((6, 6), (6, 6)), mode="RGB"):

@@ -2,10 +2,12 @@
 
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import filelock
 import numpy as np
 import torch
 from torch import Tensor
@@ -127,7 +129,8 @@ def _torchvision(name: str, inside: str, classes: int = 10) -> Reader:
         if root.is_dir() and not (root / inside).exists() and sum(path.is_dir() for path in root.iterdir()) == classes:
             return _folder(root, part, download, image_size)
         try:
-            data = getattr(datasets, name)(root, train=part == "train", download=download)
+            with _alone(root, download):
+                data = getattr(datasets, name)(root, train=part == "train", download=download)
         except (RuntimeError, ValueError, OSError, EOFError, AssertionError, KeyError, pickle.UnpicklingError) as error:
             if download and not (root / inside).is_dir():
                 raise InputError(f"data_root={str(root)!r}: {name} could not be fetched ({error})") from None
@@ -145,6 +148,17 @@ def _torchvision(name: str, inside: str, classes: int = 10) -> Reader:
         return _sized(Images(pixels, torch.as_tensor(data.targets).long(), len(data.classes)), image_size)
 
     return read
+
+
+@contextmanager
+def _alone(root: Path, download: bool) -> Iterator[None]:
+    """One process at a time, where it may download: another one waits, and finds the files there."""
+    if download:
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / ".download.lock"):
+            yield
+    else:
+        yield
 
 
 def _folder(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
