@@ -23,7 +23,7 @@ from .guides import Guide
 from .models import IsingViT
 from .predict import evaluating, predict_plug_in, seeded
 from .result import FitResult, densities
-from .temperature import FACTORS, PATIENCE, SHARE, FitPath, coldest, follow_path, go_to, path_table
+from .temperature import FACTORS, PATIENCE, SHARE, FitPath, Mark, coldest, finish, follow_path, path_table
 
 LOGS = 50
 """Rows of the history."""
@@ -42,9 +42,10 @@ class FitConfig(Config):
         warmup: share of the steps over which the rate rises to its peak; then it falls to zero along a cosine.
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
-        temperature: T of the power posterior, or ``"auto"``: the Ising phase begins with a path from cold
-            to hot, and the least NLL of the validation images decides where to stay; or ``"sparsest"``: likewise, but
-            the sparsest posterior within one standard error of that; see `temperature.path_table`.
+        temperature: T of the power posterior, or ``"auto"``: the Ising phase begins with a path from cold to hot; from
+            the least NLL of the validation images there, training goes on to the end, and is repeated at the next
+            hotter temperature as long as that lowers the NLL at the end; or ``"sparsest"``: likewise, as long as the
+            NLL stays within one standard error of the least; see `temperature.finish`.
         target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
@@ -135,7 +136,7 @@ def fit(
         TrainingError: if the loss is no longer finite.
     """
     config = config or FitConfig()
-    path = None
+    path = finished = None
     with _training(model, guide, train, validation, config, progress) as trainer:
         if not _sparsifies(guide):
             trainer.run(config.steps, "weights")
@@ -145,15 +146,18 @@ def fit(
             ising = config.steps - trainer.step - fine_tune
             if isinstance(config.temperature, str) and ising:
                 assert validation is not None
+                mark: Mark = "least_nll" if config.temperature == "auto" else "sparsest"
                 stops = follow_path(trainer, validation, max(1, round(SHARE * ising / len(FACTORS))), ising, PATIENCE)
                 path = path_table(stops)
-                mark = "least_nll" if config.temperature == "auto" else config.temperature
-                go_to(trainer, stops[int(path[mark].to_numpy().argmax())])
-            trainer.run(config.steps - fine_tune - trainer.step, "ising")
+                first, rest = int(path[mark].to_numpy().argmax()), config.steps - fine_tune - trainer.step
+                finished = path_table(finish(trainer, validation, stops[first:], rest, mark))
+            else:
+                trainer.run(ising, "ising")
             if fine_tune:
                 model.fix_masks(guide.median_masks())
                 trainer.run(fine_tune, "fine-tune")
-    return FitResult(model, guide, trainer.history, path, trainer.seconds, config.model_dump(mode="json"))
+    facts = config.model_dump(mode="json")
+    return FitResult(model, guide, trainer.history, path, trainer.seconds, facts, finished)
 
 
 def fit_path(
@@ -297,6 +301,7 @@ class Trainer:
 
     def go_back(self, position: float) -> None:
         """Set the learning rate back along its schedule; what is left of it is spread over the steps left."""
+        self.bar.update(self.task, completed=self.step)
         self.position = position
         self.stride = (self.config.steps - position) / max(1, self.config.steps - self.step)
 

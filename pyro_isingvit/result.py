@@ -28,9 +28,11 @@ class FitResult:
         history: one row now and then: step, phase, temperature, loss (negative tempered ELBO times T, in
             nats per image), accuracy and nll of the plug-in network on validation (else training) images,
             expected_density, median_density, seconds.
-        path: what ``temperature="auto"`` or ``"sparsest"`` saw, one row a temperature; None if it was given.
+        path: what ``temperature="auto"`` or ``"sparsest"`` saw before it went on, one row a temperature, see
+            `temperature.path_table`; None if it was given.
         seconds: that the fit took.
         config: how it was trained, `FitConfig` as JSON.
+        finished: likewise, of the temperatures at which it trained to the end: the mark is at the posterior's.
     """
 
     model: IsingViT
@@ -39,6 +41,7 @@ class FitResult:
     path: pd.DataFrame | None
     seconds: float
     config: Mapping[str, Any] = field(default_factory=dict)
+    finished: pd.DataFrame | None = None
 
     @property
     def temperature(self) -> float:
@@ -64,7 +67,7 @@ class FitResult:
         return densities(self.guide)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``posterior.safetensors``, ``fit.json``, ``history.csv`` and ``path.csv`` into a folder. No pickle.
+        """Write ``posterior.safetensors``, ``fit.json``, ``history.csv``, ``path.csv`` and ``finished.csv``. No pickle.
 
         Raises:
             InputError: if the folder already holds a posterior.
@@ -90,8 +93,9 @@ class FitResult:
         }
         (folder / "fit.json").write_text(json.dumps(facts, indent=2) + "\n")
         self.history.to_csv(folder / "history.csv", index=False)
-        if self.path is not None:
-            self.path.to_csv(folder / "path.csv", index=False)
+        for name, table in (("path", self.path), ("finished", self.finished)):
+            if table is not None:
+                table.to_csv(folder / f"{name}.csv", index=False)
         safetensors.torch.save_file(tensors, folder / "posterior.safetensors")
 
     @classmethod
@@ -131,14 +135,16 @@ class FitResult:
         fixed = parts.get("fixed_masks")
         model.fix_masks(None if fixed is None else {name: mask.to(device) for name, mask in fixed.items()})
         model.temperature, model.num_data = facts["temperature"], facts["num_data"]
-        path = folder / "path.csv"
+        tables = [folder / "path.csv", folder / "finished.csv"]
+        path, finished = (pd.read_csv(table) if table.is_file() else None for table in tables)
         return cls(
             model,
             guide,
             pd.read_csv(folder / "history.csv"),
-            pd.read_csv(path) if path.is_file() else None,
+            path,
             facts["seconds"],
             facts["config"],
+            finished,
         )
 
 

@@ -1,4 +1,4 @@
-"""The temperature, decided on held-out images along one warm-started path from cold to hot."""
+"""The temperature, decided on held-out images: a warm-started path from cold to hot, then whole trainings from it."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from .data import Images
@@ -38,6 +37,9 @@ PATIENCE = 1.2
 DRAWS = 20
 """Posterior draws behind each validation NLL."""
 
+Mark = Literal["least_nll", "sparsest"]
+"""A mark of `path_table`."""
+
 
 def coldest(model: IsingViT, num_data: int) -> float:
     """The first temperature of the path, which the pilot phase has too: next to no weight is worth dropping."""
@@ -46,13 +48,13 @@ def coldest(model: IsingViT, num_data: int) -> float:
 
 @dataclass(frozen=True)
 class Stop:
-    """Where training stood at one temperature of a path.
+    """Where training stood at one temperature.
 
     Attributes:
         temperature: of the posterior.
-        states: of model and guide, averaged over the second half of the steps at this temperature.
+        states: of model and guide; on a path averaged over the second half of the steps at this temperature.
         optimizer: its state at the end of them.
-        position: of the learning rate along its schedule as the path began.
+        position: along the schedule of the learning rate, from which training goes on.
         nll: of each validation image, (n,), in nats.
         row: what the path's table says: temperature, nll, brier, accuracy, densities.
     """
@@ -90,7 +92,6 @@ def follow_path(
     """
     model, guide = trainer.model, trainer.guide
     parts: tuple[Any, Any] = model, guide
-    labels = validation.labels.cpu()
     end = trainer.step + most
     begin, trainer.stride = trainer.position, 0.0
     if guide.closed_form:
@@ -107,16 +108,10 @@ def follow_path(
         states = [copy.deepcopy(part.state_dict()) for part in parts]
         for part, state in zip(parts, average.states, strict=True):
             part.load_state_dict(state)
-        probs = predict(model, guide, validation.images, draws=DRAWS).probs
-        each = torch.nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels, reduction="none")
-        nll, accuracy = float(each.mean()), float((probs.argmax(-1) == labels).float().mean())
-        brier = float((probs - nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
-        row = {"temperature": model.temperature, "nll": nll, "brier": brier, "accuracy": accuracy, **densities(guide)}
-        optimizer = copy.deepcopy(trainer.optimizer.state_dict())
-        of_model, of_guide = average.states
-        stops.append(Stop(model.temperature, (of_model, of_guide), optimizer, begin, each, row))
+        stops.append(_judged(trainer, validation, begin))
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
+        nll = stops[-1].row["nll"]
         least = min(least, nll)
         if nll > patience * least:
             break
@@ -127,8 +122,8 @@ def path_table(stops: Sequence[Stop]) -> pd.DataFrame:
     """One row a temperature: temperature; nll, brier and accuracy of the validation images; both densities.
 
     ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images.
-    ``least_nll`` marks that minimum, which ``temperature="auto"`` takes; ``sparsest`` the sparsest within one standard
-    error of it, which ``temperature="sparsest"`` takes.
+    ``least_nll`` marks that minimum, which ``temperature="auto"`` goes by; ``sparsest`` the sparsest within one
+    standard error of it, which ``temperature="sparsest"`` goes by.
     """
     table = pd.DataFrame([stop.row for stop in stops])
     least = int(table["nll"].to_numpy().argmin())
@@ -144,6 +139,53 @@ def go_to(trainer: "Trainer", stop: Stop) -> None:
     stop.restore(trainer.model, trainer.guide)
     trainer.optimizer.load_state_dict(stop.optimizer)
     trainer.go_back(stop.position)
+
+
+def finish(trainer: "Trainer", validation: Images, stops: Sequence[Stop], steps: int, mark: Mark) -> list[Stop]:
+    """Train to the end from a stop of a path, and from hotter ones as long as that pays.
+
+    A path judges temperatures early and after few steps at each: before the cold ones overfit, and before the hot ones
+    have made up for the weights they lost. So the rest of the training is repeated from one stop after the other until
+    the newest is no longer the one with ``mark`` in `path_table`.
+
+    Args:
+        trainer: at the end of the path; it is left at the end of the training with the mark.
+        validation: images to decide on.
+        stops: of the path, from the one to begin with, cold to hot.
+        steps: of the rest of the training.
+        mark: of the table's to go by.
+
+    Returns:
+        The ends of the trainings, in the order of ``stops``.
+    """
+    begin, rows = trainer.step, trainer.rows
+    ends: list[Stop] = []
+    histories = []
+    for stop in stops:
+        trainer.step, trainer.rows = begin, list(rows)
+        go_to(trainer, stop)
+        trainer.run(steps, "ising")
+        ends.append(_judged(trainer, validation, trainer.position))
+        histories.append(trainer.rows)
+        marked = int(path_table(ends)[mark].to_numpy().argmax())
+        if marked < len(ends) - 1:
+            break
+    go_to(trainer, ends[marked])
+    trainer.rows = histories[marked]
+    return ends
+
+
+def _judged(trainer: "Trainer", validation: Images, position: float) -> Stop:
+    """Where training stands now, and what the validation images say of it."""
+    model, guide, labels = trainer.model, trainer.guide, validation.labels.cpu()
+    probs = predict(model, guide, validation.images, draws=DRAWS).probs
+    each = nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels, reduction="none")
+    accuracy = float((probs.argmax(-1) == labels).float().mean())
+    brier = float((probs - nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
+    row = {"temperature": model.temperature, "nll": float(each.mean()), "brier": brier, "accuracy": accuracy}
+    states = copy.deepcopy(model.state_dict()), copy.deepcopy(guide.state_dict())
+    optimizer = copy.deepcopy(trainer.optimizer.state_dict())
+    return Stop(model.temperature, states, optimizer, position, each, row | densities(guide))
 
 
 @dataclass(frozen=True)
@@ -176,7 +218,7 @@ class FitPath:
         self.stops[row].restore(self.model, self.guide)
         return FitResult(self.model, self.guide, self.history, self.table, self.seconds, self.config)
 
-    def pick(self, mark: Literal["least_nll", "sparsest"] = "least_nll") -> FitResult:
+    def pick(self, mark: Mark = "least_nll") -> FitResult:
         """The posterior at a marked row of the table, see `path_table`."""
         return self.at(int(self.table[mark].to_numpy().argmax()))
 

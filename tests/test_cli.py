@@ -49,6 +49,7 @@ def test_a_run_folder_holds_everything(isingvit, tmp_path):
         "history.csv",
         "inclusion.png",
         "metrics.json",
+        "finished.csv",
         "path.csv",
         "posterior.safetensors",
         "run.json",

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -126,18 +127,60 @@ def test_temperature_auto_takes_the_least_validation_nll(stripes):
     assert len(path) >= 3
     assert path.loc[path["nll"].idxmin(), "least_nll"]
     assert path["least_nll"].sum() == 1
-    assert result.temperature == path.loc[path["least_nll"], "temperature"].item()
+    finished = result.finished
+    hotter = path["temperature"] >= path.loc[path["least_nll"], "temperature"].item()
+    assert finished["temperature"].tolist() == path.loc[hotter, "temperature"].tolist()[: len(finished)]
+    falling = finished["nll"].diff().iloc[1:] < 0  # each one hotter pays, but for the one that ended it
+    assert falling[:-1].all()
+    assert not falling[-1:].any() or len(finished) == hotter.sum()
+    assert result.temperature == finished.loc[finished["least_nll"], "temperature"].item()
     assert result.history["temperature"].iloc[-1] == result.temperature
     assert result.history["phase"].unique().tolist() == ["pilot", "path", "ising"]
+    assert result.history["step"].is_monotonic_increasing
     assert result.history["step"].iloc[-1] == 300
+    nll = -result.predict(stripes.images, 20).probs.gather(1, stripes.labels[:, None]).log().mean()
+    assert float(nll) == pytest.approx(finished["nll"].min(), abs=1e-5)
 
 
 def test_the_sparsest_within_one_standard_error(stripes):
     settings = {"validation": stripes, "steps": 300}
     auto, sparsest = (quick_fit(stripes, temperature=t, **settings) for t in ("auto", "sparsest"))
-    assert sparsest.temperature == sparsest.path.loc[sparsest.path["sparsest"], "temperature"].item()
     pd.testing.assert_frame_equal(auto.path, sparsest.path)
-    assert sparsest.temperature >= auto.temperature
+    finished = sparsest.finished
+    assert finished["temperature"].iloc[0] == sparsest.path.loc[sparsest.path["sparsest"], "temperature"].item()
+    assert sparsest.temperature == finished.loc[finished["sparsest"], "temperature"].item()
+    assert sparsest.temperature >= sparsest.path.loc[sparsest.path["least_nll"], "temperature"].item()
+
+
+def test_training_goes_on_hotter_while_that_pays(stripes, monkeypatch):
+    """With a validation NLL that is best at the third of six temperatures, four are trained to the end."""
+    temperature = importlib.import_module("pyro_isingvit.temperature")
+    judged, bests = temperature._judged, {}
+
+    def rigged(trainer, validation, position):
+        stop = judged(trainer, validation, position)
+        if trainer.step < 300:
+            nll = torch.full_like(stop.nll, 1.0 + 0.01 * stop.temperature)  # on the path colder is better
+        else:
+            bests.setdefault(stop.temperature, len(bests))
+            nll = torch.full_like(stop.nll, 1.0 + abs(bests[stop.temperature] - 2))
+        return replace(stop, nll=nll, row=stop.row | {"nll": float(nll.mean())})
+
+    monkeypatch.setattr(temperature, "_judged", rigged)
+    for mark in ("auto", "sparsest"):
+        bests.clear()
+        result = quick_fit(stripes, validation=stripes, temperature=mark, steps=300, fine_tune=0.0)
+        assert result.finished["nll"].tolist() == [3.0, 2.0, 1.0, 2.0]
+        assert result.temperature == result.path["temperature"].iloc[2]
+        assert result.history["temperature"].iloc[-1] == result.temperature
+
+
+def test_fine_tuning_follows_the_chosen_temperature(stripes):
+    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=300, fine_tune=0.2)
+    assert result.history["phase"].unique().tolist() == ["pilot", "path", "ising", "fine-tune"]
+    assert result.history["step"].tolist() == sorted(set(result.history["step"]))
+    assert result.history["step"].iloc[-1] == 300
+    assert result.temperature == result.finished.loc[result.finished["least_nll"], "temperature"].item()
 
 
 def test_temperature_auto_listens_to_the_validation_images(stripes, monkeypatch):
@@ -266,6 +309,7 @@ def test_save_and_load(stripes, tmp_path, fine_tune):
     assert (again.model.fixed_masks is None) == (fine_tune == 0)
     pd.testing.assert_frame_equal(again.history, result.history)
     pd.testing.assert_frame_equal(again.path, result.path)
+    pd.testing.assert_frame_equal(again.finished, result.finished)
     assert not list((tmp_path / "fit").glob("*.p*"))
     with pytest.raises(InputError, match="holds a posterior already"):
         result.save(tmp_path / "fit")
