@@ -23,7 +23,7 @@ from .guides import Guide
 from .models import IsingViT
 from .predict import evaluating, predict_plug_in, seeded
 from .result import FitResult, densities
-from .temperature import FACTORS, PATIENCE, SHARE, FitPath, Mark, coldest, finish, follow_path, path_table
+from .temperature import FACTORS, PATIENCE, SHARE, FitPath, coldest, finish, follow_path, path_table
 
 LOGS = 50
 """Rows of the history."""
@@ -36,16 +36,16 @@ class FitConfig(Config):
     """How to train.
 
     Attributes:
-        steps: optimiser steps in all.
+        steps: optimiser steps of one training, from its start to its end; ``temperature="auto"`` repeats the last part.
         batch_size: images a step.
         learning_rate: peak rate of Adam.
         warmup: share of the steps over which the rate rises to its peak; then it falls to zero along a cosine.
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
         temperature: T of the power posterior, or ``"auto"``: the Ising phase begins with a path from cold to hot; from
-            the least NLL of the validation images there, training goes on to the end, and is repeated at the next
-            hotter temperature as long as that lowers the NLL at the end; or ``"sparsest"``: likewise, as long as the
-            NLL stays within one standard error of the least; see `temperature.finish`.
+            the least NLL of the validation images there, training goes on to the phase's end, and is repeated at the
+            next hotter temperature as long as that lowers the NLL at the end by more than a standard error; or
+            ``"sparsest"``: likewise, as long as the NLL stays within one of the least; see `temperature.finish`.
         target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
@@ -146,11 +146,10 @@ def fit(
             ising = config.steps - trainer.step - fine_tune
             if isinstance(config.temperature, str) and ising:
                 assert validation is not None
-                mark: Mark = "least_nll" if config.temperature == "auto" else "sparsest"
                 stops = follow_path(trainer, validation, max(1, round(SHARE * ising / len(FACTORS))), ising, PATIENCE)
                 path = path_table(stops)
-                first, rest = int(path[mark].to_numpy().argmax()), config.steps - fine_tune - trainer.step
-                finished = path_table(finish(trainer, validation, stops[first:], rest, mark))
+                first, rest = int(path["least_nll"].to_numpy().argmax()), config.steps - fine_tune - trainer.step
+                finished = finish(trainer, validation, stops[first:], rest, config.temperature == "sparsest")
             else:
                 trainer.run(ising, "ising")
             if fine_tune:
@@ -301,7 +300,7 @@ class Trainer:
 
     def go_back(self, position: float) -> None:
         """Set the learning rate back along its schedule; what is left of it is spread over the steps left."""
-        self.bar.update(self.task, completed=self.step)
+        self.bar.reset(self.task, completed=self.step)
         self.position = position
         self.stride = (self.config.steps - position) / max(1, self.config.steps - self.step)
 

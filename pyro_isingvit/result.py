@@ -32,7 +32,8 @@ class FitResult:
             `temperature.path_table`; None if it was given.
         seconds: that the fit took.
         config: how it was trained, `FitConfig` as JSON.
-        finished: likewise, of the temperatures at which it trained to the end: the mark is at the posterior's.
+        finished: likewise, at the end of the Ising phase, of the temperatures at which it trained till there;
+            ``chosen`` marks the one it stayed at.
     """
 
     model: IsingViT

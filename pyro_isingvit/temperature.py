@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from .data import Images
-from .errors import InputError
+from .errors import InputError, TrainingError
 from .guides import Guide
 from .models import IsingViT
 from .predict import predict
@@ -71,7 +71,7 @@ class Stop:
         of_model, of_guide = self.states
         model.load_state_dict(of_model)
         guide.load_state_dict(of_guide)
-        model.temperature = self.temperature
+        model.temperature, model.seen = self.temperature, None
 
 
 def follow_path(
@@ -122,8 +122,7 @@ def path_table(stops: Sequence[Stop]) -> pd.DataFrame:
     """One row a temperature: temperature; nll, brier and accuracy of the validation images; both densities.
 
     ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images.
-    ``least_nll`` marks that minimum, which ``temperature="auto"`` goes by; ``sparsest`` the sparsest within one
-    standard error of it, which ``temperature="sparsest"`` goes by.
+    ``least_nll`` marks that minimum; ``sparsest`` the sparsest within one standard error of it.
     """
     table = pd.DataFrame([stop.row for stop in stops])
     least = int(table["nll"].to_numpy().argmin())
@@ -141,38 +140,52 @@ def go_to(trainer: "Trainer", stop: Stop) -> None:
     trainer.go_back(stop.position)
 
 
-def finish(trainer: "Trainer", validation: Images, stops: Sequence[Stop], steps: int, mark: Mark) -> list[Stop]:
+def finish(
+    trainer: "Trainer", validation: Images, stops: Sequence[Stop], steps: int, sparsest: bool = False
+) -> pd.DataFrame:
     """Train to the end from a stop of a path, and from hotter ones as long as that pays.
 
     A path judges temperatures early and after few steps at each: before the cold ones overfit, and before the hot ones
-    have made up for the weights they lost. So the rest of the training is repeated from one stop after the other until
-    the newest is no longer the one with ``mark`` in `path_table`.
+    have made up for the weights they lost. So the rest of the training is repeated from one stop after the other, until
+    one is not better than the one before it by more than a standard error (or, for the sparsest, not within a standard
+    error of the best so far).
 
     Args:
-        trainer: at the end of the path; it is left at the end of the training with the mark.
+        trainer: at the end of the path; it is left at the end of the last training that paid.
         validation: images to decide on.
         stops: of the path, from the one to begin with, cold to hot.
         steps: of the rest of the training.
-        mark: of the table's to go by.
+        sparsest: whether a hotter one pays that is no better, but not worse by more than a standard error.
 
     Returns:
-        The ends of the trainings, in the order of ``stops``.
+        The `path_table` of the ends of the trainings; ``chosen`` marks the last that paid.
+
+    Raises:
+        TrainingError: if the first of them breaks down; a hotter one that does has not paid.
     """
     begin, rows = trainer.step, trainer.rows
     ends: list[Stop] = []
-    histories = []
-    for stop in stops:
+    histories: list[list[dict[str, Any]]] = []
+    chosen = 0
+    for row, stop in enumerate(stops):
         trainer.step, trainer.rows = begin, list(rows)
         go_to(trainer, stop)
-        trainer.run(steps, "ising")
+        try:
+            trainer.run(steps, "ising")
+        except TrainingError:
+            if not ends:
+                raise
+            break
         ends.append(_judged(trainer, validation, trainer.position))
         histories.append(trainer.rows)
-        marked = int(path_table(ends)[mark].to_numpy().argmax())
-        if marked < len(ends) - 1:
+        table = path_table(ends)
+        best = table["nll"] <= table["nll"].min() + table["se"]  # within one standard error
+        if not (table["sparsest"].iloc[row] if sparsest else best.iloc[row] and not best.iloc[:row].any()):
             break
-    go_to(trainer, ends[marked])
-    trainer.rows = histories[marked]
-    return ends
+        chosen = row
+    trainer.step, trainer.rows = begin + steps, histories[chosen]
+    go_to(trainer, ends[chosen])
+    return path_table(ends).assign(chosen=lambda table: table.index == chosen)
 
 
 def _judged(trainer: "Trainer", validation: Images, position: float) -> Stop:

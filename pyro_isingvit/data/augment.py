@@ -24,7 +24,7 @@ class Augment(Config):
         scale: largest relative change of size.
         shear: largest shear, in degrees.
         translate: largest shift, as a share of the image's side.
-        elastic: largest shift of a part of the image against the others, likewise: a smooth random field.
+        elastic: largest shift, likewise, at the knots of a smooth random field; between them it may be more.
         flip: whether half of the images are mirrored, left for right.
         colour: largest relative change of brightness, of contrast and of saturation.
         erase: side of a square that is blacked out, somewhere within each image, as a share of the image's side.

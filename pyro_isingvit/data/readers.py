@@ -1,5 +1,6 @@
 """Data sets by name or path, from files that are there; nothing is downloaded unless asked for."""
 
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -155,6 +156,7 @@ def _alone(root: Path, download: bool) -> Iterator[None]:
     """One process at a time, where it may download: another one waits, and finds the files there."""
     if download:
         root.mkdir(parents=True, exist_ok=True)
+    if download and os.access(root, os.W_OK):
         with filelock.FileLock(root / ".download.lock"):
             yield
     else:

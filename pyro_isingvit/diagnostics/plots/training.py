@@ -58,7 +58,7 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
     """A score of the validation images against the share of the weights that is kept, along a path of temperatures.
 
     Args:
-        table: of `fit_path`, or `FitResult.path`; `path_table` says what its marks mean.
+        table: of `fit_path`, or `FitResult.path` or `.finished`; `path_table` says what its marks mean.
         score: ``nll`` (with one standard error of the difference to its minimum), ``brier`` or ``accuracy``.
         ax: where to draw; that of a new figure if None.
     """
