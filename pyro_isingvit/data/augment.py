@@ -89,6 +89,7 @@ AUGMENTATIONS: dict[str, Augment | None] = {
     "none": None,
     "digits": Augment(degrees=10, scale=0.1, translate=0.1),
     "handwriting": Augment(),
+    "handwriting-elastic": Augment(elastic=0.06),
     "garments": Augment(degrees=5, scale=0.1, shear=0, translate=0.1, flip=True),
     "photos": Augment(degrees=0, scale=0.15, shear=0, translate=0.12, flip=True, colour=0.3),
 }
