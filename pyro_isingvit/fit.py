@@ -1,9 +1,11 @@
 """The training loop: pilot with all masks on, Ising phase, fine-tuning of the median-probability model."""
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import pandas as pd
@@ -36,16 +38,16 @@ class FitConfig(Config):
     """How to train.
 
     Attributes:
-        steps: optimiser steps of one training, from its start to its end; ``temperature="auto"`` repeats the last part.
+        steps: optimiser steps from start to end; what ``temperature="auto"`` tries comes on top.
         batch_size: images a step.
         learning_rate: peak rate of Adam.
         warmup: share of the steps over which the rate rises to its peak; then it falls to zero along a cosine.
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
-        temperature: T of the power posterior, or ``"auto"``: the Ising phase begins with a path from cold to hot; from
-            the least NLL of the validation images there, training goes on to the phase's end, and is repeated at the
-            next hotter temperature as long as that lowers the NLL at the end by more than a standard error; or
-            ``"sparsest"``: likewise, as long as the NLL stays within one of the least; see `temperature.finish`.
+        temperature: T of the power posterior, or ``"auto"``: after the pilot phase a short path from cold to hot says
+            by the NLL of the validation images where to begin. The Ising phase is run there, and again at the next
+            hotter temperature as long as the NLL at its end falls by more than a standard error; or ``"sparsest"``:
+            likewise, as long as the NLL stays within one of the least; see `temperature.finish`.
         target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
@@ -146,10 +148,11 @@ def fit(
             ising = config.steps - trainer.step - fine_tune
             if isinstance(config.temperature, str) and ising:
                 assert validation is not None
+                start = trainer.snapshot()
                 stops = follow_path(trainer, validation, max(1, round(SHARE * ising / len(FACTORS))), ising, PATIENCE)
                 path = path_table(stops)
-                first, rest = int(path["least_nll"].to_numpy().argmax()), config.steps - fine_tune - trainer.step
-                finished = finish(trainer, validation, stops[first:], rest, config.temperature == "sparsest")
+                hotter = path["temperature"].iloc[int(path["least_nll"].to_numpy().argmax()) :]
+                finished = finish(trainer, validation, start, hotter, ising, config.temperature == "sparsest")
             else:
                 trainer.run(ising, "ising")
             if fine_tune:
@@ -221,6 +224,17 @@ def _training(
         trainer = Trainer(model, guide, train.to(device), validation, config, bar)
         yield trainer
         trainer.seconds = time.perf_counter() - trainer.started
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where training stood: states of model, guide and optimiser, and a `Trainer`'s counters and rows."""
+
+    states: Sequence[dict[str, Any]]
+    step: int
+    position: float
+    stride: float
+    rows: tuple[dict[str, Any], ...]
 
 
 class Trainer:
@@ -298,11 +312,23 @@ class Trainer:
                 self._log(phase, float(total) / count)
                 total, count = torch.zeros_like(total), 0
 
-    def go_back(self, position: float) -> None:
-        """Set the learning rate back along its schedule; what is left of it is spread over the steps left."""
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.model, self.guide, self.optimizer
+
+    def snapshot(self) -> "Snapshot":
+        """Where training stands."""
+        states = [copy.deepcopy(part.state_dict()) for part in self._parts]
+        return Snapshot(states, self.step, self.position, self.stride, tuple(self.rows))
+
+    def go_back(self, snapshot: "Snapshot") -> None:
+        """Put everything but the temperature back to where it was."""
+        for part, state in zip(self._parts, snapshot.states, strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+        self.model.seen = None
+        self.step, self.position, self.stride = snapshot.step, snapshot.position, snapshot.stride
+        self.rows = list(snapshot.rows)
         self.bar.reset(self.task, completed=self.step)
-        self.position = position
-        self.stride = (self.config.steps - position) / max(1, self.config.steps - self.step)
 
     def _log(self, phase: str, loss: float) -> None:
         if not math.isfinite(loss):

@@ -28,12 +28,11 @@ class FitResult:
         history: one row now and then: step, phase, temperature, loss (negative tempered ELBO times T, in
             nats per image), accuracy and nll of the plug-in network on validation (else training) images,
             expected_density, median_density, seconds.
-        path: what ``temperature="auto"`` or ``"sparsest"`` saw before it went on, one row a temperature, see
+        path: what ``temperature="auto"`` or ``"sparsest"`` tried first, one row a temperature, see
             `temperature.path_table`; None if it was given.
         seconds: that the fit took.
         config: how it was trained, `FitConfig` as JSON.
-        finished: likewise, at the end of the Ising phase, of the temperatures at which it trained till there;
-            ``chosen`` marks the one it stayed at.
+        finished: likewise, at the end of each Ising phase that it tried; ``chosen`` marks the one it stayed at.
     """
 
     model: IsingViT

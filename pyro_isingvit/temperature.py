@@ -1,7 +1,7 @@
 """The temperature, decided on held-out images: a warm-started path from cold to hot, then whole trainings from it."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,13 +16,13 @@ from .predict import predict
 from .result import FitResult, densities
 
 if TYPE_CHECKING:
-    from .fit import Trainer
+    from .fit import Snapshot, Trainer
 
 FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0, 16.0)
 """Temperatures tried, in multiples of training images per weight."""
 
 SHARE = 0.2
-"""Share of the Ising phase that ``temperature="auto"`` spends on trying them."""
+"""Steps that ``temperature="auto"`` spends on trying them, as a share of the Ising phase."""
 
 POSITION = 0.8
 """Where on its schedule the learning rate is held meanwhile, for guides whose masks follow in closed form: low enough
@@ -53,16 +53,12 @@ class Stop:
     Attributes:
         temperature: of the posterior.
         states: of model and guide; on a path averaged over the second half of the steps at this temperature.
-        optimizer: its state at the end of them.
-        position: along the schedule of the learning rate, from which training goes on.
         nll: of each validation image, (n,), in nats.
         row: what the path's table says: temperature, nll, brier, accuracy, densities.
     """
 
     temperature: float
     states: tuple[dict[str, Tensor], dict[str, Tensor]]
-    optimizer: dict[str, Any]
-    position: float
     nll: Tensor
     row: dict[str, float]
 
@@ -71,7 +67,7 @@ class Stop:
         of_model, of_guide = self.states
         model.load_state_dict(of_model)
         guide.load_state_dict(of_guide)
-        model.temperature, model.seen = self.temperature, None
+        model.temperature = self.temperature
 
 
 def follow_path(
@@ -93,9 +89,9 @@ def follow_path(
     model, guide = trainer.model, trainer.guide
     parts: tuple[Any, Any] = model, guide
     end = trainer.step + most
-    begin, trainer.stride = trainer.position, 0.0
+    trainer.stride = 0.0
     if guide.closed_form:
-        trainer.position = max(begin, POSITION * trainer.config.steps)
+        trainer.position = max(trainer.position, POSITION * trainer.config.steps)
     cold, least = coldest(model, len(trainer.train)), float("inf")
     stops: list[Stop] = []
     for factor in FACTORS:
@@ -108,7 +104,7 @@ def follow_path(
         states = [copy.deepcopy(part.state_dict()) for part in parts]
         for part, state in zip(parts, average.states, strict=True):
             part.load_state_dict(state)
-        stops.append(_judged(trainer, validation, begin))
+        stops.append(_judged(model, guide, validation))
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
         nll = stops[-1].row["nll"]
@@ -133,29 +129,28 @@ def path_table(stops: Sequence[Stop]) -> pd.DataFrame:
     return table.assign(**{name: table.index == row for name, row in marks.items()})
 
 
-def go_to(trainer: "Trainer", stop: Stop) -> None:
-    """Put model, guide, optimiser, temperature and learning rate back to where they were at a stop."""
-    stop.restore(trainer.model, trainer.guide)
-    trainer.optimizer.load_state_dict(stop.optimizer)
-    trainer.go_back(stop.position)
-
-
 def finish(
-    trainer: "Trainer", validation: Images, stops: Sequence[Stop], steps: int, sparsest: bool = False
+    trainer: "Trainer",
+    validation: Images,
+    start: "Snapshot",
+    temperatures: Iterable[float],
+    steps: int,
+    sparsest: bool = False,
 ) -> pd.DataFrame:
-    """Train to the end from a stop of a path, and from hotter ones as long as that pays.
+    """Train from the end of the pilot phase at one temperature after the other, as long as hotter ones pay.
 
     A path judges temperatures early and after few steps at each: before the cold ones overfit, and before the hot ones
-    have made up for the weights they lost. So the rest of the training is repeated from one stop after the other, until
-    one is not better than the one before it by more than a standard error (or, for the sparsest, not within a standard
-    error of the best so far).
+    have made up for the weights they lost. So it only says where to begin, and whole trainings are compared. A hotter
+    one pays if it is better than all before it by more than a standard error (or, for the sparsest, not worse than the
+    best so far by more than one).
 
     Args:
-        trainer: at the end of the path; it is left at the end of the last training that paid.
+        trainer: it is left at the end of the last training that paid.
         validation: images to decide on.
-        stops: of the path, from the one to begin with, cold to hot.
-        steps: of the rest of the training.
-        sparsest: whether a hotter one pays that is no better, but not worse by more than a standard error.
+        start: the end of the pilot phase.
+        temperatures: to train at, cold to hot.
+        steps: of each training.
+        sparsest: which rule to go by.
 
     Returns:
         The `path_table` of the ends of the trainings; ``chosen`` marks the last that paid.
@@ -163,42 +158,39 @@ def finish(
     Raises:
         TrainingError: if the first of them breaks down; a hotter one that does has not paid.
     """
-    begin, rows = trainer.step, trainer.rows
+    model, guide, paid = trainer.model, trainer.guide, start
     ends: list[Stop] = []
-    histories: list[list[dict[str, Any]]] = []
     chosen = 0
-    for row, stop in enumerate(stops):
-        trainer.step, trainer.rows = begin, list(rows)
-        go_to(trainer, stop)
+    for row, temperature in enumerate(temperatures):
+        trainer.go_back(start)
+        model.temperature = temperature
         try:
             trainer.run(steps, "ising")
         except TrainingError:
             if not ends:
                 raise
             break
-        ends.append(_judged(trainer, validation, trainer.position))
-        histories.append(trainer.rows)
+        ends.append(_judged(model, guide, validation))
         table = path_table(ends)
         best = table["nll"] <= table["nll"].min() + table["se"]  # within one standard error
         if not (table["sparsest"].iloc[row] if sparsest else best.iloc[row] and not best.iloc[:row].any()):
             break
-        chosen = row
-    trainer.step, trainer.rows = begin + steps, histories[chosen]
-    go_to(trainer, ends[chosen])
+        chosen, paid = row, trainer.snapshot()
+    trainer.go_back(paid)
+    model.temperature = ends[chosen].temperature
     return path_table(ends).assign(chosen=lambda table: table.index == chosen)
 
 
-def _judged(trainer: "Trainer", validation: Images, position: float) -> Stop:
+def _judged(model: IsingViT, guide: Guide, validation: Images) -> Stop:
     """Where training stands now, and what the validation images say of it."""
-    model, guide, labels = trainer.model, trainer.guide, validation.labels.cpu()
+    labels = validation.labels.cpu()
     probs = predict(model, guide, validation.images, draws=DRAWS).probs
     each = nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels, reduction="none")
     accuracy = float((probs.argmax(-1) == labels).float().mean())
     brier = float((probs - nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
     row = {"temperature": model.temperature, "nll": float(each.mean()), "brier": brier, "accuracy": accuracy}
     states = copy.deepcopy(model.state_dict()), copy.deepcopy(guide.state_dict())
-    optimizer = copy.deepcopy(trainer.optimizer.state_dict())
-    return Stop(model.temperature, states, optimizer, position, each, row | densities(guide))
+    return Stop(model.temperature, states, each, row | densities(guide))
 
 
 @dataclass(frozen=True)
