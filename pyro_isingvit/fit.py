@@ -46,8 +46,8 @@ class FitConfig(Config):
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
         temperature: T of the power posterior, or ``"auto"``: after the pilot phase a short path from cold to hot says
             by the NLL of the validation images where to begin. The Ising phase is run there, and again at the next
-            hotter temperature as long as the NLL at its end falls by more than a standard error; or ``"sparsest"``:
-            likewise, as long as the NLL stays within one of the least; see `temperature.finish`.
+            hotter temperature as long as the NLL at its end falls; or ``"sparsest"``: likewise, as long as the NLL
+            stays within one standard error of the least; see `temperature.finish`.
         target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
@@ -173,8 +173,8 @@ def fit_path(
     """Fit a guide at many temperatures in one go, from cold and dense to hot and sparse.
 
     After the pilot phase all steps are spread evenly over `temperature.FACTORS`, each temperature starting from the one
-    before, at one low learning rate and with averaged parameters. What ``temperature="auto"`` does in the first part of
-    its Ising phase is done here with all of it, and every point is kept.
+    before, at one low learning rate and with averaged parameters. What ``temperature="auto"`` does in short before its
+    Ising phase is done here with all steps, and every point is kept.
 
     Args:
         model, guide, train, validation, config, progress: see `fit`. The configuration's temperature stays ``"auto"``.

@@ -141,8 +141,7 @@ def finish(
 
     A path judges temperatures early and after few steps at each: before the cold ones overfit, and before the hot ones
     have made up for the weights they lost. So it only says where to begin, and whole trainings are compared. A hotter
-    one pays if it is better than all before it by more than a standard error (or, for the sparsest, not worse than the
-    best so far by more than one).
+    one pays if its NLL is less than all before it (or, for the sparsest, within a standard error of the least so far).
 
     Args:
         trainer: it is left at the end of the last training that paid.
@@ -171,9 +170,7 @@ def finish(
                 raise
             break
         ends.append(_judged(model, guide, validation))
-        table = path_table(ends)
-        best = table["nll"] <= table["nll"].min() + table["se"]  # within one standard error
-        if not (table["sparsest"].iloc[row] if sparsest else best.iloc[row] and not best.iloc[:row].any()):
+        if not path_table(ends)["sparsest" if sparsest else "least_nll"].iloc[row]:
             break
         chosen, paid = row, trainer.snapshot()
     trainer.go_back(paid)
