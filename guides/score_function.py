@@ -86,6 +86,11 @@ class ScoreFunction(MeanField):
 
     def forward(self, images: Tensor | None = None, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         self._context = None if images is None else images.detach().flatten(1).mean(0)
+        first = None if self.net is None else self.net[0]
+        if isinstance(first, nn.LazyLinear) and self._context is not None:
+            with torch.random.fork_rng(), torch.no_grad():  # whatever is drawn first
+                torch.manual_seed(0)
+                first(self._context)
         return super().forward(images, *args, **kwargs)
 
     def draw_masks(self) -> dict[str, Tensor]:

@@ -141,6 +141,8 @@ class HessianDiagonal(SquaredGradient):
         """Nothing: all is done in `prepare`."""
 
     def prepare(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
+        if not self.squares_weight:
+            self._calls = 0
         if self._calls % self.every == 0:
             scale = seen.num_data / len(seen.images)
             diagonal = hessian_diagonal(guide.model, seen, self.chunk)

@@ -25,7 +25,7 @@ from .guides import Guide
 from .models import IsingViT
 from .predict import evaluating, predict_plug_in, seeded
 from .result import FitResult, densities
-from .temperature import FACTORS, PATIENCE, SHARE, FitPath, coldest, finish, follow_path, path_table
+from .temperature import FACTORS, PATIENCE, SHARE, FitPath, finish, follow_path, grid, path_table
 
 LOGS = 50
 """Rows of the history."""
@@ -135,7 +135,7 @@ def fit(
 
     Raises:
         InputError: if the arguments do not fit together.
-        TrainingError: if the loss is no longer finite.
+        TrainingError: if the loss is no longer finite (at a temperature that has to be tried).
     """
     config = config or FitConfig()
     path = finished = None
@@ -148,11 +148,11 @@ def fit(
             ising = config.steps - trainer.step - fine_tune
             if isinstance(config.temperature, str) and ising:
                 assert validation is not None
-                start = trainer.snapshot()
-                stops = follow_path(trainer, validation, max(1, round(SHARE * ising / len(FACTORS))), ising, PATIENCE)
-                path = path_table(stops)
-                hotter = path["temperature"].iloc[int(path["least_nll"].to_numpy().argmax()) :]
-                finished = finish(trainer, validation, start, hotter, ising, config.temperature == "sparsest")
+                start, sparsest = trainer.snapshot(), config.temperature == "sparsest"
+                each = max(1, round(SHARE * ising / len(FACTORS)))
+                path = path_table(follow_path(trainer, validation, each, PATIENCE))
+                hotter = grid(model, len(train))[int(path["least_nll"].to_numpy().argmax()) :]
+                finished = finish(trainer, validation, start, hotter, ising, sparsest)
             else:
                 trainer.run(ising, "ising")
             if fine_tune:
@@ -200,7 +200,7 @@ def fit_path(
             raise InputError(
                 f"steps={config.steps}, pilot={config.pilot} leave {left} for {len(FACTORS)} temperatures: more steps"
             )
-        stops = follow_path(trainer, validation, left // len(FACTORS), left)
+        stops = follow_path(trainer, validation, left // len(FACTORS))
     table, facts = path_table(stops), config.model_dump(mode="json")
     return FitPath(model, guide, table, stops, trainer.history, trainer.seconds, facts)
 
@@ -255,7 +255,7 @@ class Trainer:
         self.position, self.stride = 0.0, 1.0  # along the schedule of the learning rate, and what a step adds
         self.rows: list[dict[str, Any]] = []
         model.num_data, model.seen = len(train), None
-        model.temperature = coldest(model, len(train)) if isinstance(config.temperature, str) else config.temperature
+        model.temperature = grid(model, len(train))[0] if isinstance(config.temperature, str) else config.temperature
         self.loss = TraceGraph_ELBO()(model, guide)
         rate = config.learning_rate
         shared = [p for p in model.parameters() if p.requires_grad]
@@ -322,7 +322,7 @@ class Trainer:
         return Snapshot(states, self.step, self.position, self.stride, tuple(self.rows))
 
     def go_back(self, snapshot: "Snapshot") -> None:
-        """Put everything but the temperature back to where it was."""
+        """Put all back but for the temperature, random numbers and when a guide's next update is due."""
         for part, state in zip(self._parts, snapshot.states, strict=True):
             part.load_state_dict(copy.deepcopy(state))
         self.model.seen = None

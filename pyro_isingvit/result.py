@@ -27,7 +27,8 @@ class FitResult:
         model, guide: the pair.
         history: one row now and then: step, phase, temperature, loss (negative tempered ELBO times T, in
             nats per image), accuracy and nll of the plug-in network on validation (else training) images,
-            expected_density, median_density, seconds.
+            expected_density, median_density, seconds since the start. Of what ``temperature="auto"`` tried, the
+            training it stayed at.
         path: what ``temperature="auto"`` or ``"sparsest"`` tried first, one row a temperature, see
             `temperature.path_table`; None if it was given.
         seconds: that the fit took.

@@ -1,6 +1,7 @@
-"""The temperature, decided on held-out images: a warm-started path from cold to hot, then whole trainings from it."""
+"""The temperature, decided on held-out images: a warm-started path from cold to hot, then whole trainings."""
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,26 +42,39 @@ Mark = Literal["least_nll", "sparsest"]
 """A mark of `path_table`."""
 
 
-def coldest(model: IsingViT, num_data: int) -> float:
-    """The first temperature of the path, which the pilot phase has too: next to no weight is worth dropping."""
-    return FACTORS[0] * num_data / sum(site.numel for site in model.sites)
+def grid(model: IsingViT, num_data: int) -> list[float]:
+    """The temperatures of a path. The pilot phase has the first: next to no weight is worth dropping at it."""
+    unit = num_data / sum(site.numel for site in model.sites)
+    return [factor * unit for factor in FACTORS]
 
 
 @dataclass(frozen=True)
-class Stop:
-    """Where training stood at one temperature.
+class Judged:
+    """What the validation images say.
 
     Attributes:
-        temperature: of the posterior.
-        states: of model and guide; on a path averaged over the second half of the steps at this temperature.
-        nll: of each validation image, (n,), in nats.
-        row: what the path's table says: temperature, nll, brier, accuracy, densities.
+        nll: of each image, (n,), in nats.
+        row: what tables say: temperature, nll, brier, accuracy, densities.
     """
 
-    temperature: float
-    states: tuple[dict[str, Tensor], dict[str, Tensor]]
     nll: Tensor
     row: dict[str, float]
+
+    @property
+    def temperature(self) -> float:
+        """Of the posterior."""
+        return self.row["temperature"]
+
+
+@dataclass(frozen=True)
+class Stop(Judged):
+    """A temperature of a path.
+
+    Attributes:
+        states: of model and guide, averaged over the second half of the steps at this temperature.
+    """
+
+    states: tuple[dict[str, Tensor], dict[str, Tensor]]
 
     def restore(self, model: IsingViT, guide: Guide) -> None:
         """Put model, guide and temperature back to where they were here."""
@@ -70,9 +84,7 @@ class Stop:
         model.temperature = self.temperature
 
 
-def follow_path(
-    trainer: "Trainer", validation: Images, steps: int, most: int, patience: float = float("inf")
-) -> list[Stop]:
+def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: float = float("inf")) -> list[Stop]:
     """Train through rising temperatures, judging each by the validation images.
 
     Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the
@@ -80,41 +92,43 @@ def follow_path(
     average of the parameters over its second half: a single state may be off by more than temperatures differ.
 
     Args:
-        trainer: at the start of its Ising phase; it is left at the end of the path.
+        trainer: at the end of the pilot phase; it is left at the end of the path.
         validation: images to decide on.
         steps: at each temperature.
-        most: steps in all.
-        patience: the path ends once the validation NLL is this many times its minimum.
+        patience: the path ends once the validation NLL is this many times its minimum, or training breaks down.
+
+    Raises:
+        TrainingError: if it breaks down at the first.
     """
     model, guide = trainer.model, trainer.guide
     parts: tuple[Any, Any] = model, guide
-    end = trainer.step + most
     trainer.stride = 0.0
     if guide.closed_form:
         trainer.position = max(trainer.position, POSITION * trainer.config.steps)
-    cold, least = coldest(model, len(trainer.train)), float("inf")
     stops: list[Stop] = []
-    for factor in FACTORS:
-        here = min(steps, end - trainer.step)
-        if here < 1:
+    for temperature in grid(model, len(trainer.train)):
+        model.temperature = temperature
+        average = _Average(parts, steps)
+        try:
+            trainer.run(steps, "path", average)
+            states = [copy.deepcopy(part.state_dict()) for part in parts]
+            for part, state in zip(parts, average.states, strict=True):
+                part.load_state_dict(state)
+            judged = _judge(model, guide, validation)
+        except TrainingError:
+            if not stops:
+                raise
             break
-        model.temperature = factor / FACTORS[0] * cold
-        average = _Average(parts, here)
-        trainer.run(here, "path", average)
-        states = [copy.deepcopy(part.state_dict()) for part in parts]
-        for part, state in zip(parts, average.states, strict=True):
-            part.load_state_dict(state)
-        stops.append(_judged(model, guide, validation))
+        of_model, of_guide = average.states
+        stops.append(Stop(judged.nll, judged.row, (of_model, of_guide)))
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
-        nll = stops[-1].row["nll"]
-        least = min(least, nll)
-        if nll > patience * least:
+        if judged.row["nll"] > patience * min(stop.row["nll"] for stop in stops):
             break
     return stops
 
 
-def path_table(stops: Sequence[Stop]) -> pd.DataFrame:
+def path_table(stops: Sequence[Judged]) -> pd.DataFrame:
     """One row a temperature: temperature; nll, brier and accuracy of the validation images; both densities.
 
     ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images.
@@ -158,19 +172,21 @@ def finish(
         TrainingError: if the first of them breaks down; a hotter one that does has not paid.
     """
     model, guide, paid = trainer.model, trainer.guide, start
-    ends: list[Stop] = []
+    ends: list[Judged] = []
     chosen = 0
     for row, temperature in enumerate(temperatures):
         trainer.go_back(start)
         model.temperature = temperature
         try:
             trainer.run(steps, "ising")
+            ends.append(_judge(model, guide, validation))
         except TrainingError:
             if not ends:
                 raise
             break
-        ends.append(_judged(model, guide, validation))
-        if not path_table(ends)["sparsest" if sparsest else "least_nll"].iloc[row]:
+        table = path_table(ends)
+        margin = float(table["se"].iloc[row]) if sparsest else 0.0
+        if table["nll"].iloc[row] > table["nll"].min() + margin:
             break
         chosen, paid = row, trainer.snapshot()
     trainer.go_back(paid)
@@ -178,16 +194,21 @@ def finish(
     return path_table(ends).assign(chosen=lambda table: table.index == chosen)
 
 
-def _judged(model: IsingViT, guide: Guide, validation: Images) -> Stop:
-    """Where training stands now, and what the validation images say of it."""
+def _judge(model: IsingViT, guide: Guide, validation: Images) -> Judged:
+    """The posterior as it is now.
+
+    Raises:
+        TrainingError: if it predicts no finite NLL.
+    """
     labels = validation.labels.cpu()
     probs = predict(model, guide, validation.images, draws=DRAWS).probs
     each = nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels, reduction="none")
-    accuracy = float((probs.argmax(-1) == labels).float().mean())
+    nll, accuracy = float(each.mean()), float((probs.argmax(-1) == labels).float().mean())
+    if not math.isfinite(nll):
+        raise TrainingError(f"NLL={nll} of the validation images at temperature={model.temperature:g}")
     brier = float((probs - nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
-    row = {"temperature": model.temperature, "nll": float(each.mean()), "brier": brier, "accuracy": accuracy}
-    states = copy.deepcopy(model.state_dict()), copy.deepcopy(guide.state_dict())
-    return Stop(model.temperature, states, each, row | densities(guide))
+    row = {"temperature": model.temperature, "nll": nll, "brier": brier, "accuracy": accuracy, **densities(guide)}
+    return Judged(each, row)
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,11 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
     marks = {
         "least_nll": ("least NLL", "o", 10),
         "sparsest": ("sparsest within one standard error of the least NLL", "D", 6),
+        "chosen": ("chosen", "x", 5),
     }
     for mark, (label, marker, size) in marks.items():
+        if mark not in table:
+            continue
         rows = table[table[mark]]
         ax.plot(rows["median_density"], rows[score], marker, color=ACCENT, mfc="none", mew=1.5, ms=size, label=label)
     for row in table.itertuples():
