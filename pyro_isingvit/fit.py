@@ -45,9 +45,9 @@ class FitConfig(Config):
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
         temperature: T of the power posterior, or ``"auto"``: after the pilot phase a short path from cold to hot says
-            by the NLL of the validation images where to begin. The Ising phase is run there, and again at the next
-            hotter temperature as long as the NLL at its end falls; or ``"sparsest"``: likewise, as long as the NLL
-            stays within one standard error of the least; see `temperature.finish`.
+            by the NLL of the validation images where to begin. The Ising phase is run there, and again at hotter, else
+            at colder temperatures as long as the NLL at its end falls; or ``"sparsest"``: likewise, and hotter as long
+            as the NLL stays within one standard error of the least; see `temperature.finish`.
         target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
@@ -151,8 +151,8 @@ def fit(
                 start, sparsest = trainer.snapshot(), config.temperature == "sparsest"
                 each = max(1, round(SHARE * ising / len(FACTORS)))
                 path = path_table(follow_path(trainer, validation, each, PATIENCE))
-                hotter = grid(model, len(train))[int(path["least_nll"].to_numpy().argmax()) :]
-                finished = finish(trainer, validation, start, hotter, ising, sparsest)
+                first = int(path["least_nll"].to_numpy().argmax())
+                finished = finish(trainer, validation, start, first, ising, sparsest)
             else:
                 trainer.run(ising, "ising")
             if fine_tune:

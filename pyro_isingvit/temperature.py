@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,54 +144,65 @@ def path_table(stops: Sequence[Judged]) -> pd.DataFrame:
 
 
 def finish(
-    trainer: "Trainer",
-    validation: Images,
-    start: "Snapshot",
-    temperatures: Iterable[float],
-    steps: int,
-    sparsest: bool = False,
+    trainer: "Trainer", validation: Images, start: "Snapshot", first: int, steps: int, sparsest: bool = False
 ) -> pd.DataFrame:
-    """Train from the end of the pilot phase at one temperature after the other, as long as hotter ones pay.
+    """Train from the end of the pilot phase at one temperature after the other, as long as it pays.
 
     A path judges temperatures early and after few steps at each: before the cold ones overfit, and before the hot ones
-    have made up for the weights they lost. So it only says where to begin, and whole trainings are compared. A hotter
-    one pays if its NLL is less than all before it (or, for the sparsest, within a standard error of the least so far).
+    have lost all their weights or made up for those they lost. So it only says where to begin, and whole trainings are
+    compared: hotter ones as long as the NLL at the end falls (or, for the sparsest, stays within a standard error of
+    the least), then, if no hotter one was better, colder ones as long as it falls.
 
     Args:
-        trainer: it is left at the end of the last training that paid.
+        trainer: at the end of a path; it is left at the end of the training with the least NLL (or the hottest
+            within one standard error of it).
         validation: images to decide on.
         start: the end of the pilot phase.
-        temperatures: to train at, cold to hot.
+        first: where in the `grid` to begin.
         steps: of each training.
         sparsest: which rule to go by.
 
     Returns:
-        The `path_table` of the ends of the trainings; ``chosen`` marks the last that paid.
+        The `path_table` of the ends of the trainings, cold to hot; ``chosen`` marks the one it stayed at.
 
     Raises:
-        TrainingError: if the first of them breaks down; a hotter one that does has not paid.
+        TrainingError: if the first of them breaks down; another one that does has not paid.
     """
-    model, guide, paid = trainer.model, trainer.guide, start
-    ends: list[Judged] = []
-    chosen = 0
-    for row, temperature in enumerate(temperatures):
+    model, guide = trainer.model, trainer.guide
+    temperatures = grid(model, len(trainer.train))
+    ends: dict[int, tuple[Judged, Snapshot]] = {}
+
+    def table() -> pd.DataFrame:
+        return path_table([ends[i][0] for i in sorted(ends)]).set_index(pd.Index(sorted(ends)))
+
+    def within(i: int) -> bool:
+        every = table()
+        return bool(every["nll"][i] <= every["nll"].min() + (every["se"][i] if sparsest and i >= first else 0))
+
+    def pays(i: int) -> bool:
         trainer.go_back(start)
-        model.temperature = temperature
+        model.temperature = temperatures[i]
         try:
             trainer.run(steps, "ising")
-            ends.append(_judge(model, guide, validation))
+            judged = _judge(model, guide, validation)
         except TrainingError:
-            if not ends:
+            if i == first:
                 raise
+            return False
+        ends[i] = judged, trainer.snapshot()
+        return within(i)
+
+    for i in range(first, len(temperatures)):
+        if not pays(i):
             break
-        table = path_table(ends)
-        margin = float(table["se"].iloc[row]) if sparsest else 0.0
-        if table["nll"].iloc[row] > table["nll"].min() + margin:
-            break
-        chosen, paid = row, trainer.snapshot()
-    trainer.go_back(paid)
-    model.temperature = ends[chosen].temperature
-    return path_table(ends).assign(chosen=lambda table: table.index == chosen)
+    if table()["least_nll"][first]:
+        for i in reversed(range(first)):
+            if not pays(i):
+                break
+    chosen = max(i for i in ends if within(i))
+    trainer.go_back(ends[chosen][1])
+    model.temperature = temperatures[chosen]
+    return table().assign(chosen=lambda every: every.index == chosen).reset_index(drop=True)
 
 
 def _judge(model: IsingViT, guide: Guide, validation: Images) -> Judged:
