@@ -2,7 +2,7 @@
 
 Fits posteriors held at several densities, and the deterministic network, with the same recipe from the same weights;
 cuts each to its density, trains the cut network on for a while, and writes ``docs/pruning.csv``, ``docs/pruning.png``
-and the tables of ``docs/pruning.md``. About 45 minutes on one thread:
+and the tables of ``docs/pruning.md``. An hour or more on one thread:
 
     python benchmarks/pruning.py --data-root FOLDER --work FOLDER
 """
