@@ -204,7 +204,7 @@ def rigged(monkeypatch):
 )
 def test_trainings_follow_while_that_pays(stripes, rigged, mark, levels, best, trained, chosen):
     rigged(levels, best)
-    result = quick_fit(stripes, validation=stripes, temperature=mark, steps=150)
+    result = quick_fit(stripes, validation=stripes, temperature=mark, steps=40)
     temperatures = grid(result.model, 60)
     assert result.finished["temperature"].tolist() == [temperatures[i] for i in trained]
     assert result.finished["nll"].tolist() == pytest.approx([levels[i] for i in trained])
@@ -229,14 +229,14 @@ def test_each_training_starts_at_the_end_of_the_pilot(stripes, rigged, monkeypat
         seen.append((phase, before, after))
 
     monkeypatch.setattr(Trainer, "run", watched)
-    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=300, pilot=0.5)
+    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=100, pilot=0.5)
     (_, _, (pilot, *_)), *others = seen
     trainings = [(before, after) for phase, before, after in others if phase == "ising"]
     assert len(trainings) == 4
     for (start, stale, *begin), (_, step, position, rate) in trainings:
         assert all(torch.equal(x, y) for x, y in zip(start, pilot, strict=True))
-        assert (stale, *begin) == (None, 150, 150)
-        assert (step, position) == (300, pytest.approx(300))
+        assert (stale, *begin) == (None, 50, 50)
+        assert (step, position) == (100, pytest.approx(100))
         assert rate < 1e-3 * QUICK["learning_rate"]
     final = [*result.model.state_dict().values(), *result.guide.state_dict().values()]
     chosen = trainings[2][1][0][: len(final)]
@@ -255,7 +255,7 @@ def test_a_training_that_breaks_down_loses_nothing(stripes, rigged, monkeypatch,
         run(trainer, steps, phase, after_step)
 
     monkeypatch.setattr(Trainer, "run", fragile)
-    settings = {"validation": stripes, "temperature": "auto", "steps": 300, "fine_tune": 0.0}
+    settings = {"validation": stripes, "temperature": "auto", "steps": 60, "fine_tune": 0.0}
     if breaks == 0:
         with pytest.raises(TrainingError):
             quick_fit(stripes, **settings)
@@ -263,7 +263,7 @@ def test_a_training_that_breaks_down_loses_nothing(stripes, rigged, monkeypatch,
         result = quick_fit(stripes, **settings)
         assert result.finished["nll"].tolist() == pytest.approx([3.0, 2.0])
         assert result.temperature == result.path["temperature"].iloc[1]
-        assert result.history["step"].iloc[-1] == 300
+        assert result.history["step"].iloc[-1] == 60
 
 
 def test_a_breakdown_on_the_path_ends_the_path(stripes, monkeypatch):
@@ -275,9 +275,9 @@ def test_a_breakdown_on_the_path_ends_the_path(stripes, monkeypatch):
             raise TrainingError("loss=nan")
 
     monkeypatch.setattr(Trainer, "run", fragile)
-    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=300)
+    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=60)
     assert len(result.path) == 2
-    assert result.history["step"].iloc[-1] == 300
+    assert result.history["step"].iloc[-1] == 60
 
 
 def test_a_posterior_of_nan_is_a_breakdown(stripes):
