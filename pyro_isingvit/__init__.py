@@ -5,7 +5,7 @@ from .data import Augment, Data, Images, from_dataset, read, split
 from .distributions import Gaussian, Ising, SpikeAndSlab, StraightThroughBernoulli, StraightThroughConcrete
 from .elbo import TraceGraph_ELBO
 from .errors import InputError, TrainingError
-from .fit import FitConfig, fit, fit_path
+from .fit import fit, fit_path
 from .guides import (
     Auto,
     BackwardIsing,
@@ -36,6 +36,7 @@ from .predict import Prediction, predict, predict_plug_in
 from .pruning import export, fine_tune, prune, prune_draws, shrink
 from .result import FitResult
 from .sites import WeightSite
+from .trainer import FitConfig
 
 __all__ = [
     "VIT_COUPLINGS",

@@ -111,15 +111,20 @@ def fit_command(
     )
     config = RunConfig(**settings)
     if epochs is not None:
-        if steps is not None:
-            raise InputError(f"--epochs={epochs} and --steps={steps}: give one of them")
-        if epochs < 1:
-            raise InputError(f"--epochs={epochs}: need at least one")
-        passes = epochs * config.fit.steps_per_pass(config.train)
-        config = config.model_copy(update={"fit": config.fit.model_copy(update={"steps": passes})})
+        config = _of_epochs(config, epochs, steps)
     finished = run(config, out, everything, compare, overwrite)
     _show(finished)
     Console().print(f"Run folder: {out}", highlight=False, soft_wrap=True)
+
+
+def _of_epochs(config: RunConfig, epochs: int, steps: int | None) -> RunConfig:
+    """The run with so many passes over its training images."""
+    if steps is not None:
+        raise InputError(f"--epochs={epochs} and --steps={steps}: give one of them")
+    if epochs < 1:
+        raise InputError(f"--epochs={epochs}: need at least one")
+    passes = epochs * config.fit.steps_per_pass(config.train)
+    return config.model_copy(update={"fit": config.fit.model_copy(update={"steps": passes})})
 
 
 @app.command("evaluate")

@@ -141,7 +141,7 @@ class HessianDiagonal(SquaredGradient):
         """Nothing: all is done in `prepare`."""
 
     def prepare(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
-        if not self.squares_weight:
+        if not self.squares_weight:  # none yet, or a training begins anew
             self._calls = 0
         if self._calls % self.every == 0:
             scale = seen.num_data / len(seen.images)

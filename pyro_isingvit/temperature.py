@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 from torch import Tensor, nn
@@ -15,9 +15,7 @@ from .guides import Guide
 from .models import IsingViT
 from .predict import predict
 from .result import FitResult, densities
-
-if TYPE_CHECKING:
-    from .fit import Snapshot, Trainer
+from .trainer import Snapshot, Trainer
 
 FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0, 16.0)
 """Temperatures tried, in multiples of training images per weight."""
@@ -84,7 +82,7 @@ class Stop(Judged):
         model.temperature = self.temperature
 
 
-def follow_path(trainer: "Trainer", validation: Images, steps: int, patience: float = float("inf")) -> list[Stop]:
+def follow_path(trainer: Trainer, validation: Images, steps: int, patience: float = float("inf")) -> list[Stop]:
     """Train through rising temperatures, judging each by the validation images.
 
     Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the
@@ -144,7 +142,7 @@ def path_table(stops: Sequence[Judged]) -> pd.DataFrame:
 
 
 def finish(
-    trainer: "Trainer", validation: Images, start: "Snapshot", first: int, steps: int, sparsest: bool = False
+    trainer: Trainer, validation: Images, start: Snapshot, first: int, steps: int, sparsest: bool = False
 ) -> pd.DataFrame:
     """Train from the end of the pilot phase at one temperature after the other, as long as it pays.
 

@@ -1,13 +1,27 @@
-"""What the tests share: a tiny network, and images whose label can be learned in seconds."""
+"""What the tests share: a tiny network, images whose label can be learned in seconds, and how to fit them."""
 
 import pytest
 import torch
 
-from pyro_isingvit import Images, IsingSpikeSlab, IsingViT, ViT, ViTConfig
+from pyro_isingvit import FitConfig, Images, IsingSpikeSlab, IsingViT, LikelihoodGuided, ViT, ViTConfig, fit
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and on a busy machine for long
 
 TINY = ViTConfig(image_size=4, patch_size=2, classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
+
+QUICK = {"steps": 60, "batch_size": 20, "learning_rate": 2e-2, "temperature": 1e-2, "device": "cpu"}
+
+
+def pair(family=LikelihoodGuided, seed=0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = ViT(TINY)
+    model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), coupling=0.5))
+    return model, family(model, **options)
+
+
+def quick_fit(stripes, family=LikelihoodGuided, validation=None, **settings):
+    return fit(*pair(family), stripes, validation, FitConfig(**QUICK | settings), progress=False)
 
 
 @pytest.fixture(autouse=True)

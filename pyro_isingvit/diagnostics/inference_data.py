@@ -62,16 +62,7 @@ def to_inference_data(
         NotImplementedError: if prior draws are asked of a prior that has none, see `Prior.draw_masks`.
     """
     model, guide = result.model, result.guide
-    sites = {site.name: site for site in model.sites}
-    if not guide.mask_shapes:
-        raise InputError(f"guide={type(guide).__name__} has no masks to show")
-    if draws < 1:
-        raise InputError(f"draws={draws}: need at least one")
-    if prior < 0:
-        raise InputError(f"prior={prior}: give a number of draws, or 0 for none")
-    unknown = sorted(set(weights) - set(sites))
-    if unknown:
-        raise InputError(f"weights={list(weights)}: no site {unknown}; there are {list(sites)}")
+    _check(result, draws, weights, prior)
     device = next(guide.parameters()).device
     posterior, before = _Draws(model.sites, weights), _Draws(model.sites, ())
     log_ratio: list[float] = []
@@ -110,6 +101,19 @@ def to_inference_data(
         if data is not None:
             groups["prior_predictive"] = _labels(prior_replicated, "image")
     return inference_data(groups, _attributes(result))
+
+
+def _check(result: FitResult, draws: int, weights: Sequence[str], prior: int) -> None:
+    sites = [site.name for site in result.model.sites]
+    if not result.guide.mask_shapes:
+        raise InputError(f"guide={type(result.guide).__name__} has no masks to show")
+    if draws < 1:
+        raise InputError(f"draws={draws}: need at least one")
+    if prior < 0:
+        raise InputError(f"prior={prior}: give a number of draws, or 0 for none")
+    unknown = sorted(set(weights) - set(sites))
+    if unknown:
+        raise InputError(f"weights={list(weights)}: no site {unknown}; there are {sites}")
 
 
 def _sample_stats(result: FitResult, log_ratio: list[float]) -> xr.Dataset:

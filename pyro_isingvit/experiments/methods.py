@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..data import Data
-from ..fit import FitConfig, fit, fit_path
+from ..fit import fit, fit_path
 from ..guides import Guide, LikelihoodGuided, PointEstimate, SparseVariationalDropout
 from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
 from ..models.priors.structured import UNIT_LEVELS
 from ..network import ViT
 from ..predict import seeded
 from ..result import FitResult
+from ..trainer import FitConfig
 from .recipes import RunConfig
 
 Name = Literal[

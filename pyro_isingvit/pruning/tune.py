@@ -7,11 +7,12 @@ from typing import cast
 from ..compact import CompactViT
 from ..data import Images
 from ..errors import InputError, TrainingError
-from ..fit import FitConfig, fit
+from ..fit import fit
 from ..guides import PointEstimate
 from ..models import Flat, IsingViT
 from ..network import ViT
 from ..result import FitResult
+from ..trainer import FitConfig
 
 
 def fine_tune(
