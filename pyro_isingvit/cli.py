@@ -62,6 +62,9 @@ def fit_command(
         typer.Option("--structured", help="One mask for each hidden unit and unit of a head: for prune."),
     ] = False,
     patch_size: Annotated[int | None, typer.Option(help="Side of a patch.")] = None,
+    stem: Annotated[
+        str | None, typer.Option(help="What tokens are computed from: pixels of patches, or convolutions.")
+    ] = None,
     dim: Annotated[int | None, typer.Option(help="Width of the residual stream.")] = None,
     depth: Annotated[int | None, typer.Option(help="Number of blocks.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
@@ -96,6 +99,7 @@ def fit_command(
     }
     network_options = {
         "patch_size": patch_size,
+        "stem": stem,
         "dim": dim,
         "depth": depth,
         "heads": heads,

@@ -15,6 +15,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FORMAT, VERSION = "pyro_isingvit.compact", 1
+FORMAT, VERSION = "pyro_isingvit.compact", 2
 """What ``config.json`` has to say of itself."""
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
@@ -56,8 +57,9 @@ class CompactConfig:
     Attributes:
         image_size, patch_size: height and width.
         channels, classes, dim: colour channels, number of classes, width of the residual stream.
+        stem: ``"patches"`` or ``"convolutions"``, see `Stem`.
         layers: what is left, in order.
-        patch_features: values of a patch that are read.
+        patch_features: of those that the stem makes, how many are read.
         head_hidden: hidden units of the classifier.
         pooling: ``"mean"`` of all tokens, or ``"cls"``.
         position_embedding: whether tokens know where they are.
@@ -70,6 +72,7 @@ class CompactConfig:
     channels: int
     classes: int
     dim: int
+    stem: str
     layers: tuple[Layer, ...]
     patch_features: int
     head_hidden: int
@@ -86,8 +89,10 @@ class CompactConfig:
             raise ValueError("sizes must be positive integers")
         if len(sizes) != 4 or any(size % patch for size, patch in zip(self.image_size, self.patch_size, strict=True)):
             raise ValueError("patch_size does not divide image_size")
-        if self.patch_features > self.channels * math.prod(self.patch_size):
-            raise ValueError("there are more patch_features than values of a patch")
+        if self.stem not in STEMS:
+            raise ValueError("stem is unknown")
+        if self.patch_features > self.stem_features:
+            raise ValueError("there are more patch_features than the stem makes")
         if self.pooling not in ("mean", "cls") or not isinstance(self.position_embedding, bool):
             raise ValueError("pooling or position_embedding is unknown")
         if not (math.isfinite(self.pixel_mean) and math.isfinite(self.pixel_std) and self.pixel_std > 0):
@@ -96,6 +101,11 @@ class CompactConfig:
             heads = all(number > 0 and looks >= 0 and width > 0 for number, looks, width in layer.heads)
             if not heads or layer.hidden < 0 or bool(layer.heads) == bool(layer.hidden):
                 raise ValueError("a layer has either heads or hidden units, of positive size")
+
+    @property
+    def stem_features(self) -> int:
+        """Values behind a token, of which ``patch_features`` are read."""
+        return stem_features(self.stem, self.channels, self.patch_size, self.dim)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CompactConfig":
@@ -123,6 +133,47 @@ def to_patches(images: Tensor, size: tuple[int, int]) -> Tensor:
     rows, columns = height // size[0], width // size[1]
     grid = images.reshape(batch, channels, rows, size[0], columns, size[1])
     return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+
+
+STEMS = ("patches", "convolutions")
+"""What a token may be computed from, see `Stem`."""
+
+
+def stem_widths(stem: str, channels: int, patch_size: tuple[int, int], dim: int) -> list[int]:
+    """Channels before and after each convolution but the last, which is the patch embedding."""
+    halvings = math.ceil(math.log2(patch_size[0])) if stem == "convolutions" else 1
+    return [channels, *(max(1, dim >> left) for left in range(halvings - 1, 0, -1))]
+
+
+def stem_features(stem: str, channels: int, patch_size: tuple[int, int], dim: int) -> int:
+    """Values that the embedding of a token reads."""
+    window = math.prod(patch_size) if stem == "patches" else 9
+    return stem_widths(stem, channels, patch_size, dim)[-1] * window
+
+
+class Stem(nn.Module):
+    """The values that each token is computed from, linearly.
+
+    ``"patches"``: the pixels of its patch. ``"convolutions"``: the 3 x 3 window of the last of several convolutions of
+    stride 2, GELU between them, as many as make a token of a patch; their channels double up to ``dim``.
+
+    References:
+        Xiao et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021.
+    """
+
+    def __init__(self, stem: str, channels: int, patch_size: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        self.stem, self.patch_size = stem, patch_size
+        widths = stem_widths(stem, channels, patch_size, dim)
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> (batch, tokens, features)."""
+        if self.stem == "patches":
+            return to_patches(images, self.patch_size)
+        for convolution in self.convolutions:
+            images = F.gelu(convolution(images))
+        return F.unfold(images, 3, padding=1, stride=2).mT
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -222,9 +273,10 @@ class CompactViT(_Part):
     def __init__(self, config: CompactConfig) -> None:
         super().__init__(config.members)
         self.config = config
-        dim, whole = config.dim, config.channels * math.prod(config.patch_size)
+        dim, whole = config.dim, config.stem_features
         tokens = math.prod(size // patch for size, patch in zip(config.image_size, config.patch_size, strict=True))
-        # The values of a patch that are read; all of them need no list.
+        self.stem = Stem(config.stem, config.channels, config.patch_size, dim)  # the same for all members
+        # Which of its values are read; all of them need no list.
         index = torch.zeros(config.patch_features, dtype=torch.long) if config.patch_features < whole else None
         self.patch_index: Tensor | None
         self.register_buffer("patch_index", index)
@@ -255,7 +307,7 @@ class CompactViT(_Part):
                 f"images of shape {tuple(images.shape)}: this network takes "
                 f"(batch, {config.channels}, {config.image_size[0]}, {config.image_size[1]}); resize them"
             )
-        patches = to_patches((as_floats(images) - config.pixel_mean) / config.pixel_std, config.patch_size)
+        patches = self.stem((as_floats(images) - config.pixel_mean) / config.pixel_std)
         if self.patch_index is not None:
             patches = patches.index_select(-1, self.patch_index)
         if config.members > 1:
@@ -324,7 +376,7 @@ def load(folder: str | Path) -> CompactViT:
 
 
 def _within(index: Tensor, config: CompactConfig) -> bool:
-    return int(index.min()) >= 0 and int(index.max()) < config.channels * math.prod(config.patch_size)
+    return int(index.min()) >= 0 and int(index.max()) < config.stem_features
 
 
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compact import as_floats, to_patches
+from .compact import Stem, as_floats, stem_features
 from .config import Config
 from .errors import InputError
 from .sites import LAYER, WeightSite
@@ -25,6 +25,8 @@ class ViTConfig(Config):
         image_size: height and width of an image.
         channels: colour channels.
         patch_size: height and width of a patch; has to divide the image.
+        stem: what tokens are computed from: ``"patches"``, the pixels of each; or ``"convolutions"``, see `Stem`, whose
+            last one is the site ``patch_embed``. Those before it are learned parameters, as biases are.
         classes: number of classes.
         dim: width of the residual stream; a multiple of ``heads``.
         depth: number of blocks.
@@ -41,6 +43,7 @@ class ViTConfig(Config):
     image_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt] = (28, 28)
     channels: pydantic.PositiveInt = 1
     patch_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt] = (7, 7)
+    stem: Literal["patches", "convolutions"] = "patches"
     classes: int = pydantic.Field(default=10, ge=2)
     dim: pydantic.PositiveInt = 32
     depth: pydantic.PositiveInt = 2
@@ -71,6 +74,14 @@ class ViTConfig(Config):
                 f"heads={self.heads} does not divide dim={self.dim}; "
                 f"choose one of {[h for h in range(1, self.dim + 1) if self.dim % h == 0]}"
             )
+        if self.stem == "convolutions":
+            halvings = math.ceil(math.log2(self.patch_size[0]))
+            for size, patch in zip(self.image_size, self.patch_size, strict=True):
+                if patch == 1 or math.ceil(size / 2**halvings) != size // patch:
+                    raise ValueError(
+                        f"stem='convolutions' cannot make {size // patch} tokens of {size} pixels by halving: choose a "
+                        "patch_size of 2, 4 or 8 (7 for 28 pixels) that divides the image, or stem='patches'"
+                    )
         if self.hidden < 1:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves no hidden unit at dim={self.dim}; choose a larger one")
         return self
@@ -82,8 +93,8 @@ class ViTConfig(Config):
 
     @property
     def patch_dim(self) -> int:
-        """Number of pixel values of a patch."""
-        return self.channels * math.prod(self.patch_size)
+        """Number of values that a token is computed from."""
+        return stem_features(self.stem, self.channels, self.patch_size, self.dim)
 
     @property
     def hidden(self) -> int:
@@ -182,6 +193,7 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
+        self.stem = Stem(config.stem, config.channels, config.patch_size, config.dim)
         self.patch_embed = nn.Parameter(torch.empty(config.dim, config.patch_dim))
         self.patch_embed_bias = nn.Parameter(torch.zeros(config.dim))
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if config.pooling == "cls" else None
@@ -194,6 +206,9 @@ class ViT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw every weight uniformly within one over the square root of its fan-in, as `nn.Linear` does."""
+        for part in self.stem.modules():
+            if isinstance(part, nn.Conv2d):
+                part.reset_parameters()
         with torch.no_grad():
             for site in self.weight_sites():
                 bound = 1 / math.sqrt(site.fan_in)
@@ -234,7 +249,7 @@ class ViT(nn.Module):
                 f"(batch, {config.channels}, {config.image_size[0]}, {config.image_size[1]}); "
                 "resize them or change ViTConfig"
             )
-        patches = to_patches((as_floats(images) - config.pixel_mean) / config.pixel_std, config.patch_size)
+        patches = self.stem((as_floats(images) - config.pixel_mean) / config.pixel_std)
         x = F.linear(patches, self.patch_embed, self.patch_embed_bias)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)

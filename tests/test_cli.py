@@ -62,8 +62,9 @@ def test_a_run_folder_holds_everything(isingvit, tmp_path):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_evaluate_repeats_the_figures_of_the_run(isingvit, tmp_path):
-    isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-3, "--out", "mine")
+@pytest.mark.parametrize("stem", ["patches", "convolutions"])
+def test_evaluate_repeats_the_figures_of_the_run(isingvit, tmp_path, stem):
+    isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-3, "--stem", stem, "--out", "mine")
     written = json.loads((tmp_path / "mine" / "metrics.json").read_text())
     assert written.keys() == {"ising", "median network"}
     code, out, _ = isingvit("evaluate", "mine")
@@ -71,6 +72,7 @@ def test_evaluate_repeats_the_figures_of_the_run(isingvit, tmp_path):
     assert f"{written['ising']['accuracy']:.2%}" in out
     assert evaluate("mine").scores == written
     config = evaluate("mine").config
+    assert config.network.stem == stem
     assert FitResult.load("mine", *build(config)).temperature == 1e-3
 
 

@@ -12,7 +12,7 @@ import torch
 import pyro_isingvit as iv
 from pyro_isingvit import compact
 
-from .test_pruning import CONFIG, IMAGES, PLAIN, network_of, result_of
+from .test_pruning import CONFIG, IMAGES, PLAIN, WITH_STEM, network_of, result_of
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_there_and_back(exported):
     assert not again.training
 
 
-@pytest.mark.parametrize("config", [CONFIG, PLAIN])
+@pytest.mark.parametrize("config", [CONFIG, PLAIN, WITH_STEM])
 def test_every_kind_of_layer_comes_back(config, tmp_path):
     """Uneven heads, one that looks at all tokens alike, a layer that is gone."""
     whole = network_of(config, 2)
@@ -141,7 +141,7 @@ def far_patch(folder):
         (lambda f: (f / "config.json").write_text("{"), "not JSON"),
         (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "not JSON"),
         (lambda f: change(f, format="gguf"), "no network of format 'pyro_isingvit.compact'"),
-        (lambda f: change(f, version=99), "version=99, and this code reads 1"),
+        (lambda f: change(f, version=99), "version=99, and this code reads 2"),
         (lambda f: change(f, layers=[{"block": 0}]), "does not describe a network"),
         (lambda f: change(f, colour="red"), "does not describe a network"),
         (lambda f: change(f, dim=-1), "does not describe a network"),

@@ -160,6 +160,16 @@ def test_learning_rate_rises_and_falls():
     assert FitConfig(steps=1).rate_at(0) > 0
 
 
+def test_convolutions_of_a_stem_are_learned_without_masks(stripes):
+    network = ViT(TINY.model_copy(update={"patch_size": (4, 4), "stem": "convolutions"}))
+    before = [p.detach().clone() for p in network.stem.parameters()]
+    model = IsingViT(network, IsingSpikeSlab(network.weight_sites()))
+    result = fit(model, LikelihoodGuided(model), stripes, config=FitConfig(**QUICK), progress=False)
+    assert len(before) == 2  # weight and bias of the first; the second is the patch embedding
+    assert not any(torch.equal(p, old) for p, old in zip(network.stem.parameters(), before, strict=True))
+    assert result.inclusion_probabilities()["patch_embed"].shape == (4, 2 * 9)
+
+
 @pytest.mark.parametrize("fine_tune", [0.0, 0.3])
 def test_save_and_load(stripes, tmp_path, fine_tune):
     result = quick_fit(stripes, validation=stripes, temperature="auto", fine_tune=fine_tune)

@@ -16,6 +16,8 @@ from pyro_isingvit import InputError, ViT, ViTConfig
         {"image_size": 28, "patch_size": 7},
         {"image_size": (8, 12), "patch_size": (2, 3), "channels": 3, "classes": 7, "dim": 12, "heads": 3, "depth": 1},
         {"image_size": 8, "patch_size": 8, "depth": 3, "mlp_ratio": 0.5, "head_hidden": 5},
+        {"image_size": (28, 14), "patch_size": 7, "stem": "convolutions", "channels": 3},
+        {"image_size": 8, "patch_size": 2, "stem": "convolutions"},
     ],
 )
 def test_logits_have_a_column_for_each_class(geometry, pooling, position):
@@ -73,6 +75,21 @@ def test_patches_are_cut_row_by_row():
     torch.testing.assert_close(seen[0][0, 1], network.patch_embed @ top_right + network.patch_embed_bias)
 
 
+def test_convolutional_stem_equals_torch_convolutions():
+    """Their last one is the patch embedding."""
+    config = ViTConfig(image_size=8, patch_size=4, channels=3, dim=8, heads=2, stem="convolutions")
+    network = ViT(config)
+    seen = []
+    network.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.rand(2, 3, 8, 8)
+    network(images)
+    (first,) = network.stem.convolutions
+    assert (first.weight.shape, network.patch_embed.shape) == ((4, 3, 3, 3), (8, 36))
+    x = F.gelu(F.conv2d((images - 0.5) / 0.5, first.weight, first.bias, stride=2, padding=1))
+    x = F.conv2d(x, network.patch_embed.view(8, 4, 3, 3), network.patch_embed_bias, stride=2, padding=1)
+    torch.testing.assert_close(seen[0], x.flatten(2).mT + network.position)
+
+
 def test_sites_name_every_dimension_and_count_the_published_small_geometry():
     sites = ViT(ViTConfig()).weight_sites()
     assert [s.name for s in sites][:3] == ["patch_embed", "encoder.query", "encoder.key"]
@@ -91,6 +108,9 @@ def test_sites_name_every_dimension_and_count_the_published_small_geometry():
             {"image_size": 28, "patch_size": 5},
             r"patch_size=5 does not divide image_size=28; choose one of \[1, 2, 4, 7",
         ),
+        ({"image_size": 30, "patch_size": 5, "stem": "convolutions"}, "cannot make 6 tokens of 30 pixels by halving"),
+        ({"image_size": 8, "patch_size": (2, 4), "stem": "convolutions"}, "cannot make 2 tokens of 8 pixels"),
+        ({"patch_size": 1, "stem": "convolutions"}, "choose a patch_size of 2, 4 or 8"),
         ({"dim": 32, "heads": 5}, r"heads=5 does not divide dim=32"),
         ({"mlp_ratio": 0.001}, r"mlp_ratio=0.001 leaves no hidden unit"),
         ({"depth": 0}, r"depth=0"),

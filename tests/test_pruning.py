@@ -14,6 +14,7 @@ from pyro_isingvit.pruning import costs, decide
 CONFIG = iv.ViTConfig(image_size=8, patch_size=4, dim=8, depth=2, heads=2, mlp_ratio=1.5, head_hidden=5)
 WITH_TOKEN = CONFIG.model_copy(update={"pooling": "cls"})
 PLAIN = WITH_TOKEN.model_copy(update={"position_embedding": False})
+WITH_STEM = CONFIG.model_copy(update={"stem": "convolutions"})
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 LEVEL_DIMS = {
@@ -67,7 +68,7 @@ def depends_on_the_image(network, masks):
 @pytest.mark.parametrize("level", ["weight", *LEVEL_DIMS])
 @settings(max_examples=25, deadline=None)
 @given(
-    config=st.sampled_from([CONFIG, WITH_TOKEN, PLAIN]),
+    config=st.sampled_from([CONFIG, WITH_TOKEN, PLAIN, WITH_STEM]),
     share=st.sampled_from([0.05, 0.3, 0.6]),
     seed=st.integers(0, 10**6),
 )
@@ -285,7 +286,7 @@ def test_correlated_masks_rank_too(family):
 # --- an ensemble of draws ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [CONFIG, WITH_TOKEN, PLAIN])
+@pytest.mark.parametrize("config", [CONFIG, WITH_TOKEN, PLAIN, WITH_STEM])
 def test_an_ensemble_is_its_draws(config):
     from pyro_isingvit.predict import evaluating, posterior_draws
 

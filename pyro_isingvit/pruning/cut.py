@@ -115,7 +115,7 @@ def take_apart(
         p["head.out_bias"] + constant,
     )
     names = ("patch_embed", "patch_embed_bias", "class_token", "position", "norm.weight", "norm.bias")
-    rest = {name: p[name] for name in names if name in p}
+    rest = {name: value for name, value in p.items() if name in names or name.startswith("stem.")}
     return Cut(config, p["patch_embed"].bool().any(0), tuple(parts), classifier, rest)
 
 
@@ -160,6 +160,7 @@ def assemble(cut: Cut) -> CompactViT:
         channels=config.channels,
         classes=config.classes,
         dim=config.dim,
+        stem=config.stem,
         layers=tuple(layers),
         patch_features=int(cut.patches.sum()),
         head_hidden=len(hidden),

@@ -13,6 +13,9 @@ from ..result import FitResult
 from .cut import Cut, Head, Part, assemble, take_apart
 from .decide import DEFAULT_LEVELS, Level, decide
 
+_SHARED = ("stem.", "patch_index")
+"""Beginnings of the names of what members have in common."""
+
 
 def prune_draws(
     result: FitResult,
@@ -71,7 +74,7 @@ def _stack(networks: Sequence[CompactViT]) -> CompactViT:
     ensemble = CompactViT(replace(networks[0].config, members=len(networks)))
     ensemble.load_state_dict(
         {
-            name: first if name == "patch_index" else torch.stack([state[name] for state in states])
+            name: first if name.startswith(_SHARED) else torch.stack([state[name] for state in states])
             for name, first in states[0].items()
         }
     )

@@ -44,7 +44,7 @@ def _silence_blocks(p: Parameters, gone: Tensor) -> None:
 
 
 def _silence_patches(p: Parameters, gone: Tensor) -> None:
-    p["patch_embed"] = p["patch_embed"] * ~gone  # counts as a pixel of the mean, which is 0
+    p["patch_embed"] = p["patch_embed"] * ~gone  # counts as 0, which is a pixel of the mean
 
 
 def _silence_classifier(p: Parameters, gone: Tensor) -> None:
