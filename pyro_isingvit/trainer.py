@@ -41,7 +41,7 @@ class FitConfig(Config):
         warmup: share of the steps over which the rate rises to its peak; then it falls to zero along a cosine.
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
-        temperature: T of the power posterior, or ``"auto"``: after the pilot phase a short path from cold to hot says
+        temperature: T of the power posterior, or ``"auto"``: a short path, cold to hot, after a warm pilot phase says
             by the NLL of the validation images where to begin. The Ising phase is run there, and again at hotter, else
             at colder temperatures as long as the NLL at its end falls; or ``"sparsest"``: likewise, and hotter as long
             as the NLL stays within one standard error of the least; see `temperature.finish`.
