@@ -15,7 +15,7 @@ from .guides import Guide
 from .models import IsingViT
 from .predict import evaluating, seeded
 from .result import FitResult
-from .temperature import FACTORS, PATIENCE, PILOT, SHARE, FitPath, finish, follow_path, images_per_weight, path_table
+from .temperature import FACTORS, PATIENCE, SHARE, FitPath, finish, follow_path, path_table, pilot_temperature
 from .trainer import FitConfig, Trainer
 
 
@@ -131,8 +131,7 @@ def _training(
         Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress) as bar,
     ):
         wanted = config.temperature
-        warm = PILOT * images_per_weight(model, len(train))
-        model.temperature = warm if isinstance(wanted, str) else wanted
+        model.temperature = pilot_temperature(model) if isinstance(wanted, str) else wanted
         trainer = Trainer(model, guide, train.to(device), validation, config, bar)
         yield trainer
         trainer.seconds = time.perf_counter() - trainer.started

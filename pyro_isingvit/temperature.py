@@ -20,9 +20,10 @@ from .trainer import Snapshot, Trainer
 FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0, 16.0)
 """Temperatures tried, in multiples of training images per weight."""
 
-PILOT = 0.5
-"""Temperature of the pilot phase before them, likewise. In a warm one weights are shrunk to what the data ask for, and
-masks that come on find fewer of them in use; in a hot one too few of them learn."""
+PILOT = 150.0
+"""Temperature of the pilot phase before them, times the number of weights, for any number of images. In a warm pilot
+phase weights are shrunk to what the data ask for and do not overfit before their masks come on; from a hot one they do
+not recover."""
 
 SHARE = 0.2
 """Steps that ``temperature="auto"`` spends on trying them, as a share of the Ising phase."""
@@ -44,15 +45,18 @@ Mark = Literal["least_nll", "sparsest"]
 """A mark of `path_table`."""
 
 
-def images_per_weight(model: IsingViT, num_data: int) -> float:
-    """The unit of `FACTORS`."""
-    return num_data / sum(site.numel for site in model.sites)
-
-
 def grid(model: IsingViT, num_data: int) -> list[float]:
     """The temperatures of a path."""
-    unit = images_per_weight(model, num_data)
-    return [factor * unit for factor in FACTORS]
+    return [factor * num_data / _weights(model) for factor in FACTORS]
+
+
+def pilot_temperature(model: IsingViT) -> float:
+    """Of the pilot phase before a path, see `PILOT`."""
+    return PILOT / _weights(model)
+
+
+def _weights(model: IsingViT) -> int:
+    return sum(site.numel for site in model.sites)
 
 
 @dataclass(frozen=True)
