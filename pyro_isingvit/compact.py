@@ -91,6 +91,7 @@ class CompactConfig:
             raise ValueError("patch_size does not divide image_size")
         if self.stem not in STEMS:
             raise ValueError("stem is unknown")
+        check_stem(self.stem, self.image_size, self.patch_size)
         if self.patch_features > self.stem_features:
             raise ValueError("there are more patch_features than the stem makes")
         if self.pooling not in ("mean", "cls") or not isinstance(self.position_embedding, bool):
@@ -139,16 +140,44 @@ STEMS = ("patches", "convolutions")
 """What a token may be computed from, see `Stem`."""
 
 
-def stem_widths(stem: str, channels: int, patch_size: tuple[int, int], dim: int) -> list[int]:
+def check_stem(stem: str, image_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
+    """Whether a stem makes a token of each patch.
+
+    Raises:
+        ValueError: if convolutions of stride 2 cannot.
+    """
+    if stem == "patches":
+        return
+    sides = list(zip(image_size, patch_size, strict=True))
+    for size, patch in sides:
+        if not _halves(size, patch):
+            possible = [p for p in range(2, size + 1) if _halves(size, p)]
+            raise ValueError(
+                f"stem={stem!r} halves {size} pixels until there is one for each of {size // patch} patches, which "
+                f"patch_size={patch} does not allow; choose one of {possible}"
+            )
+    if len({_halvings(patch) for _, patch in sides}) > 1:
+        raise ValueError(f"stem={stem!r} halves both sides alike, so patch_size={patch_size} has to be (nearly) square")
+
+
+def _halvings(patch: int) -> int:
+    return math.ceil(math.log2(patch))
+
+
+def _halves(size: int, patch: int) -> bool:
+    return patch > 1 and size % patch == 0 and math.ceil(size / 2 ** _halvings(patch)) == size // patch
+
+
+def stem_widths(channels: int, patch_size: tuple[int, int], dim: int) -> list[int]:
     """Channels before and after each convolution but the last, which is the patch embedding."""
-    halvings = math.ceil(math.log2(patch_size[0])) if stem == "convolutions" else 1
-    return [channels, *(max(1, dim >> left) for left in range(halvings - 1, 0, -1))]
+    return [channels, *(max(1, dim >> left) for left in range(_halvings(patch_size[0]) - 1, 0, -1))]
 
 
 def stem_features(stem: str, channels: int, patch_size: tuple[int, int], dim: int) -> int:
     """Values that the embedding of a token reads."""
-    window = math.prod(patch_size) if stem == "patches" else 9
-    return stem_widths(stem, channels, patch_size, dim)[-1] * window
+    if stem == "patches":
+        return channels * math.prod(patch_size)
+    return 9 * stem_widths(channels, patch_size, dim)[-1]
 
 
 class Stem(nn.Module):
@@ -164,7 +193,7 @@ class Stem(nn.Module):
     def __init__(self, stem: str, channels: int, patch_size: tuple[int, int], dim: int) -> None:
         super().__init__()
         self.stem, self.patch_size = stem, patch_size
-        widths = stem_widths(stem, channels, patch_size, dim)
+        widths = stem_widths(channels, patch_size, dim) if stem == "convolutions" else []
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -81,9 +81,9 @@ def fit_path(
 ) -> FitPath:
     """Fit a guide at many temperatures in one go, from cold and dense to hot and sparse.
 
-    After the pilot phase all steps are spread evenly over `temperature.FACTORS`, each temperature starting from the one
-    before, at one low learning rate and with averaged parameters. What ``temperature="auto"`` does in short before its
-    Ising phase is done here with all steps, and every point is kept.
+    After the pilot phase, which is warm, all steps are spread evenly over `temperature.FACTORS`, each temperature
+    starting from the one before, at one low learning rate and with averaged parameters. What ``temperature="auto"``
+    does in short before its Ising phase is done here with all steps, and every point is kept.
 
     Args:
         model, guide, train, validation, config, progress: see `fit`. The configuration's temperature stays ``"auto"``.
@@ -131,7 +131,7 @@ def _training(
         Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress) as bar,
     ):
         wanted = config.temperature
-        model.temperature = pilot_temperature(model) if isinstance(wanted, str) else wanted
+        model.temperature = pilot_temperature(guide, len(train)) if isinstance(wanted, str) else wanted
         trainer = Trainer(model, guide, train.to(device), validation, config, bar)
         yield trainer
         trainer.seconds = time.perf_counter() - trainer.started

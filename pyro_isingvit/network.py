@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compact import Stem, as_floats, stem_features
+from .compact import Stem, as_floats, check_stem, stem_features
 from .config import Config
 from .errors import InputError
 from .sites import LAYER, WeightSite
@@ -74,14 +74,7 @@ class ViTConfig(Config):
                 f"heads={self.heads} does not divide dim={self.dim}; "
                 f"choose one of {[h for h in range(1, self.dim + 1) if self.dim % h == 0]}"
             )
-        if self.stem == "convolutions":
-            halvings = math.ceil(math.log2(self.patch_size[0]))
-            for size, patch in zip(self.image_size, self.patch_size, strict=True):
-                if patch == 1 or math.ceil(size / 2**halvings) != size // patch:
-                    raise ValueError(
-                        f"stem='convolutions' cannot make {size // patch} tokens of {size} pixels by halving: choose a "
-                        "patch_size of 2, 4 or 8 (7 for 28 pixels) that divides the image, or stem='patches'"
-                    )
+        check_stem(self.stem, self.image_size, self.patch_size)
         if self.hidden < 1:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves no hidden unit at dim={self.dim}; choose a larger one")
         return self
@@ -205,7 +198,7 @@ class ViT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every weight uniformly within one over the square root of its fan-in, as `nn.Linear` does."""
+        """Draw every weight uniformly within one over the square root of its fan-in, as `nn.Linear` and `nn.Conv2d`."""
         for part in self.stem.modules():
             if isinstance(part, nn.Conv2d):
                 part.reset_parameters()

@@ -20,9 +20,9 @@ from .trainer import Snapshot, Trainer
 FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0, 16.0)
 """Temperatures tried, in multiples of training images per weight."""
 
-PILOT = 150.0
-"""Temperature of the pilot phase before them, times the number of weights, for any number of images. In a warm pilot
-phase weights are shrunk to what the data ask for and do not overfit before their masks come on; from a hot one they do
+PILOT, PILOT_IMAGES = 0.5, 300
+"""Temperature of the pilot phase before them, likewise, but of no more than so many images. In a warm pilot phase
+weights are shrunk to what the data ask for and do not overfit before their masks are learned; from a hot one they do
 not recover."""
 
 SHARE = 0.2
@@ -50,9 +50,10 @@ def grid(model: IsingViT, num_data: int) -> list[float]:
     return [factor * num_data / _weights(model) for factor in FACTORS]
 
 
-def pilot_temperature(model: IsingViT) -> float:
-    """Of the pilot phase before a path, see `PILOT`."""
-    return PILOT / _weights(model)
+def pilot_temperature(guide: Guide, num_data: int) -> float:
+    """Of the pilot phase before a path: see `PILOT`. Without masks, weights would be pruned in it: the path's first."""
+    warm = PILOT * min(num_data, PILOT_IMAGES) / _weights(guide.model)
+    return warm if guide.mask_shapes else grid(guide.model, num_data)[0]
 
 
 def _weights(model: IsingViT) -> int:

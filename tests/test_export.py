@@ -146,6 +146,7 @@ def far_patch(folder):
         (lambda f: change(f, colour="red"), "does not describe a network"),
         (lambda f: change(f, dim=-1), "does not describe a network"),
         (lambda f: change(f, patch_size=[0, 4]), "does not describe a network"),
+        (lambda f: change(f, stem="convolutions", patch_size=[1, 1]), "patch_size=1 does not allow"),
         (lambda f: change(f, pooling="max"), "does not describe a network"),
         (lambda f: change(f, pixel_std="0.5"), "does not describe a network"),
         (lambda f: change(f, pixel_std=float("inf")), "does not describe a network"),

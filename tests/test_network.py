@@ -79,6 +79,7 @@ def test_convolutional_stem_equals_torch_convolutions():
     """Their last one is the patch embedding."""
     config = ViTConfig(image_size=8, patch_size=4, channels=3, dim=8, heads=2, stem="convolutions")
     network = ViT(config)
+    nn.init.normal_(network.patch_embed_bias)
     seen = []
     network.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     images = torch.rand(2, 3, 8, 8)
@@ -108,9 +109,12 @@ def test_sites_name_every_dimension_and_count_the_published_small_geometry():
             {"image_size": 28, "patch_size": 5},
             r"patch_size=5 does not divide image_size=28; choose one of \[1, 2, 4, 7",
         ),
-        ({"image_size": 30, "patch_size": 5, "stem": "convolutions"}, "cannot make 6 tokens of 30 pixels by halving"),
-        ({"image_size": 8, "patch_size": (2, 4), "stem": "convolutions"}, "cannot make 2 tokens of 8 pixels"),
-        ({"patch_size": 1, "stem": "convolutions"}, "choose a patch_size of 2, 4 or 8"),
+        (
+            {"image_size": 30, "patch_size": 5, "stem": "convolutions"},
+            r"one for each of 6 patches, which patch_size=5 does not allow; choose one of \[2, 15, 30\]",
+        ),
+        ({"image_size": (8, 12), "patch_size": (2, 4), "stem": "convolutions"}, r"patch_size=\(2, 4\) has to be"),
+        ({"patch_size": 1, "stem": "convolutions"}, r"patch_size=1 does not allow; choose one of \[2, 4, 7, 14, 28\]"),
         ({"dim": 32, "heads": 5}, r"heads=5 does not divide dim=32"),
         ({"mlp_ratio": 0.001}, r"mlp_ratio=0.001 leaves no hidden unit"),
         ({"depth": 0}, r"depth=0"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import pyro_isingvit as iv
 from pyro_isingvit.pruning import costs, decide
+from pyro_isingvit.pruning.silence import SILENCE
 
 CONFIG = iv.ViTConfig(image_size=8, patch_size=4, dim=8, depth=2, heads=2, mlp_ratio=1.5, head_hidden=5)
 WITH_TOKEN = CONFIG.model_copy(update={"pooling": "cls"})
@@ -225,6 +226,19 @@ def test_a_unit_that_goes_leaves_its_mean(level):
         small = iv.prune(result, level, density=0.4)
     assert (small(images) - whole).abs().max() < 1e-4
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in iv.shrink(network).parameters())
+
+
+def test_a_value_of_a_stem_leaves_what_a_plain_image_has():
+    """At a token away from the border."""
+    network = network_of(iv.ViTConfig(image_size=24, patch_size=8, dim=8, heads=2, stem="convolutions"), 5).double()
+    plain = network.stem(torch.zeros(1, 1, 24, 24).double())[0, 8]
+    assert plain.any()
+    p = {name: value.detach() for name, value in network.named_parameters()}
+    before = p["patch_embed"] @ plain + p["patch_embed_bias"]
+    gone = torch.arange(len(plain)) % 3 > 0
+    SILENCE["patch"](p, gone)
+    assert not p["patch_embed"][:, gone].any()
+    torch.testing.assert_close(p["patch_embed"] @ plain + p["patch_embed_bias"], before)
 
 
 def test_a_spike_with_a_mean_keeps_it():

@@ -31,7 +31,7 @@ VIT_LEVELS: Mapping[str, tuple[str, ...]] = {
     "head.hidden": ("head_hidden",),
     "head.out": ("head_hidden",),
 }
-"""For each role of a `ViT`, the dimensions along which its masks differ: heads, hidden units, pixels of a patch."""
+"""For each role of a `ViT`, the dimensions along which its masks differ: heads, hidden units, values of a patch."""
 
 UNIT_LEVELS: Mapping[str, tuple[str, ...]] = {
     **VIT_LEVELS,

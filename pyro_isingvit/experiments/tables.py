@@ -231,7 +231,10 @@ def _page(
         + ("; paired differences are in `differences.csv`." if len(gaps) else ".")
     )
     networks = {
-        (r.cell.dataset, r.cell.train): f"{r.cell.dataset} {r.cell.train}: patch {r.config.network.patch_size[0]}, "
+        (
+            r.cell.dataset,
+            r.cell.train,
+        ): f"{r.cell.dataset} {r.cell.train}: {r.config.network.stem} {r.config.network.patch_size[0]}, "
         f"dim {r.config.network.dim}, heads {r.config.network.heads}, depth {r.config.network.depth}, "
         f"{r.config.fit.steps} steps of {r.config.fit.batch_size} images, {len(r.labels)} test images"
         for r in every

@@ -70,7 +70,7 @@ class Cut:
 def shrink(
     network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[Unit, Tensor] | None = None
 ) -> CompactViT:
-    """The same network without its dead parts, and without units that are not kept.
+    """The same network without its dead parts, and without units that are not kept. A stem's convolutions stay whole.
 
     Args:
         network: it is left as it is.

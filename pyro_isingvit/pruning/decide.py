@@ -75,9 +75,10 @@ def prune(
     """A smaller network from a posterior: plain torch, without Pyro and without the parts that are cut.
 
     At level ``"weight"`` single weights stay or go. At the others whole units do. One that goes leaves its mean behind
-    as a bias, taken at the centre of the LayerNorm before it; a patch feature counts as ``pixel_mean``. Within units
-    that stay, weights are in if they reach the threshold (else as in the median-probability model), at their posterior
-    mean given that they are in. Then all that is dead is cut (see `shrink`), whatever the level.
+    as a bias, taken at the centre of the LayerNorm before it; a patch feature that of a plain image of ``pixel_mean``.
+    The convolutions of a stem stay whole. Within units that stay, weights are in if they reach the threshold (else as
+    in the median-probability model), at their posterior mean given that they are in. Then all that is dead is cut (see
+    `shrink`), whatever the level.
 
     Args:
         result: a fitted posterior with masks. If they are fixed (by ``fine_tune``), what is out is out, and what is in

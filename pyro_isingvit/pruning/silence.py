@@ -1,4 +1,4 @@
-"""Units that go leave their mean behind, taken at the centre of the LayerNorm before them, as a bias."""
+"""Units that go leave their mean behind as a bias, taken at the centre of the LayerNorm before them, or of pixels."""
 
 from collections.abc import Callable, Mapping
 
@@ -44,7 +44,20 @@ def _silence_blocks(p: Parameters, gone: Tensor) -> None:
 
 
 def _silence_patches(p: Parameters, gone: Tensor) -> None:
-    p["patch_embed"] = p["patch_embed"] * ~gone  # counts as 0, which is a pixel of the mean
+    p["patch_embed_bias"] = p["patch_embed_bias"] + p["patch_embed"] @ (_plain_features(p) * gone)
+    p["patch_embed"] = p["patch_embed"] * ~gone
+
+
+def _plain_features(p: Parameters) -> Tensor:
+    """What a token of a plain image, every pixel at its mean, is computed from, away from the border."""
+    convolutions = sorted(name.removesuffix(".weight") for name in p if name.startswith("stem.") and "weight" in name)
+    features = p["patch_embed"].new_zeros(p["patch_embed"].shape[1])
+    if not convolutions:
+        return features
+    x = features.new_zeros(p[f"{convolutions[0]}.weight"].shape[1])
+    for name in convolutions:
+        x = F.gelu(p[f"{name}.weight"].sum((2, 3)) @ x + p[f"{name}.bias"])
+    return x.repeat_interleave(len(features) // len(x))
 
 
 def _silence_classifier(p: Parameters, gone: Tensor) -> None:
