@@ -9,14 +9,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .config import Config
 from .data import AUGMENTATIONS, read
 from .errors import InputError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
 from .experiments.prune import NOTABLE_ZEROS, Pruned, prune_run
+from .experiments.recipes import PriorConfig
 from .experiments.run import Run
 from .experiments.study import read_plan, run_cell, run_study, shipped_plans
 from .experiments.tables import write_study
+from .network import ViTConfig
 from .pruning.decide import DEFAULT_LEVELS
+from .trainer import FitConfig
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -79,46 +83,25 @@ def fit_command(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto.")] = None,
 ) -> None:
     """Fit an Ising Vision Transformer, evaluate it, and write a run folder. What is not given is the recipe's."""
+    given = {name: value for name, value in locals().items() if value is not None}
     out = Path("runs") / Path(dataset).stem if out is None else out
     if out.exists() and not overwrite:
         raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
     everything = read(dataset, data_root, download=download, image_size=image_size)
     settings = recipe(dataset, everything, train)
-    fit_options = {
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "pilot": pilot,
-        "fine_tune": fine_tune,
-        "temperature": temperature,
-        "target_density": target_density,
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-        "steps": steps,
-        "augment": augment,
-    }
-    network_options = {
-        "patch_size": patch_size,
-        "stem": stem,
-        "dim": dim,
-        "depth": depth,
-        "heads": heads,
-        "mlp_ratio": mlp_ratio,
-    }
-    settings |= _given(validation=validation, test=test, data_root=data_root, image_size=image_size) | {
-        "balanced": balanced
-    }
-    settings["network"] = settings["network"] | _given(**network_options)
-    settings["fit"] = settings["fit"] | _given(**fit_options)
-    settings["prior"] = settings.get("prior", {}) | _given(
-        inclusion=inclusion, coupling=coupling, structured=structured or None
-    )
-    config = RunConfig(**settings)
+    for part, kind in (("network", ViTConfig), ("fit", FitConfig), ("prior", PriorConfig)):
+        settings[part] = settings.get(part, {}) | _of(kind, given)
+    config = RunConfig(**settings | _of(RunConfig, given))
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
     finished = run(config, out, everything, compare, overwrite)
     _show(finished)
     Console().print(f"Run folder: {out}", highlight=False, soft_wrap=True)
+
+
+def _of(kind: type[Config], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the given options that are settings of a kind."""
+    return {name: value for name, value in given.items() if name in kind.model_fields}
 
 
 def _of_epochs(config: RunConfig, epochs: int, steps: int | None) -> RunConfig:
@@ -251,10 +234,6 @@ def _roots(given: list[str]) -> dict[str, str]:
         name, equals, folder = text.partition("=")
         roots.update({name: folder} if equals else {"": text})
     return roots
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _show(finished: Run) -> None:

@@ -8,6 +8,8 @@ folder works where this package is not installed:
     from compact import load
 
     probs = load("small")(images).softmax(-1)
+
+So all of it is one file: geometry, the `Stem` (which a `ViT` has too), the network, and reading it back.
 """
 
 import json

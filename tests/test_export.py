@@ -11,8 +11,7 @@ import torch
 
 import pyro_isingvit as iv
 from pyro_isingvit import compact
-
-from .test_pruning import CONFIG, IMAGES, PLAIN, WITH_STEM, network_of, result_of
+from tests.networks import CONFIG, IMAGES, PLAIN, WITH_STEM, network_of, result_of
 
 
 @pytest.fixture(scope="module")

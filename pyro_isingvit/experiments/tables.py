@@ -230,17 +230,19 @@ def _page(
         "Every number, with all metrics and seeds, is in `results.csv`"
         + ("; paired differences are in `differences.csv`." if len(gaps) else ".")
     )
-    networks = {
-        (
-            r.cell.dataset,
-            r.cell.train,
-        ): f"{r.cell.dataset} {r.cell.train}: {r.config.network.stem} {r.config.network.patch_size[0]}, "
-        f"dim {r.config.network.dim}, heads {r.config.network.heads}, depth {r.config.network.depth}, "
-        f"{r.config.fit.steps} steps of {r.config.fit.batch_size} images, {len(r.labels)} test images"
-        for r in every
-    }
+    networks = {(r.cell.dataset, r.cell.train): _network(r) for r in every}
     parts.append("Networks and lengths: " + "; ".join(networks.values()) + ".")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _network(result: Result) -> str:
+    """One line on what was trained, and for how long."""
+    cell, network, fit = result.cell, result.config.network, result.config.fit
+    return (
+        f"{cell.dataset} {cell.train}: {network.stem} {network.patch_size[0]}, dim {network.dim}, "
+        f"heads {network.heads}, depth {network.depth}, {fit.steps} steps of {fit.batch_size} images, "
+        f"{len(result.labels)} test images"
+    )
 
 
 def _method_table(rows: pd.DataFrame, published: Mapping[str, float] | None) -> str:
