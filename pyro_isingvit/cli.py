@@ -243,7 +243,8 @@ def _show(finished: Run) -> None:
         f"temperature {result.temperature:.2g}, seed {config.fit.seed}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
-        caption="kept: share of the weights in the median-probability model\nexpected: mean inclusion probability",
+        caption="kept: share of the weights in the median-probability model\nexpected: mean inclusion probability\n"
+        "logits are scaled to suit the validation images",
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)

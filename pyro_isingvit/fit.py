@@ -13,7 +13,7 @@ from .data import Images
 from .errors import InputError
 from .guides import Guide
 from .models import IsingViT
-from .predict import evaluating, seeded
+from .predict import calibrate, evaluating, seeded
 from .result import FitResult
 from .temperature import FACTORS, PATIENCE, SHARE, FitPath, finish, follow_path, path_table, pilot_temperature
 from .trainer import FitConfig, Trainer
@@ -35,7 +35,8 @@ def fit(
     Args:
         model, guide: the pair; they are trained in place and moved to the device.
         train: images to learn from.
-        validation: images to decide on; needed for ``temperature="auto"``. Never the test images.
+        validation: images to decide on; needed for ``temperature="auto"``, which decides the model's ``logit_scale``
+            by them too, see `calibrate`. Never the test images.
         config: how to train; `FitConfig()` if None.
         progress: whether to show a progress bar.
 
@@ -67,6 +68,8 @@ def fit(
             if fine_tune:
                 model.fix_masks(guide.median_masks())
                 trainer.run(fine_tune, "fine-tune")
+            if isinstance(config.temperature, str) and validation is not None:
+                calibrate(model, guide, validation)
     facts = config.model_dump(mode="json")
     return FitResult(model, guide, trainer.history, path, trainer.seconds, facts, finished)
 
@@ -132,6 +135,7 @@ def _training(
     ):
         wanted = config.temperature
         model.temperature = pilot_temperature(guide, len(train)) if isinstance(wanted, str) else wanted
+        model.logit_scale.fill_(1.0)
         trainer = Trainer(model, guide, train.to(device), validation, config, bar)
         yield trainer
         trainer.seconds = time.perf_counter() - trainer.started

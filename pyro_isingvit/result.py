@@ -10,12 +10,13 @@ import pandas as pd
 import safetensors.torch
 from torch import Tensor
 
+from .data import Images
 from .errors import InputError
 from .guides import Guide
 from .models import IsingViT
-from .predict import Prediction, predict, predict_plug_in
+from .predict import Prediction, calibrate, predict, predict_plug_in
 
-FORMAT = 2
+FORMAT = 3
 """Version of what `FitResult.save` writes."""
 
 
@@ -48,6 +49,13 @@ class FitResult:
     def temperature(self) -> float:
         """Temperature of the fitted posterior."""
         return self.model.temperature
+
+    def calibrate(self, held_out: Images) -> float:
+        """Scale the logits as suits held-out images, see `pyro_isingvit.predict.calibrate`.
+
+        ``temperature="auto"`` and ``"sparsest"`` did so with the validation images.
+        """
+        return calibrate(self.model, self.guide, held_out)
 
     def predict(self, images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0) -> Prediction:
         """Posterior predictive of images (n, channels, height, width); see `pyro_isingvit.predict.predict`."""

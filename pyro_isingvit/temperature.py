@@ -13,7 +13,7 @@ from .data import Images
 from .errors import InputError, TrainingError
 from .guides import Guide
 from .models import IsingViT
-from .predict import predict
+from .predict import calibrate, predict
 from .result import FitResult, densities
 from .trainer import Snapshot, Trainer
 
@@ -66,7 +66,7 @@ class Judged:
 
     Attributes:
         nll: of each image, (n,), in nats.
-        row: what tables say: temperature, nll, brier, accuracy, densities.
+        row: what tables say: temperature, logit_scale, nll, brier, accuracy, densities.
     """
 
     nll: Tensor
@@ -94,6 +94,7 @@ class Stop(Judged):
         model.load_state_dict(of_model)
         guide.load_state_dict(of_guide)
         model.temperature = self.temperature
+        model.logit_scale.fill_(self.row["logit_scale"])
 
 
 def follow_path(trainer: Trainer, validation: Images, steps: int, patience: float = float("inf")) -> list[Stop]:
@@ -141,7 +142,7 @@ def follow_path(trainer: Trainer, validation: Images, steps: int, patience: floa
 
 
 def path_table(stops: Sequence[Judged]) -> pd.DataFrame:
-    """One row a temperature: temperature; nll, brier and accuracy of the validation images; both densities.
+    """One row a temperature: temperature, logit_scale; nll, brier, accuracy of the validation images; both densities.
 
     ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images.
     ``least_nll`` marks that minimum; ``sparsest`` the sparsest within one standard error of it.
@@ -218,20 +219,24 @@ def finish(
 
 
 def _judge(model: IsingViT, guide: Guide, validation: Images) -> Judged:
-    """The posterior as it is now.
+    """The posterior as it is now, calibrated: else a temperature would be chosen for how sure it is of what it says.
 
     Raises:
         TrainingError: if it predicts no finite NLL.
     """
     labels = validation.labels.cpu()
-    probs = predict(model, guide, validation.images, draws=DRAWS).probs
+    try:
+        scale = calibrate(model, guide, validation, DRAWS)
+        probs = predict(model, guide, validation.images, draws=DRAWS).probs
+    finally:
+        model.logit_scale.fill_(1.0)
     each = nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels, reduction="none")
     nll, accuracy = float(each.mean()), float((probs.argmax(-1) == labels).float().mean())
     if not math.isfinite(nll):
         raise TrainingError(f"NLL={nll} of the validation images at temperature={model.temperature:g}")
     brier = float((probs - nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
-    row = {"temperature": model.temperature, "nll": nll, "brier": brier, "accuracy": accuracy, **densities(guide)}
-    return Judged(each, row)
+    row = {"temperature": model.temperature, "logit_scale": scale, "nll": nll, "brier": brier, "accuracy": accuracy}
+    return Judged(each, row | densities(guide))
 
 
 @dataclass(frozen=True)

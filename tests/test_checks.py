@@ -142,9 +142,10 @@ class Three(nn.Module):
         return torch.cat([torch.zeros_like(score), score], -1)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_leave_one_out_is_that_of_exact_refits(temperature):
-    """All eight masks times Gauss-Hermite quadrature over three weights; a refit without each image in turn."""
+@pytest.mark.parametrize(("temperature", "logit_scale"), [(1.0, 1.0), (0.5, 1.0), (0.5, 0.6)])
+def test_leave_one_out_is_that_of_exact_refits(temperature, logit_scale):
+    """All eight masks times Gauss-Hermite quadrature over three weights; a refit without each image in turn, at a scale
+    of 1, and what it says of that image, at the model's."""
     images = torch.rand(30, 1, 1, 3)
     x = 2 * images.flatten(1) - 1
     labels = torch.bernoulli((x @ torch.tensor([2.0, -2.0, 0.0])).sigmoid()).long()
@@ -160,16 +161,19 @@ def test_leave_one_out_is_that_of_exact_refits(temperature):
     nodes, weights = np.polynomial.hermite_e.hermegauss(21)
     points = torch.tensor(list(itertools.product(nodes, repeat=3))) * 3 / math.sqrt(3)
     volume = torch.tensor(list(itertools.product(weights, repeat=3))).log().sum(-1)
-    likelihood, mass = [], []
+    likelihood, said, mass = [], [], []
     for mask in itertools.product((0.0, 1.0), repeat=3):
         scores = (points * torch.tensor(mask)) @ x.double().T
-        likelihood.append(F.logsigmoid(torch.where(labels == 1, scores, -scores)))
+        right = torch.where(labels == 1, scores, -scores)
+        likelihood.append(F.logsigmoid(right))
+        said.append(F.logsigmoid(logit_scale * right))
         mass.append(volume)
-    each, mass = torch.cat(likelihood), torch.cat(mass)
+    each, said, mass = torch.cat(likelihood), torch.cat(said), torch.cat(mass)
     total = each.sum(-1, keepdim=True)
     refit = (mass.unsqueeze(-1) + (total - each) / temperature).log_softmax(0)
-    exact = (refit + each).logsumexp(0)
+    exact = (refit + said).logsumexp(0)
 
+    model.logit_scale.fill_(logit_scale)
     loo = leave_one_out(result, data, draws=4000)
     assert loo.elpd == pytest.approx(loo.pointwise.sum())
     assert abs(loo.elpd - exact.sum().item()) < 0.2 * loo.se  # well within the standard error, which is of the data

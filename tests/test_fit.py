@@ -199,7 +199,7 @@ def test_load_refuses_what_does_not_fit(stripes, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         FitResult.load(tmp_path / "fit", *pair())
     (tmp_path / "fit" / "fit.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(InputError, match="format=99; this version reads 2"):
+    with pytest.raises(InputError, match="format=99; this version reads 3"):
         FitResult.load(tmp_path / "fit", *pair())
 
 

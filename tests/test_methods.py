@@ -41,10 +41,10 @@ def data(stripes):
     [
         ("ising", ["ising", "ising, temperature-scaled", "ising, median network"]),
         ("deterministic", ["deterministic", "deterministic, temperature-scaled"]),
-        ("dropout", ["dropout 0.1"]),
-        ("dropconnect", ["dropconnect 0.1"]),
-        ("sparse-vd", ["sparse-vd"]),
-        ("ensemble", ["ensemble of 2"]),
+        ("dropout", ["dropout 0.1", "dropout 0.1, temperature-scaled"]),
+        ("dropconnect", ["dropconnect 0.1", "dropconnect 0.1, temperature-scaled"]),
+        ("sparse-vd", ["sparse-vd", "sparse-vd, temperature-scaled"]),
+        ("ensemble", ["ensemble of 2", "ensemble of 2, temperature-scaled"]),
         ("magnitude-pruning", ["magnitude-pruning", "magnitude-pruning"]),
     ],
 )
@@ -59,8 +59,8 @@ def test_every_method_learns_and_says_what_it_kept(data, name, methods):
         assert outcome.seconds > 0
     if name == "magnitude-pruning":
         assert [outcome.density for outcome in each] == pytest.approx([0.3, 0.6], abs=1e-3)
-    if name == "deterministic":
-        assert each[1].validation_nll <= each[0].validation_nll
+    if name != "magnitude-pruning":  # 60 images, and the prior of a posterior's scale
+        assert each[1].validation_nll <= each[0].validation_nll + 0.5 / 60
 
 
 def test_a_path_is_one_fit_of_many_densities(data):

@@ -69,6 +69,8 @@ def test_every_number_is_the_one_from_the_python_call(folder):
         "test": len(test),
         "weights": sum(site.numel for site in result.model.sites),
         "temperature": result.temperature,
+        "logit_scale": result.model.logit_scale.item(),
+        "logit_scale/deterministic": plain.model.logit_scale.item(),
         "steps": 60,
         "seconds": result.seconds,
         **result.densities(),

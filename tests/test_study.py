@@ -159,6 +159,7 @@ def test_tables_and_pictures(plan_file, tmp_path):
         "ising, temperature-scaled": 2,
         "ising, median network": 2,
         "dropout 0.3": 2,
+        "dropout 0.3, temperature-scaled": 2,
         "deterministic": 1,
         "deterministic, temperature-scaled": 1,
     }
@@ -188,13 +189,14 @@ def test_scaled_is_compared_with_scaled(plan_file, tmp_path):
     gaps = differences(every)
     pairs = set(zip(gaps["method"], gaps["baseline"], strict=True))
     scaled = "ising, temperature-scaled"
-    assert {pair for pair in pairs if pair[0] == scaled} == {(scaled, "deterministic, temperature-scaled")}
+    others = {f"{name}, temperature-scaled" for name in ("deterministic", "dropout 0.3")}
+    assert {pair for pair in pairs if pair[0] == scaled} == {(scaled, other) for other in others}
     assert ("ising", "deterministic, temperature-scaled") in pairs
     assert ("ising", "dropout 0.3") in pairs
     table = result_table(every).groupby(["method", "seed"])["nll"].mean()
     both = [s for s in (0, 1) if ("deterministic, temperature-scaled", s) in table.index]
     expected = sum(table[scaled, s] - table["deterministic, temperature-scaled", s] for s in both) / len(both)
-    own = gaps[(gaps["method"] == scaled) & (gaps["score"] == "nll")]
+    own = gaps[(gaps["method"] == scaled) & (gaps["score"] == "nll") & gaps["baseline"].str.startswith("deterministic")]
     assert own["difference"].tolist() == [pytest.approx(expected, abs=1e-5)]
 
 

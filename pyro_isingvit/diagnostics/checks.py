@@ -215,7 +215,8 @@ def leave_one_out(result: FitResult, train: Images, draws: int = 1000, seed: int
 
     With temperature T, draws :math:`\theta_s` from the guide q have the importance weights
     :math:`\log p(\theta_s) - \log q(\theta_s) + \frac1T \sum_i \log p(y_i \mid \theta_s)` for the posterior, and
-    :math:`\frac1T \log p(y_j \mid \theta_s)` less for the one without image j.
+    :math:`\frac1T \log p(y_j \mid \theta_s)` less for the one without image j. They are those of training, without the
+    model's ``logit_scale``; what is said of the image is with it.
 
     `arviz.loo` on `to_inference_data` has no such weights: it takes the draws for exact ones at T = 1.
 
@@ -237,9 +238,11 @@ def leave_one_out(result: FitResult, train: Images, draws: int = 1000, seed: int
     with evaluating(model, guide), seeded(device):
         for draw in posterior_draws(model, guide, draws, seed):
             ratios.append(draw.log_ratio)
-            likelihoods.append(log_probs(model, train.images, draw.weights).gather(-1, labels).squeeze(-1))
-    each = torch.stack(likelihoods).double().numpy().T
-    tempered = each / model.temperature
+            scaled = log_probs(model, train.images, draw.weights)
+            plain = (scaled / model.logit_scale.cpu()).log_softmax(-1)
+            likelihoods.append(torch.stack([scaled, plain]).gather(-1, labels.expand(2, -1, -1)).squeeze(-1))
+    each, trained = torch.stack(likelihoods, -1).double().numpy()
+    tempered = trained / model.temperature
     whole = np.asarray(ratios) + tempered.sum(0)
     _, k_hat = psislw(whole)
     log_weights, k = psislw(whole - tempered)

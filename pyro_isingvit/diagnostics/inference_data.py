@@ -135,6 +135,7 @@ def _attributes(result: FitResult) -> dict[str, Any]:
         "guide": type(result.guide).__name__,
         "prior": type(result.model.prior).__name__,
         "temperature": result.temperature,
+        "logit_scale": float(result.model.logit_scale),
         "fit": json.dumps(dict(result.config)),
     }
 

@@ -38,7 +38,7 @@ MEDIAN = ", median network"
 """What the name of a method's median-probability model ends in."""
 
 SCALED = ", temperature-scaled"
-"""What the name of a method ends in whose probabilities were sharpened or flattened to fit the validation images."""
+"""What the name of a method ends in whose predictions were sharpened or flattened to fit the validation images."""
 
 _SETTINGS = {"dropout": "rate", "dropconnect": "rate", "ensemble": "members", "magnitude-pruning": "densities"}
 """The setting of a method's own."""
@@ -51,7 +51,8 @@ class Method(Config):
         name: ``ising`` (and from the same fit its median-probability model, one network); ``ising-path`` (likewise, at
             every point of `fit_path`); ``deterministic``; ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``;
             ``magnitude-pruning`` (the deterministic network cut to each density, then trained on for a quarter of the
-            steps). ``ising`` and ``deterministic`` have an outcome with temperature scaling beside their own.
+            steps). All but these curves have an outcome without temperature scaling and one with it; the
+            median-probability model and the points of a path are as `fit` and `fit_path` leave them, scaled.
         rate: of dropout or DropConnect.
         members: of the ensemble.
         densities: that magnitude pruning cuts to.
@@ -124,39 +125,38 @@ def fit_deterministic(config: RunConfig, data: Data, progress: bool = True, drop
 
 def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     result = fit(*build(config), data.train, data.validation, config.fit, progress)
-    yield from _posterior("ising", result, config, data, scaled=True)
+    yield from _posterior("ising", result, config, data)
+    yield _median("ising", result, data)
 
 
 def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     path = fit_path(*build(config), data.train, data.validation, config.fit, progress)
     for row in range(len(path.stops)):
-        yield from _posterior("ising-path", path.at(row), config, data)
+        result = path.at(row)
+        yield _mixture("ising-path", result, config, data)
+        yield _median("ising-path", result, data)
 
 
 def _deterministic(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
-    result = fit_deterministic(config, data, progress)
-    validation, test = (result.predict_plug_in(part.images) for part in (data.validation, data.test))
-    outcome = _point("deterministic", test, validation, data, result.seconds)
-    yield outcome
-    yield _scaled(outcome, validation, data)
+    yield from _plug_in("deterministic", fit_deterministic(config, data, progress), data)
 
 
 def _dropout(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     network = config.network.model_copy(update={"dropout": method.rate})
     result = fit_deterministic(config.model_copy(update={"network": network}), data, progress)
-    yield _plug_in(f"dropout {method.rate:g}", result, data)
+    yield from _plug_in(f"dropout {method.rate:g}", result, data)
 
 
 def _dropconnect(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     result = fit_deterministic(config, data, progress, dropconnect=method.rate)
-    yield _plug_in(f"dropconnect {method.rate:g}", result, data)
+    yield from _plug_in(f"dropconnect {method.rate:g}", result, data)
 
 
 def _sparse_vd(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     network = _network(config)
     model = IsingViT(network, LogUniform(network.weight_sites()))
     result = fit(model, SparseVariationalDropout(model), data.train, data.validation, config.fit, progress)
-    yield next(_posterior("sparse-vd", result, config, data))
+    yield from _posterior("sparse-vd", result, config, data)
 
 
 def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -168,7 +168,9 @@ def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> 
         parts.append((result.predict_plug_in(data.test.images), result.predict_plug_in(data.validation.images)))
         seconds += result.seconds
     test, validation = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))
-    yield _point(f"ensemble of {method.members}", test, validation, data, seconds, density=float(method.members))
+    outcome = _point(f"ensemble of {method.members}", test, validation, data, seconds, density=float(method.members))
+    yield outcome
+    yield _scaled(outcome, validation, data)
 
 
 def _magnitude_pruning(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -239,21 +241,27 @@ def _nll(probs: Tensor, labels: Tensor) -> float:
     return float(nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels.cpu()))
 
 
-def _posterior(name: str, result: FitResult, config: RunConfig, data: Data, scaled: bool = False) -> Iterator[Outcome]:
-    """The posterior predictive, temperature-scaled too if asked, and the median-probability model's network."""
+def _posterior(name: str, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
+    """The posterior predictive, and temperature-scaled."""
+    result.model.logit_scale.fill_(1.0)
+    yield _mixture(name, result, config, data)
+    result.calibrate(data.validation)
+    yield _mixture(f"{name}{SCALED}", result, config, data)
+
+
+def _mixture(name: str, result: FitResult, config: RunConfig, data: Data) -> Outcome:
     test, validation = (
         result.predict(part.images, config.draws, seed=config.fit.seed).probs for part in (data.test, data.validation)
     )
-    shares = result.densities()
-    median, expected = shares["median_density"], shares["expected_density"]
-    nll, temperature, seconds = _nll(validation, data.validation.labels), result.temperature, result.seconds
-    outcome = Outcome(name, test, nll, median, expected, temperature, seconds)
-    yield outcome
-    if scaled:
-        yield _scaled(outcome, validation, data)
+    nll, shares = _nll(validation, data.validation.labels), result.densities()
+    densities = shares["median_density"], shares["expected_density"]
+    return Outcome(name, test, nll, *densities, result.temperature, result.seconds)
+
+
+def _median(name: str, result: FitResult, data: Data) -> Outcome:
     test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
-    nll = _nll(validation, data.validation.labels)
-    yield Outcome(f"{name}{MEDIAN}", test, nll, median, median, temperature, seconds)
+    nll, density = _nll(validation, data.validation.labels), result.densities()["median_density"]
+    return Outcome(f"{name}{MEDIAN}", test, nll, density, density, result.temperature, result.seconds)
 
 
 def _scaled(outcome: Outcome, validation: Tensor, data: Data) -> Outcome:
@@ -264,9 +272,12 @@ def _scaled(outcome: Outcome, validation: Tensor, data: Data) -> Outcome:
     return replace(outcome, method=f"{outcome.method}{SCALED}", probs=test, validation_nll=_nll(validation, labels))
 
 
-def _plug_in(name: str, result: FitResult, data: Data) -> Outcome:
+def _plug_in(name: str, result: FitResult, data: Data) -> Iterator[Outcome]:
+    """The network with the posterior mean weights, and temperature-scaled."""
     test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
-    return _point(name, test, validation, data, result.seconds)
+    outcome = _point(name, test, validation, data, result.seconds)
+    yield outcome
+    yield _scaled(outcome, validation, data)
 
 
 def _point(name: str, test: Tensor, validation: Tensor, data: Data, seconds: float, density: float = 1.0) -> Outcome:

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..network import ViT
 from ..predict import BATCH, evaluating, posterior_draws, seeded
 from ..pruning import Cost, costs, export, fine_tune, prune, prune_draws
+from ..pruning.cut import scale_within
 from ..pruning.export import METRICS, check
 from ..result import FitResult
 from .run import open_run
@@ -148,7 +149,7 @@ class WholeDraws(nn.Module):
 def _dense(result: FitResult, weights: Mapping[str, Tensor]) -> ViT:
     network = result.model.network
     plain = ViT(network.config)
-    plain.load_state_dict(network.state_dict() | dict(weights))
+    plain.load_state_dict(network.state_dict() | scale_within(result.model, weights))
     return plain
 
 

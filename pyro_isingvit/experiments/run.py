@@ -34,7 +34,8 @@ class Run:
         config: what was asked for.
         data: its images.
         result: the fitted posterior.
-        deterministic: the network of the same recipe without masks or uncertainty, where compared.
+        deterministic: the network of the same recipe without masks or uncertainty, where compared. Both are calibrated
+            on the validation images, see `FitResult.calibrate`.
         scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network``
             (one network: the median-probability model) and, where compared, ``deterministic``.
     """
@@ -81,6 +82,8 @@ def run(
     model, guide = build(config)
     result = fit(model, guide, data.train, data.validation, config.fit, progress)
     plain = fit_deterministic(config, data, progress) if compare else None
+    for one in filter(None, (result, plain)):
+        one.calibrate(data.validation)
     finished = Run(config, data, result, plain, _scores(result, plain, data.test, config))
     _write(finished, out)
     return finished

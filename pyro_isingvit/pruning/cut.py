@@ -17,6 +17,7 @@ from torch import Tensor
 from ..compact import CompactConfig, CompactViT, Layer
 from ..diagnostics.inclusion import Unit
 from ..errors import InputError
+from ..models import IsingViT
 from ..network import ViT, ViTConfig
 from .silence import SILENCE, Parameters
 
@@ -81,6 +82,12 @@ def shrink(
         InputError: if what is left does not depend on the image.
     """
     return assemble(take_apart(network, weights, kept))
+
+
+def scale_within(model: IsingViT, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of a `ViT`, by name: the weights, with the model's ``logit_scale`` in the last layer and its bias."""
+    bias, scale = model.network.head.out_bias.detach(), model.logit_scale
+    return {**weights, "head.out": weights["head.out"] * scale, "head.out_bias": bias * scale}
 
 
 def take_apart(

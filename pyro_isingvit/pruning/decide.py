@@ -19,7 +19,7 @@ from ..guides import Guide
 from ..network import ViT
 from ..predict import evaluating
 from ..result import FitResult
-from .cut import shrink
+from .cut import scale_within, shrink
 
 Key = TypeVar("Key", bound=str)
 
@@ -101,6 +101,7 @@ def prune(
     decision = decide(result.guide, level, threshold, density)
     with evaluating(result.model, result.guide):
         weights = result.guide.mean_weights(decision.masks)
+        weights = scale_within(result.model, weights)
     return shrink(result.model.network, weights, decision.kept)
 
 

@@ -10,7 +10,7 @@ from ..compact import CompactViT
 from ..errors import InputError
 from ..predict import evaluating, posterior_draws, seeded
 from ..result import FitResult
-from .cut import Cut, Head, Part, assemble, take_apart
+from .cut import Cut, Head, Part, assemble, scale_within, take_apart
 from .decide import DEFAULT_LEVELS, Level, decide
 
 _SHARED = ("stem.", "patch_index")
@@ -51,7 +51,7 @@ def prune_draws(
                 weights = weights | {
                     name: torch.where(mask > 0, weights[name], out[name]) for name, mask in decision.masks.items()
                 }
-            cuts.append(take_apart(network, weights, decision.kept))
+            cuts.append(take_apart(network, scale_within(result.model, weights), decision.kept))
     return _stack([assemble(one) for one in _alike(cuts)])
 
 
