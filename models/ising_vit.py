@@ -51,7 +51,7 @@ class IsingViT(nn.Module):
         for site:  mask ~ prior.mask(site)
         factor("ising", prior.potential(masks))
         for site:  weight ~ prior.weight(site, mask)
-        plate("data", N), scale 1 / T:  label ~ Categorical(logits=logit_scale * network(images; weights))
+        plate("data", N), scale 1 / T:  label ~ Categorical(logits=network(images; weights))
 
     The temperature is that of a power posterior, prior times likelihood ** (1 / T). Small data carry far
     less information than a network has weights, so T = 1 prunes everything; see `fit`.
@@ -73,7 +73,6 @@ class IsingViT(nn.Module):
             terms are local; a `Guide` sets it each time it runs.
         precision: of the matrix products of the network's passes; weights, priors and the loss stay in float32.
             `fit` sets it for the time of training.
-        logit_scale: that the network's logits are multiplied by, a buffer. 1 in training; `calibrate` sets it.
 
     Raises:
         InputError: if the prior is for other sites than the network's.
@@ -94,8 +93,6 @@ class IsingViT(nn.Module):
         self.plated = False
         self.precision: torch.dtype = torch.float32
         self.seen: Seen | None = None
-        self.logit_scale: Tensor
-        self.register_buffer("logit_scale", torch.ones(()))
         self._varies = any(p.requires_grad for p in prior.parameters()) or _samples(prior)
         for site in self.sites:
             network.get_parameter(site.name).requires_grad_(False)
@@ -138,11 +135,11 @@ class IsingViT(nn.Module):
             return pyro.sample(name, fn.to_event(-fn.event_dim), infer=infer)
 
     def logits(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """The network's scaled logits (batch, classes) with the given weights, by site name, in place of its own."""
+        """The network's logits (batch, classes) with the given weights, by site name, in place of its own."""
         lower = self.precision != torch.float32
         with torch.autocast(images.device.type, self.precision, enabled=lower):
             logits = functional_call(self.network, dict(weights), (images,))
-        return (logits.float() if lower else logits) * self.logit_scale
+        return logits.float() if lower else logits
 
     def fix_masks(self, masks: Mapping[str, Tensor] | None) -> None:
         """Condition on masks, by site name: they are sampled neither here nor in guides. None frees them again."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import pyro
 import torch
@@ -13,7 +14,7 @@ from .data import Images
 from .errors import InputError
 from .guides import Guide
 from .models import IsingViT
-from .predict import calibrate, evaluating, seeded
+from .predict import evaluating, seeded
 from .result import FitResult
 from .temperature import FACTORS, PATIENCE, SHARE, FitPath, finish, follow_path, path_table, pilot_temperature
 from .trainer import FitConfig, Trainer
@@ -35,8 +36,8 @@ def fit(
     Args:
         model, guide: the pair; they are trained in place and moved to the device.
         train: images to learn from.
-        validation: images to decide on; needed for ``temperature="auto"``, which decides the model's ``logit_scale``
-            by them too, see `calibrate`. Never the test images.
+        validation: images to decide on; needed for ``temperature="auto"`` and ``"sparsest"``, which calibrate the
+            result by them too, see `FitResult.calibrate`. Never the test images.
         config: how to train; `FitConfig()` if None.
         progress: whether to show a progress bar.
 
@@ -68,10 +69,9 @@ def fit(
             if fine_tune:
                 model.fix_masks(guide.median_masks())
                 trainer.run(fine_tune, "fine-tune")
-            if isinstance(config.temperature, str) and validation is not None:
-                calibrate(model, guide, validation)
     facts = config.model_dump(mode="json")
-    return FitResult(model, guide, trainer.history, path, trainer.seconds, facts, finished)
+    result = FitResult(model, guide, trainer.history, path, trainer.seconds, facts, finished)
+    return result if finished is None else result.calibrate(cast(Images, validation))
 
 
 def fit_path(
@@ -135,7 +135,6 @@ def _training(
     ):
         wanted = config.temperature
         model.temperature = pilot_temperature(guide, len(train)) if isinstance(wanted, str) else wanted
-        model.logit_scale.fill_(1.0)
         trainer = Trainer(model, guide, train.to(device), validation, config, bar)
         yield trainer
         trainer.seconds = time.perf_counter() - trainer.started

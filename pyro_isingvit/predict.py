@@ -1,5 +1,6 @@
 """The posterior predictive, streamed: one batch of images and one draw of the weights at a time."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from .data import Images
-from .errors import InputError
+from .errors import InputError, TrainingError
 from .guides import Guide
 from .models import IsingViT
 
@@ -18,7 +19,7 @@ BATCH = 250
 """Images at a time."""
 
 _SCALES = -4, 2, 97
-"""That `calibrate` chooses from: powers of 2 from, to, and how many."""
+"""That `best_logit_scale` chooses from: exponents of 2, from, to, and how many."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def predict(
     interval: float = 0.9,
     batch_size: int = BATCH,
     seed: int = 0,
+    logit_scale: float = 1.0,
 ) -> Prediction:
     """Average the network's predictions over draws of masks and weights from a guide.
 
@@ -64,6 +66,7 @@ def predict(
         interval: mass of the credible intervals, within (0, 1).
         batch_size: images at a time.
         seed: of the draws.
+        logit_scale: that logits are multiplied by, see `best_logit_scale`.
 
     Raises:
         InputError: if a value is out of range.
@@ -81,7 +84,7 @@ def predict(
             # In place: small results that outlive large buffers would keep the heap from shrinking between draws.
             each = None
             for t, draw in enumerate(posterior_draws(model, guide, draws, seed)):
-                probs = model.logits(batch, draw.weights).softmax(-1)
+                probs = (logit_scale * model.logits(batch, draw.weights)).softmax(-1)
                 each = probs.new_empty(draws, *probs.shape) if each is None else each
                 each[t] = probs
                 del draw
@@ -94,23 +97,24 @@ def predict(
     return Prediction(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
-def calibrate(model: IsingViT, guide: nn.Module, held_out: Images, draws: int = 20, seed: int = 0) -> float:
-    """Set the model's ``logit_scale`` to what suits held-out images: temperature scaling of the posterior predictive.
+def best_logit_scale(model: IsingViT, guide: nn.Module, held_out: Images, draws: int = 20, seed: int = 0) -> float:
+    """The scale of the logits at which the posterior predictive suits held-out images: its temperature scaling.
 
-    It is the mode under a standard log-normal prior, so that images that are all classified right do not sharpen
-    without end. Their labels are then no longer held out; weights and masks stay as they are.
+    Its logarithm is the mode under a standard normal prior, so that images that are all classified right do not sharpen
+    without end.
 
     Args:
         model, guide: a fitted pair.
         held_out: images that it was not trained on.
-        draws: from the guide.
+        draws: number of draws from the guide.
         seed: of the draws.
 
     Returns:
-        The scale, within 1/16 and 4: below 1 the predictions were too sure, above 1 not sure enough.
+        A power of 2 within 1/16 and 4: below 1 the predictions were too sure, above 1 not sure enough.
 
     Raises:
-        InputError: if there are no draws.
+        InputError: if there are no draws, or the classes are not the network's.
+        TrainingError: if the predictions are not finite.
 
     References:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
@@ -118,22 +122,25 @@ def calibrate(model: IsingViT, guide: nn.Module, held_out: Images, draws: int = 
     if draws < 1:
         raise InputError(f"draws={draws}: need at least one")
     device = next(guide.parameters()).device
-    scales = torch.logspace(*_SCALES, base=2, device=device)
-    log_posterior = -scales.log().double().square() / 2
-    scales = scales.view(-1, 1, 1)
-    model.logit_scale.fill_(1.0)
+    exponents = torch.linspace(*_SCALES, device=device)
+    scales = exponents.exp2().view(-1, 1, 1)
+    log_posterior = -(exponents.double() * math.log(2)).square() / 2
     with evaluating(model, guide), seeded(device):
         for images, labels in zip(held_out.images.split(BATCH), held_out.labels.split(BATCH), strict=True):
             images, labels = images.to(device), labels.to(device).view(1, -1, 1).expand(len(scales), -1, -1)
             summed = None
             for draw in posterior_draws(model, guide, draws, seed):
-                logits = scales * model.logits(images, draw.weights)
-                likelihood = logits.gather(-1, labels).squeeze(-1) - logits.logsumexp(-1)
+                logits = model.logits(images, draw.weights)
+                if logits.shape[-1] != held_out.classes:
+                    raise InputError(f"held_out.classes={held_out.classes}: the network has {logits.shape[-1]}")
+                scaled = scales * logits
+                likelihood = scaled.gather(-1, labels).squeeze(-1) - scaled.logsumexp(-1)
                 summed = likelihood if summed is None else summed.logaddexp(likelihood)
             assert summed is not None
             log_posterior += summed.double().sum(-1)
-    model.logit_scale.copy_(scales[log_posterior.argmax()].squeeze())
-    return float(model.logit_scale)
+    if not log_posterior.isfinite().all():
+        raise TrainingError(f"no finite NLL of the held-out images at temperature={model.temperature:g}")
+    return float(scales[log_posterior.argmax()])
 
 
 def predict_plug_in(
@@ -157,6 +164,11 @@ def log_probs(model: IsingViT, images: Tensor, weights: Mapping[str, Tensor], ba
     """Log-probabilities (n, classes) of images by the network with given weights, batch by batch, on the CPU."""
     device = model.prior.zero.device
     return torch.cat([model.logits(b.to(device), weights).log_softmax(-1).cpu() for b in images.split(batch_size)])
+
+
+def scale_logits(log_probs: Tensor, scale: float) -> Tensor:
+    """Log-probabilities (n, classes) as they are when the logits behind them are multiplied by a scale."""
+    return (scale * log_probs).log_softmax(-1)
 
 
 def draw_labels(log_probs: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from .data import Images
 from .errors import InputError
 from .guides import Guide
 from .models import IsingViT
-from .predict import Prediction, calibrate, predict, predict_plug_in
+from .predict import Prediction, best_logit_scale, predict, predict_plug_in
 
 FORMAT = 3
 """Version of what `FitResult.save` writes."""
@@ -35,6 +35,8 @@ class FitResult:
         seconds: that the fit took.
         config: how it was trained, `FitConfig` as JSON.
         finished: likewise, at the end of each Ising phase that it tried; ``chosen`` marks the one it stayed at.
+        logit_scale: that the logits of the posterior predictive are multiplied by. Training, the median-probability
+            model's network, prior and log-likelihood know nothing of it.
     """
 
     model: IsingViT
@@ -44,22 +46,23 @@ class FitResult:
     seconds: float
     config: Mapping[str, Any] = field(default_factory=dict)
     finished: pd.DataFrame | None = None
+    logit_scale: float = 1.0
 
     @property
     def temperature(self) -> float:
         """Temperature of the fitted posterior."""
         return self.model.temperature
 
-    def calibrate(self, held_out: Images) -> float:
-        """Scale the logits as suits held-out images, see `pyro_isingvit.predict.calibrate`.
+    def calibrate(self, held_out: Images) -> Self:
+        """The same posterior with the ``logit_scale`` that suits held-out images, see `predict.best_logit_scale`.
 
         ``temperature="auto"`` and ``"sparsest"`` did so with the validation images.
         """
-        return calibrate(self.model, self.guide, held_out)
+        return replace(self, logit_scale=best_logit_scale(self.model, self.guide, held_out))
 
     def predict(self, images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0) -> Prediction:
         """Posterior predictive of images (n, channels, height, width); see `pyro_isingvit.predict.predict`."""
-        return predict(self.model, self.guide, images, draws, interval, seed=seed)
+        return predict(self.model, self.guide, images, draws, interval, seed=seed, logit_scale=self.logit_scale)
 
     def predict_plug_in(self, images: Tensor) -> Tensor:
         """Probabilities (n, classes) of the median-probability model with posterior mean weights."""
@@ -97,6 +100,7 @@ class FitResult:
             "format": FORMAT,
             "temperature": self.model.temperature,
             "num_data": self.model.num_data,
+            "logit_scale": self.logit_scale,
             "seconds": self.seconds,
             "config": dict(self.config),
         }
@@ -123,7 +127,8 @@ class FitResult:
         except json.JSONDecodeError as error:
             raise InputError(f"{folder / 'fit.json'}: not JSON ({error}); fit again") from None
         if facts.get("format") != FORMAT:
-            raise InputError(f"{folder / 'fit.json'}: format={facts.get('format')!r}; this version reads {FORMAT}")
+            problem = f"format={facts.get('format')!r}; this version reads {FORMAT}; fit again"
+            raise InputError(f"{folder / 'fit.json'}: {problem}")
         try:
             tensors = safetensors.torch.load_file(folder / "posterior.safetensors")
         except safetensors.SafetensorError as error:
@@ -154,6 +159,7 @@ class FitResult:
             facts["seconds"],
             facts["config"],
             finished,
+            facts["logit_scale"],
         )
 
 

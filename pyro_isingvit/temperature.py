@@ -1,7 +1,6 @@
 """The temperature, decided on held-out images: a warm-started path from cold to hot, then whole trainings."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from .data import Images
 from .errors import InputError, TrainingError
 from .guides import Guide
 from .models import IsingViT
-from .predict import calibrate, predict
+from .predict import best_logit_scale, predict
 from .result import FitResult, densities
 from .trainer import Snapshot, Trainer
 
@@ -94,7 +93,6 @@ class Stop(Judged):
         model.load_state_dict(of_model)
         guide.load_state_dict(of_guide)
         model.temperature = self.temperature
-        model.logit_scale.fill_(self.row["logit_scale"])
 
 
 def follow_path(trainer: Trainer, validation: Images, steps: int, patience: float = float("inf")) -> list[Stop]:
@@ -225,15 +223,10 @@ def _judge(model: IsingViT, guide: Guide, validation: Images) -> Judged:
         TrainingError: if it predicts no finite NLL.
     """
     labels = validation.labels.cpu()
-    try:
-        scale = calibrate(model, guide, validation, DRAWS)
-        probs = predict(model, guide, validation.images, draws=DRAWS).probs
-    finally:
-        model.logit_scale.fill_(1.0)
+    scale = best_logit_scale(model, guide, validation, DRAWS)
+    probs = predict(model, guide, validation.images, draws=DRAWS, logit_scale=scale).probs
     each = nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels, reduction="none")
     nll, accuracy = float(each.mean()), float((probs.argmax(-1) == labels).float().mean())
-    if not math.isfinite(nll):
-        raise TrainingError(f"NLL={nll} of the validation images at temperature={model.temperature:g}")
     brier = float((probs - nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
     row = {"temperature": model.temperature, "logit_scale": scale, "nll": nll, "brier": brier, "accuracy": accuracy}
     return Judged(each, row | densities(guide))
@@ -267,7 +260,8 @@ class FitPath:
         if not 0 <= row < len(self.stops):
             raise InputError(f"row={row}: the path has rows 0 to {len(self.stops) - 1}")
         self.stops[row].restore(self.model, self.guide)
-        return FitResult(self.model, self.guide, self.history, self.table, self.seconds, self.config)
+        scale = self.stops[row].row["logit_scale"]
+        return FitResult(self.model, self.guide, self.history, self.table, self.seconds, self.config, logit_scale=scale)
 
     def pick(self, mark: Mark = "least_nll") -> FitResult:
         """The posterior at a marked row of the table, see `path_table`."""

@@ -42,9 +42,9 @@ class FitConfig(Config):
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
         temperature: T of the power posterior, or ``"auto"``: a short path, cold to hot, after a warm pilot phase says
-            by the NLL of the validation images where to begin. The Ising phase is run there, and again at hotter, else
-            at colder temperatures as long as the NLL at its end falls; or ``"sparsest"``: likewise, and hotter as long
-            as the NLL stays within one standard error of the least; see `temperature.finish`.
+            by the calibrated NLL of the validation images where to begin. The Ising phase is run there, and again at
+            hotter, else at colder temperatures as long as the NLL at its end falls; or ``"sparsest"``: likewise, and
+            hotter as long as the NLL stays within one standard error of the least; see `temperature.finish`.
         target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.

@@ -34,7 +34,6 @@ def network_of(config, seed):
 def result_of(prior=iv.IsingSpikeSlab, seed=0, **options):
     network = network_of(CONFIG, seed)
     model = iv.IsingViT(network, prior(network.weight_sites(), coupling=0.1, **options))
-    model.logit_scale.fill_(0.7)  # as a calibrated one has it
     guide = iv.MeanField(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

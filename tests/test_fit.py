@@ -172,11 +172,14 @@ def test_convolutions_of_a_stem_are_learned_without_masks(stripes):
 
 @pytest.mark.parametrize("fine_tune", [0.0, 0.3])
 def test_save_and_load(stripes, tmp_path, fine_tune):
-    result = quick_fit(stripes, validation=stripes, temperature="auto", fine_tune=fine_tune)
+    misled = Images(stripes.images, torch.where(torch.arange(60) % 5 == 0, 2 - stripes.labels, stripes.labels), 3)
+    result = quick_fit(stripes, validation=misled, temperature="auto", fine_tune=fine_tune)
+    assert result.logit_scale != 1
     result.save(tmp_path / "fit")
     again = FitResult.load(tmp_path / "fit", *pair(seed=9))
     assert torch.equal(again.predict(stripes.images).probs, result.predict(stripes.images).probs)
     assert again.temperature == result.temperature
+    assert again.logit_scale == result.logit_scale == result.calibrate(misled).logit_scale
     assert (again.model.fixed_masks is None) == (fine_tune == 0)
     pd.testing.assert_frame_equal(again.history, result.history)
     pd.testing.assert_frame_equal(again.path, result.path)

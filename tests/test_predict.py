@@ -1,12 +1,14 @@
 """The streamed posterior predictive against the same draws held in memory."""
 
 import importlib
+import math
 
+import pyro
 import pytest
 import torch
 
-from pyro_isingvit import Images, InputError, LikelihoodGuided, predict, predict_plug_in
-from pyro_isingvit.predict import calibrate, evaluating, posterior_draws
+from pyro_isingvit import Images, InputError, LikelihoodGuided, TrainingError, predict, predict_plug_in
+from pyro_isingvit.predict import best_logit_scale, evaluating, posterior_draws
 
 
 @pytest.fixture
@@ -51,49 +53,48 @@ def test_plug_in_is_one_plain_network(tiny_model, guide, stripes):
     torch.testing.assert_close(probs, expected)
 
 
-def log_posterior_of_scales(model, guide, data, log_scales):
-    """With all draws in memory."""
-    model.logit_scale.fill_(1.0)
-    with evaluating(model, guide):
-        draws = [model.logits(data.images, draw.weights) for draw in posterior_draws(model, guide, 20, 0)]
-    right, each = (torch.arange(len(data)), data.labels), torch.stack(draws).double()
-    nlls = [-(s.exp() * each).softmax(-1).mean(0)[right].log().sum() for s in log_scales]
-    return -torch.stack(nlls) - log_scales.square() / 2
-
-
-@pytest.mark.parametrize("sureness", [0.3, 3.0])
-def test_calibrate_finds_the_scale(tiny_model, guide, stripes, sureness, monkeypatch):
+@pytest.mark.parametrize("truth", [0.3, 1.0, 2.5])
+def test_the_best_scale_is_found(tiny_model, guide, stripes, truth, monkeypatch):
+    """Labels drawn at one scale; all draws in memory, and a fine grid."""
     monkeypatch.setattr(importlib.import_module("pyro_isingvit.predict"), "BATCH", 7)
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        tiny_model.network.head.out_bias.normal_().mul_(sureness)
-        guide.loc["head_out"].mul_(sureness)
-    drawn = Images(stripes.images, predict(tiny_model, guide, stripes.images).probs.multinomial(1).squeeze(-1), 3)
-    log_scales = torch.linspace(-2.77, 1.38, 400, dtype=torch.float64)
-    best = log_scales[log_posterior_of_scales(tiny_model, guide, drawn, log_scales).argmax()]
-    scale = calibrate(tiny_model, guide, drawn)
-    assert scale == tiny_model.logit_scale == pytest.approx(float(best.exp()), rel=0.03)
-    probs = predict(tiny_model, guide, stripes.images, 20).probs
-    plain = tiny_model.logit_scale.clone()
-    assert calibrate(tiny_model, guide, drawn) == plain  # whatever it was
-    tiny_model.logit_scale.fill_(1.0)
-    assert not torch.allclose(probs, predict(tiny_model, guide, stripes.images, 20).probs, atol=1e-3)
+        guide.loc["head_out"].mul_(12)
+        tiny_model.network.head.out_bias.copy_(torch.tensor([-1.0, 0.0, 1.5]))
+    images = torch.rand(400, 1, 4, 4, generator=generator)
+    said = predict(tiny_model, guide, images, 20, logit_scale=truth).probs
+    drawn = Images(images, said.multinomial(1, generator=generator).squeeze(-1), 3)
+    with evaluating(tiny_model, guide):
+        draws = [tiny_model.logits(images, draw.weights) for draw in posterior_draws(tiny_model, guide, 20, 0)]
+    log_scales = torch.linspace(-2.7, 1.3, 300, dtype=torch.float64)
+    each = torch.stack(draws).double()
+    likelihood = torch.stack(
+        [(s.exp() * each).softmax(-1).mean(0)[torch.arange(400), drawn.labels].log().sum() for s in log_scales]
+    )
+    best = log_scales[(likelihood - log_scales.square() / 2).argmax()].exp()
+    assert abs(float(best.log()) - math.log(truth)) < 0.5  # 400 labels, and a prior
+    scale = best_logit_scale(tiny_model, guide, drawn)
+    assert scale == pytest.approx(float(best), rel=0.03)
+    scaled = predict(tiny_model, guide, images, 20, logit_scale=scale).probs
+    torch.testing.assert_close(scaled, (scale * torch.stack(draws)).softmax(-1).mean(0))
 
 
 def test_images_that_are_all_right_do_not_sharpen_without_end(tiny_model, guide, stripes):
     with torch.no_grad():
         tiny_model.network.head.out_bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
     few = Images(stripes.images[:5], torch.zeros(5, dtype=torch.long), 3)
-    assert calibrate(tiny_model, guide, few) < 1.1
+    assert 1 <= best_logit_scale(tiny_model, guide, few) < 1.1
 
 
-def test_training_and_the_plug_in_network_know_the_scale(tiny_model, guide, stripes):
-    with torch.no_grad():
-        plain = tiny_model.logits(stripes.images, guide.mean_weights(guide.median_masks()))
-        tiny_model.logit_scale.fill_(0.5)
-        torch.testing.assert_close(predict_plug_in(tiny_model, guide, stripes.images), (0.5 * plain).softmax(-1))
+def test_what_cannot_be_calibrated_is_refused(tiny_model, guide, stripes):
     with pytest.raises(InputError, match="draws=0"):
-        calibrate(tiny_model, guide, stripes, draws=0)
+        best_logit_scale(tiny_model, guide, stripes, draws=0)
+    with pytest.raises(InputError, match=r"held_out\.classes=9: the network has 3"):
+        best_logit_scale(tiny_model, guide, Images(stripes.images, stripes.labels + 6, 9))
+    with torch.no_grad():
+        guide.loc["head_out"].fill_(float("nan"))
+    with pyro.validation_enabled(False), pytest.raises(TrainingError, match="no finite NLL"):
+        best_logit_scale(tiny_model, guide, stripes)
 
 
 def test_modes_randomness_and_gradients_are_left_as_they_were(tiny_model, guide, stripes):

@@ -177,10 +177,11 @@ def test_an_ensemble_is_its_draws(config):
     network = network_of(config, 7)
     model = iv.IsingViT(network, iv.StructuredSpikeSlab(network.weight_sites(), coupling=0.1))
     guide = iv.MeanField(model, initial_logit=0.5)
-    result = iv.FitResult(model, guide, None, None, 0.0)
+    result = iv.FitResult(model, guide, None, None, 0.0, logit_scale=0.6)
     ensemble = iv.prune_draws(result, draws=4, density=1.0, seed=3)
     with evaluating(model, guide):
-        expected = torch.stack([model.logits(IMAGES, draw.weights) for draw in posterior_draws(model, guide, 4, 3)])
+        draws = [0.6 * model.logits(IMAGES, draw.weights) for draw in posterior_draws(model, guide, 4, 3)]
+    expected = torch.stack(draws)
     assert (ensemble(IMAGES) - expected).abs().max() < 1e-5
     assert max(layer.hidden for layer in ensemble.config.layers) < 12
     smaller = iv.prune_draws(result, draws=4, density={"hidden": 0.25}, seed=3)

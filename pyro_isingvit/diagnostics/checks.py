@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data import Images
 from ..errors import InputError
 from ..models import IsingViT
-from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, seeded
+from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, scale_logits, seeded
 from ..result import FitResult
 from .arviz_adapter import psislw
 
@@ -137,7 +137,7 @@ def posterior_predictive_check(
     device = next(guide.parameters()).device
     with evaluating(model, guide), seeded(device):
         weights = (draw.weights for draw in posterior_draws(model, guide, draws, seed))
-        return _check(model, weights, data, statistics, seed)
+        return _check(model, weights, data, statistics, seed, result.logit_scale)
 
 
 def prior_predictive_check(
@@ -172,11 +172,12 @@ def _check(
     data: Images,
     statistics: Mapping[str, Statistic],
     seed: int,
+    logit_scale: float = 1.0,
 ) -> pd.DataFrame:
     generator = torch.Generator().manual_seed(seed)
     total, replicated = torch.zeros(len(data), data.classes), []
     for drawn in weights:
-        each = log_probs(model, data.images, drawn)
+        each = scale_logits(log_probs(model, data.images, drawn), logit_scale)
         total += each.exp()
         replicated.append(draw_labels(each, generator))
     if not replicated:
@@ -215,8 +216,7 @@ def leave_one_out(result: FitResult, train: Images, draws: int = 1000, seed: int
 
     With temperature T, draws :math:`\theta_s` from the guide q have the importance weights
     :math:`\log p(\theta_s) - \log q(\theta_s) + \frac1T \sum_i \log p(y_i \mid \theta_s)` for the posterior, and
-    :math:`\frac1T \log p(y_j \mid \theta_s)` less for the one without image j. They are those of training, without the
-    model's ``logit_scale``; what is said of the image is with it.
+    :math:`\frac1T \log p(y_j \mid \theta_s)` less for the one without image j. What they then say of it is calibrated.
 
     `arviz.loo` on `to_inference_data` has no such weights: it takes the draws for exact ones at T = 1.
 
@@ -238,10 +238,10 @@ def leave_one_out(result: FitResult, train: Images, draws: int = 1000, seed: int
     with evaluating(model, guide), seeded(device):
         for draw in posterior_draws(model, guide, draws, seed):
             ratios.append(draw.log_ratio)
-            scaled = log_probs(model, train.images, draw.weights)
-            plain = (scaled / model.logit_scale.cpu()).log_softmax(-1)
-            likelihoods.append(torch.stack([scaled, plain]).gather(-1, labels.expand(2, -1, -1)).squeeze(-1))
-    each, trained = torch.stack(likelihoods, -1).double().numpy()
+            plain = log_probs(model, train.images, draw.weights)
+            both = torch.stack([plain, scale_logits(plain, result.logit_scale)])
+            likelihoods.append(both.gather(-1, labels.expand(2, -1, -1)).squeeze(-1))
+    trained, each = torch.stack(likelihoods, -1).double().numpy()
     tempered = trained / model.temperature
     whole = np.asarray(ratios) + tempered.sum(0)
     _, k_hat = psislw(whole)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import Images
 from ..errors import InputError
-from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, seeded
+from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, scale_logits, seeded
 from ..result import FitResult
 from ..sites import LAYER, WeightSite
 from .arviz_adapter import inference_data
@@ -53,7 +53,7 @@ def to_inference_data(
         * ``sample_stats``: ``log_ratio``, log p - log q of each draw up to a constant, without the
           likelihood, and ``elbo``, the history of the tempered evidence bound in nats over ``step``;
         * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``label``, over ``image``;
-          the likelihood is not tempered;
+          the likelihood is that of training, not tempered; labels are drawn with the result's ``logit_scale``;
         * ``predictions``: ``label`` over ``new_image``;
         * ``prior``, ``prior_predictive``: as their posterior counterparts.
 
@@ -79,9 +79,10 @@ def to_inference_data(
             if data is not None:
                 each = log_probs(model, data.images, draw.weights)
                 log_likelihood.append(each.gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1))
-                replicated.append(draw_labels(each, labels))
+                replicated.append(draw_labels(scale_logits(each, result.logit_scale), labels))
             if predictions is not None:
-                predicted.append(draw_labels(log_probs(model, predictions, draw.weights), labels))
+                each = scale_logits(log_probs(model, predictions, draw.weights), result.logit_scale)
+                predicted.append(draw_labels(each, labels))
         for masks, drawn in prior_draws(model, prior, seed) if prior else ():
             before.add(masks, drawn)
             if data is not None:
@@ -135,7 +136,7 @@ def _attributes(result: FitResult) -> dict[str, Any]:
         "guide": type(result.guide).__name__,
         "prior": type(result.model.prior).__name__,
         "temperature": result.temperature,
-        "logit_scale": float(result.model.logit_scale),
+        "logit_scale": result.logit_scale,
         "fit": json.dumps(dict(result.config)),
     }
 

@@ -51,8 +51,8 @@ class Method(Config):
         name: ``ising`` (and from the same fit its median-probability model, one network); ``ising-path`` (likewise, at
             every point of `fit_path`); ``deterministic``; ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``;
             ``magnitude-pruning`` (the deterministic network cut to each density, then trained on for a quarter of the
-            steps). All but these curves have an outcome without temperature scaling and one with it; the
-            median-probability model and the points of a path are as `fit` and `fit_path` leave them, scaled.
+            steps). The outcomes of these curves and of median-probability models are without temperature scaling; the
+            others have one without it and one with it: ours by `FitResult.calibrate`, others by `temperature_scale`.
         rate: of dropout or DropConnect.
         members: of the ensemble.
         densities: that magnitude pruning cuts to.
@@ -132,7 +132,7 @@ def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Ite
 def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     path = fit_path(*build(config), data.train, data.validation, config.fit, progress)
     for row in range(len(path.stops)):
-        result = path.at(row)
+        result = replace(path.at(row), logit_scale=1.0)
         yield _mixture("ising-path", result, config, data)
         yield _median("ising-path", result, data)
 
@@ -243,10 +243,8 @@ def _nll(probs: Tensor, labels: Tensor) -> float:
 
 def _posterior(name: str, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
     """The posterior predictive, and temperature-scaled."""
-    result.model.logit_scale.fill_(1.0)
-    yield _mixture(name, result, config, data)
-    result.calibrate(data.validation)
-    yield _mixture(f"{name}{SCALED}", result, config, data)
+    yield _mixture(name, replace(result, logit_scale=1.0), config, data)
+    yield _mixture(f"{name}{SCALED}", result.calibrate(data.validation), config, data)
 
 
 def _mixture(name: str, result: FitResult, config: RunConfig, data: Data) -> Outcome:

@@ -140,7 +140,8 @@ class WholeDraws(nn.Module):
         super().__init__()
         with evaluating(result.model, result.guide), seeded(next(result.guide.parameters()).device):
             each = posterior_draws(result.model, result.guide, draws, seed)
-            self.networks = nn.ModuleList(_dense(result, draw.weights) for draw in each)
+            network, scale = result.model.network, result.logit_scale
+            self.networks = nn.ModuleList(_dense(result, scale_within(network, draw.weights, scale)) for draw in each)
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([network(images) for network in self.networks])
@@ -149,7 +150,7 @@ class WholeDraws(nn.Module):
 def _dense(result: FitResult, weights: Mapping[str, Tensor]) -> ViT:
     network = result.model.network
     plain = ViT(network.config)
-    plain.load_state_dict(network.state_dict() | scale_within(result.model, weights))
+    plain.load_state_dict(network.state_dict() | dict(weights))
     return plain
 
 

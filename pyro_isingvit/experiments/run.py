@@ -36,8 +36,8 @@ class Run:
         result: the fitted posterior.
         deterministic: the network of the same recipe without masks or uncertainty, where compared. Both are calibrated
             on the validation images, see `FitResult.calibrate`.
-        scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network``
-            (one network: the median-probability model) and, where compared, ``deterministic``.
+        scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network`` (one network,
+            as it was trained: the median-probability model) and, where compared, ``deterministic``.
     """
 
     config: RunConfig
@@ -80,10 +80,8 @@ def run(
         raise InputError(f"out={str(out)!r} exists and is no run folder, so it is not overwritten: choose another")
     data = load(config, everything)
     model, guide = build(config)
-    result = fit(model, guide, data.train, data.validation, config.fit, progress)
-    plain = fit_deterministic(config, data, progress) if compare else None
-    for one in filter(None, (result, plain)):
-        one.calibrate(data.validation)
+    result = fit(model, guide, data.train, data.validation, config.fit, progress).calibrate(data.validation)
+    plain = fit_deterministic(config, data, progress).calibrate(data.validation) if compare else None
     finished = Run(config, data, result, plain, _scores(result, plain, data.test, config))
     _write(finished, out)
     return finished
@@ -183,7 +181,7 @@ def _scores(result: FitResult, plain: FitResult | None, test: Images, config: Ru
     }
     if plain is not None:
         whole = {"density": 1.0, "expected_density": 1.0, "seconds": plain.seconds}
-        scores["deterministic"] = _metrics(plain.predict_plug_in(test.images), test) | whole
+        scores["deterministic"] = _metrics(plain.predict(test.images, 1).probs, test) | whole
     return scores
 
 

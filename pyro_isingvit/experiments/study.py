@@ -30,7 +30,7 @@ from .methods import Method, outcomes
 from .recipes import RunConfig, known_recipe, recipe
 from .run import load
 
-FORMAT = 2
+FORMAT = 3
 """Version of the result files."""
 
 

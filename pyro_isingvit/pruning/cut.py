@@ -17,7 +17,6 @@ from torch import Tensor
 from ..compact import CompactConfig, CompactViT, Layer
 from ..diagnostics.inclusion import Unit
 from ..errors import InputError
-from ..models import IsingViT
 from ..network import ViT, ViTConfig
 from .silence import SILENCE, Parameters
 
@@ -84,10 +83,10 @@ def shrink(
     return assemble(take_apart(network, weights, kept))
 
 
-def scale_within(model: IsingViT, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of a `ViT`, by name: the weights, with the model's ``logit_scale`` in the last layer and its bias."""
-    bias, scale = model.network.head.out_bias.detach(), model.logit_scale
-    return {**weights, "head.out": weights["head.out"] * scale, "head.out_bias": bias * scale}
+def scale_within(network: ViT, weights: Mapping[str, Tensor], logit_scale: float) -> dict[str, Tensor]:
+    """Parameters of a network, by name: the weights, with a scale of the logits in the last layer and its bias."""
+    bias = network.head.out_bias.detach() * logit_scale
+    return {**weights, "head.out": weights["head.out"] * logit_scale, "head.out_bias": bias}
 
 
 def take_apart(

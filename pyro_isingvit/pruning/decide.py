@@ -19,7 +19,7 @@ from ..guides import Guide
 from ..network import ViT
 from ..predict import evaluating
 from ..result import FitResult
-from .cut import scale_within, shrink
+from .cut import shrink
 
 Key = TypeVar("Key", bound=str)
 
@@ -101,7 +101,6 @@ def prune(
     decision = decide(result.guide, level, threshold, density)
     with evaluating(result.model, result.guide):
         weights = result.guide.mean_weights(decision.masks)
-        weights = scale_within(result.model, weights)
     return shrink(result.model.network, weights, decision.kept)
 
 

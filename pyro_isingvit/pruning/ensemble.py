@@ -26,7 +26,7 @@ def prune_draws(
     seed: int = 0,
 ) -> CompactViT:
     """Draws from a posterior as one network, each without the parts that `prune` decides against, and without its own
-    dead ones. At the levels of units, single weights are each draw's own.
+    dead ones, calibrated as the result is. At the levels of units, single weights are each draw's own.
 
     Args:
         result, level, threshold, density: see `prune`.
@@ -51,7 +51,7 @@ def prune_draws(
                 weights = weights | {
                     name: torch.where(mask > 0, weights[name], out[name]) for name, mask in decision.masks.items()
                 }
-            cuts.append(take_apart(network, scale_within(result.model, weights), decision.kept))
+            cuts.append(take_apart(network, scale_within(network, weights, result.logit_scale), decision.kept))
     return _stack([assemble(one) for one in _alike(cuts)])
 
 

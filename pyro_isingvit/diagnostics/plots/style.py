@@ -31,10 +31,12 @@ SPARE: list[dict[str, Any]] = [
 
 
 def lines(methods: list[str]) -> dict[str, dict[str, Any]]:
-    """A style for each method."""
-    unknown = [method for method in methods if method not in METHODS]
-    extra = {method: SPARE[i % len(SPARE)] for i, method in enumerate(unknown)}
-    return {method: METHODS[method] if method in METHODS else extra[method] for method in methods}
+    """A style for each method; "name, variant" is drawn as its name, but dotted and with hollow markers."""
+    names = {method: method.partition(",")[0] for method in methods}
+    unknown = dict.fromkeys(name for name in names.values() if name not in METHODS)
+    known = METHODS | {name: SPARE[i % len(SPARE)] for i, name in enumerate(unknown)}
+    variant = {"ls": ":", "mfc": "none"}
+    return {method: known[name] if name == method else known[name] | variant for method, name in names.items()}
 
 
 def new_axes(width: float, height: float) -> Axes:
