@@ -110,7 +110,7 @@ def best_logit_scale(model: IsingViT, guide: nn.Module, held_out: Images, draws:
         seed: of the draws.
 
     Returns:
-        A power of 2 within 1/16 and 4: below 1 the predictions were too sure, above 1 not sure enough.
+        The scale, within 1/16 and 4 and to 2 %: below 1 the predictions were too sure, above 1 not sure enough.
 
     Raises:
         InputError: if there are no draws, or the classes are not the network's.

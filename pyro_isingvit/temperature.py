@@ -140,7 +140,8 @@ def follow_path(trainer: Trainer, validation: Images, steps: int, patience: floa
 
 
 def path_table(stops: Sequence[Judged]) -> pd.DataFrame:
-    """One row a temperature: temperature, logit_scale; nll, brier, accuracy of the validation images; both densities.
+    """One row a temperature, calibrated on the validation images: temperature, logit_scale; nll, brier and accuracy of
+    these images; both densities.
 
     ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images.
     ``least_nll`` marks that minimum; ``sparsest`` the sparsest within one standard error of it.

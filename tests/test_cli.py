@@ -183,7 +183,7 @@ def test_study_lists_runs_reports_and_runs_one(isingvit, tmp_path):
     assert (code, out) == (0, "Report: studies/mine/report/README.md\n")
     assert "| ising |" in (tmp_path / "studies" / "mine" / "report" / "README.md").read_text()
     _, out, _ = isingvit("study", "--plans")
-    assert {line.partition(":")[0] for line in out.splitlines()} >= {"smoke", "published", "small"}
+    assert {line.partition(":")[0] for line in out.splitlines()} >= {"smoke", "published", "few"}
 
 
 @pytest.mark.parametrize(

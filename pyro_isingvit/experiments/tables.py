@@ -283,6 +283,13 @@ def _yaml(plan: Plan) -> str:
     return yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
 
 
+def _drawn(method: str) -> bool:
+    """Whether its calibration is: of the temperature-scaled there is room for ours and the deterministic one alone."""
+    if method in CURVES or method.endswith(MEDIAN):
+        return False
+    return not method.endswith(SCALED) or method in (f"ising{SCALED}", f"deterministic{SCALED}")
+
+
 def _pictures(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
     from ..diagnostics.plots.study import figure_calibration, figure_cost, figure_curves
 
@@ -296,7 +303,7 @@ def _pictures(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
             for r in own
             if not r.cell.setting
             for number, p in zip(r.outcomes, r.probs, strict=True)
-            if number["method"] not in CURVES and not number["method"].endswith(MEDIAN)
+            if _drawn(number["method"])
         }
         if len(probs) > 1:
             pictures[f"{stem}-calibration.png"] = figure_calibration(probs, own[0].labels)

@@ -28,7 +28,7 @@ def figure_calibration(probs: Mapping[str, Tensor], labels: Tensor) -> Figure:
         probs: (n, classes) by method.
         labels: (n,), the truth.
     """
-    figure = Figure(figsize=(11.5, 4.3), layout="constrained")
+    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     left, middle = figure.add_subplot(1, 3, 1), figure.add_subplot(1, 3, 2)
     plot_calibration(probs, labels, left)
     plot_entropies(probs, middle)
@@ -36,7 +36,7 @@ def figure_calibration(probs: Mapping[str, Tensor], labels: Tensor) -> Figure:
         {name: metrics(p, labels) for name, p in probs.items()}, figure.add_subplot(1, 3, 3, projection="polar")
     ).get_legend().remove()  # type: ignore[union-attr]
     handles, names = left.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(7, len(names)), fontsize="small", frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize="small", frameon=False)
     return figure
 
 
