@@ -259,7 +259,7 @@ def test_prune_shrinks_a_run(isingvit, tmp_path):
         (["smoke", "--cell", "1000"], "--cell=1000: the plan has runs 0 to"),
         (["smoke", "--jobs", "0"], "jobs=0"),
         (["smoke", "--report"], "no result of the plan 'smoke' there"),
-        (["small"], "data_root=None: MNIST is read from files"),
+        (["few"], "data_root=None: MNIST is read from files"),
     ],
 )
 def test_studies_refuse_bad_input(isingvit, tmp_path, arguments, message):

@@ -9,6 +9,7 @@ import torch
 
 from pyro_isingvit import (
     Flat,
+    Images,
     InputError,
     IsingViT,
     LogUniform,
@@ -33,7 +34,8 @@ def config_of(**fit) -> RunConfig:
 
 @pytest.fixture
 def data(stripes):
-    return Data(stripes, stripes, stripes)
+    wrong = torch.where(torch.arange(60) % 10 == 0, 2 - stripes.labels, stripes.labels)
+    return Data(stripes, Images(stripes.images, wrong, 3), stripes)
 
 
 @pytest.mark.parametrize(
