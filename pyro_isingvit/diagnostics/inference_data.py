@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import Images
 from ..errors import InputError
+from ..models import IsingViT
 from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, scale_logits, seeded
 from ..result import FitResult
 from ..sites import LAYER, WeightSite
@@ -61,33 +62,39 @@ def to_inference_data(
         InputError: if the guide has no masks, or an argument is out of range.
         NotImplementedError: if prior draws are asked of a prior that has none, see `Prior.draw_masks`.
     """
-    model, guide = result.model, result.guide
     _check(result, draws, weights, prior)
-    device = next(guide.parameters()).device
-    posterior, before = _Draws(model.sites, weights), _Draws(model.sites, ())
+    labels = torch.Generator().manual_seed(seed)
+    with evaluating(result.model, result.guide), seeded(next(result.guide.parameters()).device):
+        groups = _of_posterior(result, data, draws, weights, predictions, seed, labels)
+        groups |= _of_prior(result.model, data, prior, seed, labels) if prior else {}
+    return inference_data(groups, _attributes(result))
+
+
+def _of_posterior(
+    result: FitResult,
+    data: Images | None,
+    draws: int,
+    weights: Sequence[str],
+    predictions: Tensor | None,
+    seed: int,
+    labels: torch.Generator,
+) -> dict[str, xr.Dataset]:
+    """The groups that are made of draws from the guide, by name; see `to_inference_data`."""
+    model, scale = result.model, result.logit_scale
+    posterior = _Draws(model.sites, weights)
     log_ratio: list[float] = []
     log_likelihood: list[Tensor] = []
     replicated: list[Tensor] = []
     predicted: list[Tensor] = []
-    prior_replicated: list[Tensor] = []
-
-    with evaluating(model, guide), seeded(device):
-        labels = torch.Generator().manual_seed(seed)
-        for draw in posterior_draws(model, guide, draws, seed):
-            posterior.add(draw.masks, draw.weights)
-            log_ratio.append(draw.log_ratio)
-            if data is not None:
-                each = log_probs(model, data.images, draw.weights)
-                log_likelihood.append(each.gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1))
-                replicated.append(draw_labels(scale_logits(each, result.logit_scale), labels))
-            if predictions is not None:
-                each = scale_logits(log_probs(model, predictions, draw.weights), result.logit_scale)
-                predicted.append(draw_labels(each, labels))
-        for masks, drawn in prior_draws(model, prior, seed) if prior else ():
-            before.add(masks, drawn)
-            if data is not None:
-                prior_replicated.append(draw_labels(log_probs(model, data.images, drawn), labels))
-
+    for draw in posterior_draws(model, result.guide, draws, seed):
+        posterior.add(draw.masks, draw.weights)
+        log_ratio.append(draw.log_ratio)
+        if data is not None:
+            each = log_probs(model, data.images, draw.weights)
+            log_likelihood.append(each.gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1))
+            replicated.append(draw_labels(scale_logits(each, scale), labels))
+        if predictions is not None:
+            predicted.append(draw_labels(scale_logits(log_probs(model, predictions, draw.weights), scale), labels))
     groups = {"posterior": posterior.dataset(), "sample_stats": _sample_stats(result, log_ratio)}
     if data is not None:
         groups["log_likelihood"] = _labels(log_likelihood, "image")
@@ -97,11 +104,23 @@ def to_inference_data(
         )
     if predictions is not None:
         groups["predictions"] = _labels(predicted, "new_image")
-    if prior:
-        groups["prior"] = before.dataset()
+    return groups
+
+
+def _of_prior(
+    model: IsingViT, data: Images | None, draws: int, seed: int, labels: torch.Generator
+) -> dict[str, xr.Dataset]:
+    """Likewise, of draws from the prior."""
+    before = _Draws(model.sites, ())
+    replicated: list[Tensor] = []
+    for masks, drawn in prior_draws(model, draws, seed):
+        before.add(masks, drawn)
         if data is not None:
-            groups["prior_predictive"] = _labels(prior_replicated, "image")
-    return inference_data(groups, _attributes(result))
+            replicated.append(draw_labels(log_probs(model, data.images, drawn), labels))
+    groups = {"prior": before.dataset()}
+    if data is not None:
+        groups["prior_predictive"] = _labels(replicated, "image")
+    return groups
 
 
 def _check(result: FitResult, draws: int, weights: Sequence[str], prior: int) -> None:
