@@ -125,25 +125,45 @@ def best_logit_scale(model: IsingViT, guide: nn.Module, held_out: Images, draws:
     if draws < 1:
         raise InputError(f"draws={draws}: need at least one")
     device = next(guide.parameters()).device
-    exponents = torch.linspace(*_SCALES, device=device)
-    scales = exponents.exp2().view(-1, 1, 1)
-    log_posterior = -(exponents.double() * math.log(2) / _SCALE_SPREAD).square() / 2
+    parts = []
     with evaluating(model, guide), seeded(device):
         for images, labels in zip(held_out.images.split(BATCH), held_out.labels.split(BATCH), strict=True):
-            images, labels = images.to(device), labels.to(device).view(1, -1, 1).expand(len(scales), -1, -1)
-            summed = None
+            images, summed = images.to(device), None
             for draw in posterior_draws(model, guide, draws, seed):
                 logits = model.logits(images, draw.weights)
                 if logits.shape[-1] != held_out.classes:
                     raise InputError(f"held_out.classes={held_out.classes}: the network has {logits.shape[-1]}")
-                scaled = scales * logits
-                likelihood = scaled.gather(-1, labels).squeeze(-1) - scaled.logsumexp(-1)
-                summed = likelihood if summed is None else summed.logaddexp(likelihood)
+                each = _scaled_likelihood(logits, labels)
+                summed = each if summed is None else summed.logaddexp(each)
             assert summed is not None
-            log_posterior += summed.double().sum(-1)
+            parts.append(summed)
+    return _likeliest(torch.cat(parts, 1))
+
+
+def best_scale(log_probs: Tensor, labels: Tensor) -> float:
+    """The same for predictions that are given: their log-probabilities (n, classes), of labels (n,).
+
+    Raises:
+        TrainingError: if they are not finite.
+    """
+    return _likeliest(_scaled_likelihood(log_probs, labels))
+
+
+def _scaled_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-likelihood of each label by logits (n, classes) at each scale, (scales, n)."""
+    scaled = torch.linspace(*_SCALES, device=logits.device).exp2().view(-1, 1, 1) * logits
+    index = labels.to(logits.device).view(1, -1, 1).expand(len(scaled), -1, -1)
+    return scaled.gather(-1, index).squeeze(-1) - scaled.logsumexp(-1)
+
+
+def _likeliest(log_likelihood: Tensor) -> float:
+    """The scale with the highest posterior density, from log-likelihoods (scales, n) but for a constant."""
+    exponents = torch.linspace(*_SCALES, device=log_likelihood.device)
+    log_prior = -(exponents.double() * math.log(2) / _SCALE_SPREAD).square() / 2
+    log_posterior = log_likelihood.double().sum(-1) + log_prior
     if not log_posterior.isfinite().all():
-        raise TrainingError(f"no finite NLL of the held-out images at temperature={model.temperature:g}")
-    return float(scales[log_posterior.argmax()])
+        raise TrainingError("no finite NLL of the held-out images: training has diverged; try a lower learning_rate")
+    return float(exponents[log_posterior.argmax()].exp2())
 
 
 def predict_plug_in(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_isingvit import Images, InputError, LikelihoodGuided, TrainingError, predict, predict_plug_in
-from pyro_isingvit.predict import best_logit_scale, evaluating, posterior_draws
+from pyro_isingvit.predict import best_logit_scale, best_scale, evaluating, posterior_draws
 
 
 @pytest.fixture
@@ -76,6 +76,19 @@ def test_the_best_scale_is_found(tiny_model, guide, stripes, truth, monkeypatch)
     assert scale == pytest.approx(float(best), rel=0.03)
     scaled = predict(tiny_model, guide, images, 20, logit_scale=scale).probs
     torch.testing.assert_close(scaled, (scale * torch.stack(draws)).softmax(-1).mean(0))
+
+
+def test_given_probabilities_are_scaled_by_the_same_rule(tiny_model, guide, stripes):
+    """Labels drawn from probabilities that were sharpened threefold; and a posterior of one draw."""
+    logits = torch.randn(20000, 4)
+    labels = torch.multinomial(logits.softmax(-1), 1).squeeze(-1)
+    assert best_scale((3 * logits).log_softmax(-1), labels) == pytest.approx(1 / 3, rel=0.05)
+    with torch.no_grad():
+        for site in tiny_model.sites:
+            guide.log_scale[site.key].fill_(-30)
+            guide.logit[site.key].fill_(30)
+    said = predict(tiny_model, guide, stripes.images, 1).probs.log()
+    assert best_scale(said, stripes.labels) == best_logit_scale(tiny_model, guide, stripes)
 
 
 def test_images_that_are_all_right_do_not_sharpen_without_end(tiny_model, guide, stripes):

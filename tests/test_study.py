@@ -158,6 +158,7 @@ def test_tables_and_pictures(plan_file, tmp_path):
         "ising": 2,
         "ising, temperature-scaled": 2,
         "ising, median network": 2,
+        "ising, median network, temperature-scaled": 2,
         "dropout 0.3": 2,
         "dropout 0.3, temperature-scaled": 2,
         "deterministic": 1,
@@ -189,7 +190,8 @@ def test_scaled_is_compared_with_scaled(plan_file, tmp_path):
     gaps = differences(every)
     pairs = set(zip(gaps["method"], gaps["baseline"], strict=True))
     scaled = "ising, temperature-scaled"
-    others = {f"{name}, temperature-scaled" for name in ("deterministic", "dropout 0.3")}
+    names = "deterministic", "dropout 0.3", "ising, median network"
+    others = {f"{name}, temperature-scaled" for name in names}
     assert {pair for pair in pairs if pair[0] == scaled} == {(scaled, other) for other in others}
     assert ("ising", "deterministic, temperature-scaled") in pairs
     assert ("ising", "dropout 0.3") in pairs

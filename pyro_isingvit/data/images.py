@@ -1,5 +1,6 @@
 """Labelled images in memory, and how to part them without a leak."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ class Images:
     Attributes:
         images: shape (n, channels, height, width): bytes, or floats within [0, 1]. Bytes take a quarter of the memory;
             the network and everything else that reads images divides them by 255.
-        labels: int64, shape (n,), within [0, classes).
+        labels: integers, shape (n,), within [0, classes); kept as int64.
         classes: number of classes.
 
     Raises:
@@ -35,7 +36,7 @@ class Images:
                 f"images of shape {tuple(images.shape)} and type {images.dtype}: need (n, channels, height, width) "
                 "bytes, or floats within [0, 1]; unsqueeze(1) grey images and turn other integers into torch.uint8"
             )
-        if labels.shape != images.shape[:1] or labels.is_floating_point():
+        if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
             raise InputError(
                 f"labels of shape {tuple(labels.shape)} and type {labels.dtype}: need ({len(images)},) integers, "
                 "one for each image"
@@ -59,6 +60,7 @@ class Images:
                 f"labels[{where}]={int(labels[where])}: must lie within [0, {self.classes}); "
                 "correct it or raise classes"
             )
+        object.__setattr__(self, "labels", labels.long())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,6 +73,16 @@ class Images:
         """(channels, height, width)."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells other images, or another order of their labels, apart: how many, shape, labels, mean pixel value.
+
+        Not a hash of the pixels, which come out a little different where another version resizes them.
+        """
+        digest = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:12]
+        total = sum(float(as_floats(batch).double().mean()) * len(batch) for batch in self.images.split(1000))
+        return f"{'x'.join(map(str, self.images.shape))}, labels {digest}, mean {total / len(self):.3f}"
 
     def to(self, device: torch.device | str) -> "Images":
         """The same on a device."""

@@ -11,7 +11,7 @@ References:
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 import torch
@@ -24,8 +24,9 @@ from ..guides import Guide, LikelihoodGuided, PointEstimate, SparseVariationalDr
 from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
 from ..models.priors.structured import UNIT_LEVELS
 from ..network import ViT
-from ..predict import seeded
+from ..predict import best_scale, scale_logits, seeded
 from ..result import FitResult
+from ..temperature import Mark
 from ..trainer import FitConfig
 from .recipes import RunConfig
 
@@ -51,8 +52,8 @@ class Method(Config):
         name: ``ising`` (and from the same fit its median-probability model, one network); ``ising-path`` (likewise, at
             every point of `fit_path`); ``deterministic``; ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``;
             ``magnitude-pruning`` (the deterministic network cut to each density, then trained on for a quarter of the
-            steps). The outcomes of these curves and of median-probability models are without temperature scaling; the
-            others have one without it and one with it: ours by `FitResult.calibrate`, others by `temperature_scale`.
+            steps). The outcomes of the last and of paths are temperature-scaled; each other one there is without it and
+            with it. All are scaled by one rule: posteriors by `FitResult.calibrate`, probabilities by `best_scale`.
         rate: of dropout or DropConnect.
         members: of the ensemble.
         densities: that magnitude pruning cuts to.
@@ -80,9 +81,10 @@ class Outcome:
         probs: of the test images, (n, classes).
         validation_nll: mean NLL of the validation images, in nats: what choices may be made by.
         density: share of the weights that is in (in the median-probability model, for ours).
-        expected_density: mean inclusion probability.
+        expected_density: mean inclusion probability: the share that is in each network that predictions average over.
         temperature: of the posterior; 1 where there is none.
         seconds: of training.
+        mark: of a path's point, what `temperature.path_table` marks it with: ``least_nll``, ``sparsest``, or both.
     """
 
     method: str
@@ -92,6 +94,7 @@ class Outcome:
     expected_density: float
     temperature: float
     seconds: float
+    mark: str = ""
 
 
 def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = True) -> Iterator[Outcome]:
@@ -126,15 +129,17 @@ def fit_deterministic(config: RunConfig, data: Data, progress: bool = True, drop
 def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     result = fit(*build(config), data.train, data.validation, config.fit, progress)
     yield from _posterior("ising", result, config, data)
-    yield _median("ising", result, data)
+    yield from _median("ising", result, data)
 
 
 def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     path = fit_path(*build(config), data.train, data.validation, config.fit, progress)
     for row in range(len(path.stops)):
-        result = replace(path.at(row), logit_scale=1.0)
-        yield _mixture("ising-path", result, config, data)
-        yield _median("ising-path", result, data)
+        mark = ", ".join(name for name in get_args(Mark) if path.table[name][row])
+        result = path.at(row)
+        yield replace(_mixture("ising-path", result, config, data), mark=mark)
+        _, scaled = _median("ising-path", result, data)
+        yield replace(scaled, method=f"ising-path{MEDIAN}")
 
 
 def _deterministic(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -188,7 +193,9 @@ def _magnitude_pruning(config: RunConfig, method: Method, data: Data, progress: 
         test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
         assert masks is not None
         share = sum(float(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
-        yield _point("magnitude-pruning", test, validation, data, whole.seconds + result.seconds, density=share)
+        seconds = whole.seconds + result.seconds
+        outcome = _point("magnitude-pruning", test, validation, data, seconds, density=share)
+        yield replace(_scaled(outcome, validation, data), method=outcome.method)
 
 
 _METHODS: dict[str, Callable[[RunConfig, Method, Data, bool], Iterator[Outcome]]] = {
@@ -211,21 +218,6 @@ def magnitude_masks(guide: Guide, density: float) -> dict[str, Tensor]:
     keep = max(1, round(density * len(every)))
     threshold = every.kthvalue(len(every) - keep + 1).values
     return {name: (weight.abs() >= threshold).to(weight.dtype) for name, weight in weights.items()}
-
-
-def temperature_scale(probs: Tensor, labels: Tensor) -> float:
-    """The number that log-probabilities (n, classes) are best divided by for the labels (n,); by maximum likelihood."""
-    logits, log_scale = probs.double().clamp_min(1e-12).log(), torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_scale], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(logits / log_scale.exp(), labels.cpu())
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return float(log_scale.detach().exp())
 
 
 def _network(config: RunConfig) -> ViT:
@@ -256,17 +248,21 @@ def _mixture(name: str, result: FitResult, config: RunConfig, data: Data) -> Out
     return Outcome(name, test, nll, *densities, result.temperature, result.seconds)
 
 
-def _median(name: str, result: FitResult, data: Data) -> Outcome:
+def _median(name: str, result: FitResult, data: Data) -> Iterator[Outcome]:
+    """The median-probability model's network, and temperature-scaled."""
     test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
     nll, density = _nll(validation, data.validation.labels), result.densities()["median_density"]
-    return Outcome(f"{name}{MEDIAN}", test, nll, density, density, result.temperature, result.seconds)
+    outcome = Outcome(f"{name}{MEDIAN}", test, nll, density, density, result.temperature, result.seconds)
+    yield outcome
+    yield _scaled(outcome, validation, data)
 
 
 def _scaled(outcome: Outcome, validation: Tensor, data: Data) -> Outcome:
     """The outcome with its probabilities scaled as suits the validation images, of which it says ``validation``."""
     labels = data.validation.labels
-    scale = temperature_scale(validation, labels)
-    test, validation = ((probs.clamp_min(1e-12).log() / scale).softmax(-1) for probs in (outcome.probs, validation))
+    of_test, of_validation = (probs.clamp_min(1e-12).log() for probs in (outcome.probs, validation))
+    scale = best_scale(of_validation, labels)
+    test, validation = (scale_logits(each, scale).exp() for each in (of_test, of_validation))
     return replace(outcome, method=f"{outcome.method}{SCALED}", probs=test, validation_nll=_nll(validation, labels))
 
 

@@ -57,8 +57,8 @@ def run(
 ) -> Run:
     """Fit, evaluate on the test images, and write a run folder.
 
-    The folder gets ``run.json`` (configuration, versions, seed), ``metrics.json``, the files of
-    `FitResult.save` (those of the deterministic network under ``deterministic``), and the pictures
+    The folder gets ``run.json`` (configuration, versions, seed, fingerprint of the images), ``metrics.json``, the files
+    of `FitResult.save` (those of the deterministic network under ``deterministic``), and the pictures
     ``training.png`` and ``inclusion.png``. It appears only when complete.
 
     Args:
@@ -78,12 +78,14 @@ def run(
         raise InputError(f"out={str(out)!r} exists: choose another folder or overwrite=True")
     if out.exists() and not (out / "run.json").is_file():
         raise InputError(f"out={str(out)!r} exists and is no run folder, so it is not overwritten: choose another")
+    if everything is None:
+        everything = read(config.dataset, config.data_root, image_size=config.image_size)
     data = load(config, everything)
     model, guide = build(config)
     result = fit(model, guide, data.train, data.validation, config.fit, progress).calibrate(data.validation)
     plain = fit_deterministic(config, data, progress).calibrate(data.validation) if compare else None
     finished = Run(config, data, result, plain, _scores(result, plain, data.test, config))
-    _write(finished, out)
+    _write(finished, out, everything.fingerprint)
     return finished
 
 
@@ -96,7 +98,7 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
         draws: posterior draws, if not as many as then.
 
     Raises:
-        InputError: if the folder is none, or is damaged.
+        InputError: if the folder is none, or is damaged, or the data set's images are others than then.
     """
     config, data, result = open_run(folder, data_root, draws)
     plain = Path(folder) / "deterministic"
@@ -112,14 +114,21 @@ def open_run(
     if not (folder / "run.json").is_file():
         raise InputError(f"run={str(folder)!r}: no run.json there; give a folder that 'isingvit fit' made")
     try:
-        config = RunConfig.model_validate(json.loads((folder / "run.json").read_text())["config"])
+        facts = json.loads((folder / "run.json").read_text())
+        config = RunConfig.model_validate(facts["config"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'run.json'}: not a run's configuration ({error!r}); fit again") from None
     except pydantic.ValidationError as error:
         raise InputError(f"{folder / 'run.json'}: {describe(error)}") from None
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    return config, load(config), FitResult.load(folder, *build(config))
+    everything = read(config.dataset, config.data_root, image_size=config.image_size)
+    if facts.get("images", everything.fingerprint) != everything.fingerprint:
+        raise InputError(
+            f"run={str(folder)!r}: was fitted on other images ({facts['images']}, not {everything.fingerprint}), so "
+            "that its test images cannot be told from its training images; give the data_root of those, or fit again"
+        )
+    return config, load(config, everything), FitResult.load(folder, *build(config))
 
 
 def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:
@@ -145,22 +154,28 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
     return write_report(findings, Path(folder), facts)
 
 
-def load(config: RunConfig, everything: Images | None = None, download: bool = False) -> Data:
+def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
     """The images of a run, in their parts.
 
     Args:
         config: of the run.
-        everything: the data set's training images, if already read.
+        everything: the data set's training images.
         download: whether files that are not there are fetched.
 
     Raises:
-        InputError: if they cannot be read, or there are not as many.
+        InputError: if the official test images cannot be read, or there are not as many.
     """
-    name, root, size = config.dataset, config.data_root, config.image_size
-    if everything is None:
-        everything = read(name, root, "train", download, size)
-    test = read(name, root, "test", download, size) if config.test == "official" else config.test
+    test: int | Images | None
+    if config.test == "official":
+        test = read(config.dataset, config.data_root, "test", download, config.image_size)
+    else:
+        test = config.test
     return split(everything, config.train, test, config.validation, config.fit.seed, config.balanced)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that a result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def _metrics(probs: torch.Tensor, test: Images) -> dict[str, float]:
@@ -185,7 +200,7 @@ def _scores(result: FitResult, plain: FitResult | None, test: Images, config: Ru
     return scores
 
 
-def _write(finished: Run, out: Path) -> None:
+def _write(finished: Run, out: Path, images: str) -> None:
     from ..diagnostics.plots import figure_training, plot_inclusion
     from ..diagnostics.plots.style import figure_of
 
@@ -199,7 +214,8 @@ def _write(finished: Run, out: Path) -> None:
     facts: dict[str, Any] = {
         "config": finished.config.model_dump(mode="json"),
         "seed": finished.config.fit.seed,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "images": images,
+        "versions": versions(),
     }
     (draft / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
     (draft / "metrics.json").write_text(json.dumps(finished.scores, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """Studies: a plan of many runs, each a process that writes one file; killed and started again, nothing is lost."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -7,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -28,9 +29,9 @@ from ..data import read
 from ..errors import InputError
 from .methods import Method, outcomes
 from .recipes import RunConfig, known_recipe, recipe
-from .run import load
+from .run import load, versions
 
-FORMAT = 3
+FORMAT = 4
 """Version of the result files."""
 
 
@@ -124,7 +125,8 @@ class Cell(Config):
     @property
     def key(self) -> str:
         """Name of its result file: readable, and another one if anything about the cell or its recipe differs."""
-        settings = json.dumps([FORMAT, self.model_dump(mode="json"), known_recipe(self.dataset, self.train)])
+        parts = [FORMAT, self.model_dump(mode="json"), known_recipe(self.dataset, self.train)]
+        settings = json.dumps(parts, sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         return f"{Path(self.dataset).stem}-{self.train}-{self.method.name}-{self.seed}-{digest}"
 
@@ -133,6 +135,9 @@ class Cell(Config):
         own = {"dataset", "data_root", "train", "fit.seed"} & {*self.set, *self.varied}
         if own:
             raise ValueError(f"set or vary has {sorted(own)}: dataset, train, seeds and --data-root say that")
+        groups = {"network", "prior", "guide", "fit"} & {*self.set, *self.varied}
+        if groups:
+            raise ValueError(f"set or vary has {sorted(groups)}: name one setting each, e.g. 'fit.steps: 1000'")
         return self
 
     @property
@@ -147,9 +152,7 @@ class Cell(Config):
 
     def run_config(self, settings: Mapping[str, Any], data_root: str | None) -> RunConfig:
         """The cell's configuration on top of a recipe's settings."""
-        nested: dict[str, Any] = {
-            name: dict(value) if isinstance(value, Mapping) else value for name, value in settings.items()
-        }
+        nested: dict[str, Any] = copy.deepcopy(dict(settings))
         for name, value in {**self.set, **self.varied, "fit.seed": self.seed, "data_root": data_root}.items():
             *parents, leaf = name.split(".")
             inner = nested
@@ -157,7 +160,7 @@ class Cell(Config):
                 inner = inner.setdefault(parent, {})
                 if not isinstance(inner, dict):
                     raise InputError(f"set={name!r}: {parent!r} is no group of settings; see RunConfig")
-            inner[leaf] = value
+            inner[leaf] = copy.deepcopy(value)
         return RunConfig(**nested)
 
 
@@ -172,6 +175,7 @@ class Result:
         outcomes: numbers of each `Outcome`, by name.
         probs: (n, classes) of each.
         memory: peak of the process, in MiB.
+        images: fingerprint of the data set's images, see `Images.fingerprint`.
     """
 
     cell: Cell
@@ -180,6 +184,7 @@ class Result:
     outcomes: list[dict[str, Any]]
     probs: list[Tensor]
     memory: float
+    images: str
 
 
 def read_plan(name: str | Path) -> Plan:
@@ -256,15 +261,31 @@ def read_result(path: Path) -> Result:
         raise InputError(f"{path}: format={facts.get('format')!r}; this version reads {FORMAT}")
     probs = [tensors[f"probs/{i}"] for i in range(len(facts["outcomes"]))]
     cell, config = Cell(**facts["cell"]), RunConfig(**facts["config"])
-    return Result(cell, config, tensors["labels"], facts["outcomes"], probs, facts["memory"])
+    return Result(cell, config, tensors["labels"], facts["outcomes"], probs, facts["memory"], facts["images"])
 
 
-def results(plan: Plan, out: Path) -> Iterator[Result]:
-    """The results of a plan's cells that are there, in the plan's order."""
-    for cell in plan.cells():
-        path = out / "cells" / f"{cell.key}.safetensors"
-        if path.exists():
-            yield read_result(path)
+def results(plan: Plan, out: Path) -> list[Result]:
+    """The results of a plan's cells that are there, in the plan's order.
+
+    Raises:
+        InputError: if one is damaged, or two are of one data set's name but of other images.
+    """
+    paths = [out / "cells" / f"{cell.key}.safetensors" for cell in plan.cells()]
+    every = [read_result(path) for path in paths if path.exists()]
+    images: dict[tuple[str, int | None], str] = {}
+    for result in every:
+        _same_images(result.cell, result.images, images, out)
+    return every
+
+
+def _same_images(cell: Cell, fingerprint: str, known: dict[tuple[str, int | None], str], out: Path) -> None:
+    """Take note of a data set's images; refuse others than those that are known."""
+    before = known.setdefault((cell.dataset, cell.image_size), fingerprint)
+    if before != fingerprint:
+        raise InputError(
+            f"out={str(out)!r}: has results of other images of {cell.dataset!r} ({before}, not {fingerprint}); "
+            "give the data_root of those, or another folder"
+        )
 
 
 def run_study(
@@ -288,14 +309,22 @@ def run_study(
         What went wrong, by the key of the cell; empty if all went well.
 
     Raises:
-        InputError: if ``jobs`` is not positive, or a data set cannot be read.
+        InputError: if ``jobs`` is not positive, a data set cannot be read or is not what earlier results are of, or
+            there can be no folder ``out``.
     """
     if jobs < 1:
         raise InputError(f"jobs={jobs}: need at least one")
     cells = plan.cells()
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={str(out)!r}: no folder can be made there ({error}); choose another") from None
     missing = [cell for cell in cells if not (out / "cells" / f"{cell.key}.safetensors").exists()]
-    for dataset, size in {(cell.dataset, cell.image_size): None for cell in missing}:
-        read(dataset, _root(dataset, roots), download=download, image_size=size)  # refused, or fetched, once and now
+    known = {(result.cell.dataset, result.cell.image_size): result.images for result in results(plan, out)}
+    asked = [*missing, *(cell for cell in cells if _root(cell.dataset, roots) is not None)]
+    for cell in {(cell.dataset, cell.image_size): cell for cell in asked}.values():
+        everything = read(cell.dataset, _root(cell.dataset, roots), download=download, image_size=cell.image_size)
+        _same_images(cell, everything.fingerprint, known, out)  # refused, or fetched, once and now
     failures: dict[str, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(jobs) as pool:
@@ -323,9 +352,10 @@ def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int) -> str:
         text=True,
         check=False,
     )
-    if done.returncode == 0:
-        return ""
     log = out / "cells" / f"{cell.key}.log"
+    if done.returncode == 0:
+        log.unlink(missing_ok=True)  # of an earlier failure
+        return ""
     log.write_text(done.stderr)
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}; {log} has what it said"
@@ -345,7 +375,8 @@ def _run(cell: Cell, roots: Mapping[str, str], download: bool, progress: bool) -
     data = load(config, everything, download)
     each = list(outcomes(config, cell.method, data, progress))
     numbers = [{name: value for name, value in vars(outcome).items() if name != "probs"} for outcome in each]
-    return Result(cell, config, data.test.labels, numbers, [outcome.probs for outcome in each], _peak_memory())
+    probs = [outcome.probs for outcome in each]
+    return Result(cell, config, data.test.labels, numbers, probs, _peak_memory(), everything.fingerprint)
 
 
 def _write(result: Result, path: Path) -> None:
@@ -355,6 +386,8 @@ def _write(result: Result, path: Path) -> None:
         "config": result.config.model_dump(mode="json") | {"data_root": None},
         "outcomes": result.outcomes,
         "memory": result.memory,
+        "images": result.images,
+        "versions": versions(),
         "threads": torch.get_num_threads(),
     }
     tensors = {"labels": result.labels} | {f"probs/{i}": probs.contiguous() for i, probs in enumerate(result.probs)}
@@ -367,6 +400,10 @@ def _write(result: Result, path: Path) -> None:
 
 def _peak_memory() -> float:
     """Of this process, in MiB; NaN where the system does not tell."""
+    status = Path("/proc/self/status")  # Linux; its getrusage has what the parent held before this program was started
+    if status.exists():
+        lines = [line.split() for line in status.read_text().splitlines()]
+        return next((float(line[1]) / 2**10 for line in lines if line and line[0] == "VmHWM:"), float("nan"))
     try:
         import resource
     except ImportError:

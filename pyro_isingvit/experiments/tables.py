@@ -166,7 +166,7 @@ def write_study(plan: Plan, out: Path, to: Path) -> Path:
     Raises:
         InputError: if there is no result yet, or one is damaged.
     """
-    every = list(results(plan, out))
+    every = results(plan, out)
     if not every:
         raise InputError(f"out={str(out)!r}: no result of the plan {plan.name!r} there; run the study first")
     to.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def _page(
         if len(mine):
             parts.append("Ising less each other method on the same test images, ± standard error:")
             parts.append(_gap_table(mine))
-        parts += [f"![{name}]({name})" for name in pictures if name.startswith(f"{Path(str(dataset)).stem}-{train}-")]
+        parts += [f"![{name}]({name})" for name in pictures if name.startswith(f"{_stem(str(dataset))}-{train}-")]
     if len(chosen):
         parts += ["## What the validation images choose", markdown(chosen)]
     parts += [f"![{name}]({name})" for name in pictures if name == "cost.png"]
@@ -230,8 +230,7 @@ def _page(
         "Every number, with all metrics and seeds, is in `results.csv`"
         + ("; paired differences are in `differences.csv`." if len(gaps) else ".")
     )
-    networks = {(r.cell.dataset, r.cell.train): _network(r) for r in every}
-    parts.append("Networks and lengths: " + "; ".join(networks.values()) + ".")
+    parts.append("Networks and lengths: " + "; ".join(dict.fromkeys(map(_network, every))) + ".")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -283,34 +282,60 @@ def _yaml(plan: Plan) -> str:
     return yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
 
 
-def _drawn(method: str) -> bool:
+def _drawn(method: str, setting: str) -> bool:
     """Whether its calibration is: of the temperature-scaled there is room for ours and the deterministic one alone."""
     if method in CURVES or method.endswith(MEDIAN):
         return False
-    return not method.endswith(SCALED) or method in (f"ising{SCALED}", f"deterministic{SCALED}")
+    return not method.endswith(SCALED) or (not setting and method in (f"ising{SCALED}", f"deterministic{SCALED}"))
+
+
+def _label(method: str, setting: str) -> str:
+    """How a method is called in pictures."""
+    return f"{method} ({setting.replace(', ', ' ')})" if setting else method
 
 
 def _pictures(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
     from ..diagnostics.plots.study import figure_calibration, figure_cost, figure_curves
 
     pictures: dict[str, Figure] = {}
-    first = min(result.cell.seed for result in every)
-    for dataset, train in {(result.cell.dataset, result.cell.train): None for result in every}:
-        stem = f"{Path(dataset).stem}-{train}"
-        own = [r for r in every if (r.cell.dataset, r.cell.train, r.cell.seed) == (dataset, train, first)]
-        probs = {
-            number["method"]: p
-            for r in own
-            if not r.cell.setting
-            for number, p in zip(r.outcomes, r.probs, strict=True)
-            if _drawn(number["method"])
-        }
-        if len(probs) > 1:
-            pictures[f"{stem}-calibration.png"] = figure_calibration(probs, own[0].labels)
+    for (dataset, train), groups in _tested_alike(every).items():
+        stem = f"{_stem(dataset)}-{train}"
+        drawn = [(labels, probs) for labels, probs in groups if len(probs) > 1]
+        for i, (labels, probs) in enumerate(drawn):
+            name = f"{stem}-calibration.png" if i == 0 else f"{stem}-calibration-{i + 1}.png"
+            pictures[name] = figure_calibration(probs, labels)
         rows = table[(table["dataset"] == dataset) & (table["train"] == train)]
         if rows["method"].isin(CURVES).any():
             pictures[f"{stem}-density.png"] = figure_curves(rows)
     single = table[~table["method"].isin(CURVES) & ~table["method"].str.endswith((MEDIAN, SCALED))]
     if len(single):
-        pictures["cost.png"] = figure_cost(single)
+        pairs = zip(single["method"], single["setting"], strict=True)
+        pictures["cost.png"] = figure_cost(single.assign(method=[_label(*pair) for pair in pairs]))
     return pictures
+
+
+def _tested_alike(every: Sequence[Result]) -> dict[tuple[str, int], list[tuple[torch.Tensor, dict[str, torch.Tensor]]]]:
+    """By data set and size, the labels of each set of test images (of its first seed) and who says what of them."""
+    first: dict[tuple[str, int], int] = {}
+    groups: dict[tuple[str, int], list[tuple[torch.Tensor, dict[str, torch.Tensor]]]] = {}
+    for result in every:
+        key = result.cell.dataset, result.cell.train
+        first[key] = min(result.cell.seed, first.get(key, result.cell.seed))
+    for result, setting in zip(every, settings_of(every), strict=True):
+        key = result.cell.dataset, result.cell.train
+        if result.cell.seed != first[key]:
+            continue
+        known = groups.setdefault(key, [])
+        own = next((probs for labels, probs in known if torch.equal(labels, result.labels)), None)
+        if own is None:
+            own = {}
+            known.append((result.labels, own))
+        for number, probs in zip(result.outcomes, result.probs, strict=True):
+            if _drawn(number["method"], setting):
+                own[_label(number["method"], setting)] = probs
+    return groups
+
+
+def _stem(dataset: str) -> str:
+    """What the names of a data set's pictures begin with: its own, or those on the way to its file."""
+    return "-".join(Path(dataset).with_suffix("").parts).strip("-/")

@@ -20,6 +20,9 @@ CURVE_STYLES: dict[str, dict[str, Any]] = {
     "magnitude-pruning": {"color": ACCENT, "marker": "^", "ls": "-."},
 }
 
+MARKS = {"least_nll": ("least validation NLL", "o", 11), "sparsest": ("sparsest within one standard error", "D", 10)}
+"""How points of a path that `temperature.path_table` marks are drawn: name, marker, size."""
+
 
 def figure_calibration(probs: Mapping[str, Tensor], labels: Tensor) -> Figure:
     """Calibration curve, distribution of the entropy, and the five published scores of each method.
@@ -82,15 +85,16 @@ def figure_curves(table: pd.DataFrame) -> Figure:
     Args:
         table: rows of `experiments.tables.result_table` of one data set and size.
     """
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     for ax, score in zip(figure.subplots(1, 2), ("accuracy", "nll"), strict=True):
         plot_curves(table, score, ax)
-    figure.axes[0].legend(fontsize="small", frameon=False, loc="lower right")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     return figure
 
 
 def plot_curves(table: pd.DataFrame, score: str = "accuracy", ax: Axes | None = None) -> Axes:
-    """A score against the share of the weights that is kept.
+    """A score against the share of the weights that is in a network. A posterior's is that of its draws, on average.
 
     Args:
         table: see `figure_curves`.
@@ -100,18 +104,21 @@ def plot_curves(table: pd.DataFrame, score: str = "accuracy", ax: Axes | None = 
     ax = new_axes(4.5, 3.8) if ax is None else ax
     for method, style in CURVE_STYLES.items():
         for i, (_, rows) in enumerate(table[table["method"] == method].groupby(["setting", "seed"])):
-            rows = rows.sort_values("density")
-            ax.plot(rows["density"], rows[score], ms=5, lw=1.3, label=method if i == 0 else None, **style)
-            chosen = rows.loc[[rows["validation_nll"].idxmin()]]
-            label = "least validation NLL" if i == 0 and method == "ising-path" else None
-            ax.plot(chosen["density"], chosen[score], "o", mfc="none", mew=1.2, ms=11, color=GREY, label=label)
+            rows = rows.sort_values("expected_density")
+            ax.plot(rows["expected_density"], rows[score], ms=5, lw=1.3, label=method if i == 0 else None, **style)
+            for mark, (label, marker, size) in MARKS.items():
+                marked = rows[rows["mark"].fillna("").str.contains(mark)]
+                name = f"path: {label}" if i == 0 and len(marked) else None
+                of_mark: dict[str, Any] = {"marker": marker, "ms": size, "color": GREY, "ls": "", "label": name}
+                ax.plot(marked["expected_density"], marked[score], mfc="none", mew=1.2, **of_mark)
     for method, marker, color in (("ising", "*", DARK), ("deterministic", "s", GREY)):
-        rows = table[(table["method"] == method) & (table["setting"] == "")]
+        rows = table[(table["method"] == f"{method}, temperature-scaled") & (table["setting"] == "")]
         if len(rows):
             label = f"{method} (auto)" if method == "ising" else method
-            ax.plot(rows["density"], rows[score], marker, color=color, ms=9 if marker == "*" else 6, label=label)
-    ax.set(xscale="log", xlabel="weights kept", ylabel=score.upper() if score == "nll" else score)
-    ticks = [t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if t >= 0.8 * float(table["density"].min())]
+            size = 9 if marker == "*" else 6
+            ax.plot(rows["expected_density"], rows[score], marker, color=color, ms=size, label=label)
+    ax.set(xscale="log", xlabel="weights in a network", ylabel=score.upper() if score == "nll" else score)
+    ticks = [t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if t >= 0.8 * float(table["expected_density"].min())]
     ax.set_xticks(ticks, [f"{t:.0%}" for t in ticks])
     ax.minorticks_off()
     return bare(ax)
