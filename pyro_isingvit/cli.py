@@ -205,6 +205,9 @@ def study_command(
     every = study.cells()
     if cell is not None and not 0 <= cell < len(every):
         raise InputError(f"--cell={cell}: the plan has runs 0 to {len(every) - 1}")
+    modes = [name for name, given in (("--list", cells), ("--report", report), ("--cell", cell is not None)) if given]
+    if len(modes) > 1 or (jobs != 1 and modes):
+        raise InputError(f"{' and '.join(modes)}{f' with --jobs={jobs}' if jobs != 1 else ''}: give one of them")
     if cells:
         for number, one in enumerate(every):
             done = "done" if (out / "cells" / f"{one.key}.safetensors").exists() else "-"

@@ -289,4 +289,7 @@ class _Average:
             self.states = copy.deepcopy(states)
         for mean, state in zip(self.states, states, strict=True):
             for name, value in state.items():
-                mean[name].lerp_(value, 1 / self.count)
+                if value.is_floating_point():
+                    mean[name].lerp_(value, 1 / self.count)
+                else:  # a count of some guide's
+                    mean[name].copy_(value)

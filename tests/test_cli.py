@@ -51,6 +51,7 @@ def test_a_run_folder_holds_everything(isingvit, tmp_path):
         "metrics.json",
         "finished.csv",
         "path.csv",
+        "path.png",
         "posterior.safetensors",
         "run.json",
         "training.png",
@@ -58,8 +59,25 @@ def test_a_run_folder_holds_everything(isingvit, tmp_path):
     facts = json.loads((folder / "run.json").read_text())
     assert facts["seed"] == facts["config"]["fit"]["seed"] == 3
     assert facts["versions"].keys() >= {"python", "torch", "pyro-ppl"}
-    for picture in ("inclusion.png", "training.png"):
+    for picture in ("inclusion.png", "path.png", "training.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_whose_images_have_changed_is_not_evaluated(isingvit, tmp_path):
+    """Parted anew, images that it was trained on would be among those it is tested on."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (61, 8, 8), np.uint8), np.arange(61) % 3
+    np.savez(tmp_path / "mine.npz", images=images[:60], labels=labels[:60])
+    fit = "fit", "--dataset", "mine.npz", "--train", 20, "--test", 20, "--steps", 5, "--dim", 8, "--temperature", 1e-3
+    assert isingvit(*fit, "--no-compare", "--out", "run")[0] == 0
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "mine.npz").rename(tmp_path / "moved" / "mine.npz")
+    assert isingvit("evaluate", "run", "--data-root", "moved")[0] == 0
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    code, _, err = isingvit("evaluate", "run")
+    assert code == 2
+    assert "was fitted on other images (60x1x8x8, labels " in err
+    assert "give the data_root of those, or fit again" in err
 
 
 @pytest.mark.parametrize("stem", ["patches", "convolutions"])
@@ -258,6 +276,8 @@ def test_prune_shrinks_a_run(isingvit, tmp_path):
         (["nowhere.yaml"], "plan='nowhere.yaml': no such file"),
         (["smoke", "--cell", "1000"], "--cell=1000: the plan has runs 0 to"),
         (["smoke", "--jobs", "0"], "jobs=0"),
+        (["smoke", "--report", "--list"], "--list and --report: give one of them"),
+        (["smoke", "--cell", "0", "--jobs", "2"], "--cell with --jobs=2: give one of them"),
         (["smoke", "--report"], "no result of the plan 'smoke' there"),
         (["few"], "data_root=None: MNIST is read from files"),
     ],

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -190,6 +191,11 @@ def test_a_folder_of_images(tmp_path):
     (uneven / "cats" / "0.png").write_bytes(b"torn")
     with pytest.raises(InputError, match=r"0.png: not an image, or damaged"):
         read("folder", uneven, image_size=4)
+    whole = bytearray((uneven / "dogs" / "0.png").read_bytes())
+    whole[-20] ^= 1
+    (uneven / "cats" / "0.png").write_bytes(whole)
+    with pytest.raises(InputError, match=r"0.png: not an image, or damaged"):
+        read("folder", uneven, image_size=4)
     with pytest.raises(InputError, match=r"data_root='.*nowhere': give a folder"):
         read("folder", tmp_path / "nowhere")
     deep = tmp_path / "deep" / "grey"
@@ -209,6 +215,35 @@ def test_any_torch_dataset():
     torch.testing.assert_close(mine.images, torch.stack([grey.expand(3, 5, 5), colour]))
     with pytest.raises(InputError, match="holds no image"):
         from_dataset([])
+    with pytest.raises(InputError, match=r"dataset\[1\]: image of type ndarray; give PIL images or tensors"):
+        from_dataset([(grey, 0), (grey.numpy(), 1)])
+    for label in ("cat", 1.7, None, torch.tensor(1.7)):
+        with pytest.raises(InputError, match=rf"dataset\[0\]: label={re.escape(repr(label))}; give an integer"):
+            from_dataset([(grey, label)])
+
+
+def test_folders_that_merely_are_as_many_are_no_mnist(tmp_path):
+    for k in range(10):
+        (tmp_path / str(k)).mkdir()
+        Image.new("L", (28, 28), 20 * k).save(tmp_path / str(k) / "0.png")
+    mnist = read("mnist", tmp_path)
+    assert (mnist.shape, mnist.labels.tolist()) == ((1, 28, 28), list(range(10)))
+    assert read("mnist", tmp_path, image_size=14).shape == (1, 14, 14)
+    with pytest.raises(InputError, match=r"no CIFAR10 there, but images of shape \(1, 28, 28\), not \(3, 32, 32\)"):
+        read("cifar-10", tmp_path)
+
+
+def test_labels_of_any_integer_type():
+    kept = Images(torch.rand(3, 1, 2, 2), torch.tensor([2, 0, 1], dtype=torch.int32), 3)
+    assert (kept.labels.dtype, kept.labels.tolist()) == (torch.int64, [2, 0, 1])
+
+
+def test_fingerprints_tell_other_images_apart():
+    images, labels = torch.randint(256, (5, 1, 3, 3), dtype=torch.uint8), torch.tensor([0, 1, 2, 1, 0])
+    first = Images(images, labels, 3).fingerprint
+    assert Images(images.float() / 255, labels.int(), 3).fingerprint == first
+    others = (images, labels.flip(0).roll(1)), (255 - images, labels), (images[1:], labels[1:])
+    assert len({first, *(Images(*other, 3).fingerprint for other in others)}) == 4
 
 
 def test_resizing_keeps_means_and_bytes():
@@ -230,6 +265,35 @@ def test_npz_files(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match=r"not an .npz file, or damaged"):
         read(str(path))
+
+
+def test_damaged_or_strange_npz_files_are_named(tmp_path):
+    path, images = tmp_path / "mine.npz", np.random.default_rng(0).integers(0, 9, (40, 6, 6), np.uint8)
+    np.savez_compressed(path, images=images, labels=np.arange(40) % 2)
+    whole = path.read_bytes()
+    for position in range(60, len(whole) - 300, 40):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
+        with pytest.raises(InputError, match=r"mine.npz.*(not an .npz file, or damaged|lacks|has)"):
+            read(str(path))
+    for change, message in (
+        ({"labels": np.array(["a", "b"])}, r"labels holds 2 values of type <U1; need integers"),
+        ({"labels": np.array([0.2, 1.9])}, r"labels holds 2 values of type float64; need integers"),
+        ({"images": np.zeros((0, 6, 6)), "labels": np.zeros(0, int)}, r"images holds 0 values"),
+    ):
+        np.savez(path, **{"images": images[:2], "labels": np.arange(2)} | change)
+        with pytest.raises(InputError, match=message):
+            read(str(path))
+
+
+def test_a_rotation_keeps_the_shape_of_what_is_in_a_wide_image(monkeypatch):
+    """A bar, 16 wide and 2 high, turned by 90 degrees within 20 x 40 pixels."""
+    image = torch.zeros(1, 1, 20, 40)
+    image[..., 9:11, 12:28] = 1
+    monkeypatch.setattr(torch, "rand", lambda *size, device=None: torch.tensor([1.0, 0.5, 0.5, 0.5, 0.5]).view(5, 1))
+    turned = Augment(degrees=90, scale=0, shear=0, translate=0)(image)[0, 0]
+    expected = torch.zeros(20, 40)
+    expected[2:18, 19:21] = 1
+    torch.testing.assert_close(turned, expected, atol=1e-4, rtol=0)
 
 
 def test_a_rotation_and_shift_equal_scipys():

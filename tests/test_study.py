@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from pyro_isingvit import InputError
 from pyro_isingvit.experiments.study import Cell, Plan, read_plan, read_result, run_cell, run_study, shipped_plans
-from pyro_isingvit.experiments.tables import choices, differences, result_table, summary, write_study
+from pyro_isingvit.experiments.tables import _stem, choices, differences, result_table, summary, write_study
 
 PLAN = """
 name: small
@@ -95,27 +96,71 @@ def test_plans_that_ship_can_be_read():
 
 
 def test_a_killed_study_goes_on(plan_file, tmp_path):
-    """Killed three times at random, the process alone or with its children: same results, none twice, none corrupt."""
+    """Killed amid its runs, the process alone or with its children: same results, none twice, none corrupt."""
     out, dice = tmp_path / "out", random.Random(0)
     command = [*COMMAND, str(plan_file), "--out", str(out), "--jobs", "2"]
-    for alone in (True, False, True):
+    written: dict[str, int] = {}
+
+    def done() -> dict[str, int]:
+        return {path.stem: path.stat().st_mtime_ns for path in (out / "cells").glob("*.safetensors")}
+
+    for alone, begun in ((True, 1), (False, 2), (True, 4)):
         study = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(dice.uniform(4, 12))
+        while len(list((out / "cells").glob(".*.lock"))) < begun:
+            assert study.poll() is None
+            time.sleep(0.02)
+        time.sleep(dice.uniform(0, 4))
         (os.kill if alone else os.killpg)(study.pid, signal.SIGKILL)
         study.wait()
+        assert written.items() <= done().items()
+        written = done()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert written.items() <= done().items()
     plan = read_plan(plan_file)
     paths = sorted((out / "cells").glob("*.safetensors"))
     assert sorted(path.stem for path in paths) == sorted(cell.key for cell in plan.cells())
     assert not list((out / "cells").glob("*.tmp"))
     for path in paths:
         assert read_result(path).cell.key == path.stem
-    before = {path: path.stat().st_mtime_ns for path in paths}
+    before = done()
     assert run_study(plan, out, {}, progress=False) == {}
-    assert {path: path.stat().st_mtime_ns for path in paths} == before
+    assert done() == before
     cell = plan.cells()[0]
     alone = read_result(run_cell(cell, tmp_path / "alone", {}))
     torch.testing.assert_close(alone.probs[0], read_result(out / "cells" / f"{cell.key}.safetensors").probs[0])
+
+
+def test_results_of_other_images_are_refused(tmp_path, monkeypatch):
+    """One name, two folders: a study is of one of them."""
+    monkeypatch.chdir(tmp_path)
+    quick = {"fit.steps": 3, "test": 10, "validation": 10, "network.dim": 8, "network.patch_size": 2}
+    blocks = [{"dataset": "mine.npz", "train": 10, "method": ["deterministic", "dropout"], "set": quick}]
+    plan, out = Plan(name="one", blocks=blocks), tmp_path / "out"
+    rng = np.random.default_rng(0)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        images, labels = rng.integers(0, 256, (40, 4, 4), np.uint8), rng.permutation(np.arange(40) % 2)
+        np.savez(tmp_path / folder / "mine.npz", images=images, labels=labels)
+    run_cell(plan.cells()[0], out, {"": "a"})
+    with pytest.raises(InputError, match=r"has results of other images of 'mine.npz' \(40x1x4x4, .*, not 40x1x4x4, "):
+        run_study(plan, out, {"": "b"}, progress=False)
+    assert run_study(plan, out, {"": "a"}, progress=False) == {}
+    with pytest.raises(InputError, match="has results of other images"):
+        run_study(plan, out, {"": "b"}, progress=False)
+    path = out / "cells" / f"{plan.cells()[0].key}.safetensors"
+    path.unlink()
+    run_cell(plan.cells()[0], out, {"": "b"})
+    with pytest.raises(InputError, match="has results of other images"):
+        write_study(plan, out, tmp_path / "report")
+
+
+def test_memory_is_that_of_the_run_alone(plan_file, tmp_path):
+    plan = read_plan(plan_file)
+    plan = plan.model_copy(update={"seeds": (0,), "blocks": plan.blocks[:1]})
+    held = torch.ones(2**28)  # a GiB
+    run_study(plan, tmp_path, {}, progress=False)
+    assert held.sum() > 0
+    assert all(100 < read_result(path).memory < 1000 for path in (tmp_path / "cells").glob("*.safetensors"))
 
 
 def test_failures_are_told_and_leave_the_others_alone(tmp_path):
@@ -228,7 +273,29 @@ def test_what_a_block_sets_is_told_apart(tmp_path):
     assert "| dropout 0.1 | network.dim=16, test=50 |" in page
 
 
-@pytest.mark.parametrize("name", ["train", "dataset", "fit.seed", "data_root"])
+def test_pictures_keep_apart_what_was_tested_on_different_images(tmp_path):
+    blocks = [
+        {"dataset": "digits", "train": 60, "method": ["dropout", "deterministic"], "set": {"test": test}}
+        for test in (60, 50)
+    ]
+    quick = {"fit.steps": 5, "validation": 60, "network.dim": 8, "network.mlp_ratio": 2}
+    plan = Plan(name="two", set=quick, blocks=blocks)
+    for cell in plan.cells():
+        run_cell(cell, tmp_path, {})
+    page = write_study(plan, tmp_path, tmp_path / "report").read_text()
+    assert "![digits-60-calibration.png](" in page
+    assert "![digits-60-calibration-2.png](" in page
+    assert "60 test images" in page
+    assert "50 test images" in page
+
+
+def test_names_of_pictures_tell_files_apart():
+    assert _stem("a/x.npz") != _stem("b/x.npz")
+    assert _stem("mnist") == "mnist"
+    assert "/" not in _stem("/tmp/x.npz")
+
+
+@pytest.mark.parametrize("name", ["train", "dataset", "fit.seed", "data_root", "network", "fit"])
 def test_a_block_cannot_set_what_a_cell_is(name):
     with pytest.raises(InputError, match=name.replace(".", r"\.")):
         Cell(dataset="digits", train=60, method={"name": "ising"}, seed=0, set={name: 3})

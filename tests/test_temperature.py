@@ -49,6 +49,14 @@ def test_temperature_auto_takes_the_least_validation_nll(stripes):
     assert float(nll) == pytest.approx(finished.loc[finished["chosen"], "nll"].item(), abs=1e-5)
 
 
+def test_a_guide_may_hold_a_count(stripes):
+    """States along a path are averaged, but for what is no number of the reals."""
+    model, guide = pair()
+    guide.register_buffer("calls", torch.tensor(3))
+    path = fit_path(model, guide, stripes, stripes, FitConfig(**QUICK | {"steps": 80, "temperature": "auto"}))
+    assert path.at(0).guide.calls.item() == 3
+
+
 def test_the_sparsest_within_one_standard_error(stripes):
     settings = {"validation": stripes, "steps": 300}
     auto, sparsest = (quick_fit(stripes, temperature=t, **settings) for t in ("auto", "sparsest"))

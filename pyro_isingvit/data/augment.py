@@ -50,10 +50,11 @@ class Augment(Config):
         angle, shear = noise[0] * math.radians(self.degrees), torch.tan(noise[1] * math.radians(self.shear))
         scale, shift = 1 + noise[2] * self.scale, noise[3:] * 2 * self.translate
         cos, sin = angle.cos() * scale, angle.sin() * scale
-        first = torch.stack([cos, cos * shear - sin, shift[0]], -1)
+        ratio = images.shape[2] / images.shape[3]  # the grid's units are half a height and half a width
+        first = torch.stack([cos, (cos * shear - sin) * ratio, shift[0]], -1)
         if self.flip:
             first = first * (torch.rand(len(images), 1, device=images.device) < 0.5).to(first.dtype).mul(2).sub(1)
-        second = torch.stack([sin, sin * shear + cos, shift[1]], -1)
+        second = torch.stack([sin / ratio, sin * shear + cos, shift[1]], -1)
         grid = F.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
         if self.elastic:
             knots = torch.rand(len(images), 2, KNOTS, KNOTS, device=images.device) * 2 - 1

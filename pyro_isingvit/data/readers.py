@@ -1,8 +1,10 @@
 """Data sets by name or path, from files that are there; nothing is downloaded unless asked for."""
 
+import operator
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +46,8 @@ def read(
             (n, height, width) or (n, channels, height, width), bytes or floats within [0, 1], ``labels``
             (n,) and optionally ``classes``.
         root: folder of the files, for data sets that do not ship with a package. For ``"folder"`` it holds a folder of
-            images for each class, and for the others it may.
+            images for each class, and for the others it may. An ``.npz`` file that is not where its path says is looked
+            for there.
         part: the official training or test images, where a data set tells them apart.
         download: whether files that are not there are fetched from the data set's home.
         image_size: height and width to resize to; None leaves images as they are.
@@ -56,7 +59,8 @@ def read(
         raise InputError(f"image_size={image_size}: must be positive")
     if name.endswith(".npz"):
         _only_training(name, part)
-        return _sized(_npz(Path(name)), image_size)
+        path = Path(name)
+        return _sized(_npz(path if root is None or path.is_file() else Path(root) / path.name), image_size)
     if name not in DATASETS:
         raise InputError(f"dataset={name!r}: unknown; choose one of {list(DATASETS)} or the path of an .npz file")
     return DATASETS[name](None if root is None else Path(root), part, download, image_size)
@@ -77,8 +81,13 @@ def from_dataset(dataset: Any, classes: int | None = None, image_size: int | Non
     images, labels = [], []
     for i in range(len(dataset)):
         image, label = dataset[i]
+        if not isinstance(image, Tensor) and not hasattr(image, "mode"):
+            raise InputError(f"dataset[{i}]: image of type {type(image).__name__}; give PIL images or tensors")
+        try:
+            labels.append(operator.index(label))
+        except TypeError:
+            raise InputError(f"dataset[{i}]: label={label!r}; give an integer, the number of the class") from None
         images.append(_as_tensor(image, image_size))
-        labels.append(int(label))
     return Images(_stack(images), torch.tensor(labels, dtype=torch.long), classes or max(labels) + 1)
 
 
@@ -110,16 +119,18 @@ def _digits(root: Path | None, part: Part, download: bool, image_size: int | Non
     """Scikit-learn's 1,797 handwritten digits, 8x8; part of that package, nothing is downloaded."""
     from sklearn.datasets import load_digits
 
+    if root is not None:
+        raise InputError(f"data_root={str(root)!r}: digits ships with scikit-learn and is not read from a folder")
     _only_training("digits", part)
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
     return _sized(Images(images, torch.from_numpy(bunch.target).long(), 10), image_size)
 
 
-def _torchvision(name: str, inside: str, classes: int = 10) -> Reader:
+def _torchvision(name: str, inside: str, shape: tuple[int, int, int], classes: int = 10) -> Reader:
     """The reader of a torchvision data set of that name, whose files lie in a folder ``inside`` the root.
 
-    Where there is none, but a folder of images for each class, that is read.
+    Where there is none, but a folder of images of that shape for each class, that is read.
     """
 
     def read(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
@@ -127,8 +138,15 @@ def _torchvision(name: str, inside: str, classes: int = 10) -> Reader:
 
         if root is None:
             raise InputError(f"data_root=None: {name} is read from files; give the folder that holds {inside}")
-        if root.is_dir() and not (root / inside).exists() and sum(path.is_dir() for path in root.iterdir()) == classes:
-            return _folder(root, part, download, image_size)
+        sorted_out = root.is_dir() and not download and sum(path.is_dir() for path in root.iterdir()) == classes
+        if sorted_out and not (root / inside).exists():
+            folder = _folder(root, part, download, None)
+            if folder.shape != shape:
+                raise InputError(
+                    f"data_root={str(root)!r}: no {name} there, but images of shape {folder.shape}, not {shape}; for a "
+                    "folder of images for each class that is no known data set give dataset='folder'"
+                )
+            return _sized(folder, image_size)
         try:
             with _alone(root, download):
                 data = getattr(datasets, name)(root, train=part == "train", download=download)
@@ -186,7 +204,7 @@ def _open(path: str) -> Any:
         with Image.open(path) as image:
             image.load()
             return image
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # the last one of a PNG whose checksums are wrong
         raise InputError(f"{path}: not an image, or damaged ({error}); remove or repair it") from None
 
 
@@ -198,16 +216,20 @@ def _npz(path: Path) -> Images:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"dataset={str(path)!r}: not an .npz file, or damaged ({error}); make one by numpy.savez"
         ) from None
     missing = {"images", "labels"} - set(arrays)
     if missing:
         raise InputError(f"dataset={str(path)!r}: lacks {sorted(missing)}; it has {list(arrays)}")
-    images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    for name, kinds, wanted in (("images", "uif", "bytes or floats"), ("labels", "ui", "integers")):
+        if arrays[name].dtype.kind not in kinds or not arrays[name].size:
+            held = f"{arrays[name].size} values of type {arrays[name].dtype}"
+            raise InputError(f"dataset={str(path)!r}: {name} holds {held}; need {wanted}, one image or label at least")
+    images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
     images = images.unsqueeze(1) if images.dim() == 3 else images
-    images = images if images.dtype == torch.uint8 else images.float()
+    images = images.float() if images.is_floating_point() else images
     return Images(images, labels.long(), int(arrays["classes"]) if "classes" in arrays else int(labels.max()) + 1)
 
 
@@ -222,10 +244,10 @@ def _only_training(name: str, part: Part) -> None:
 
 DATASETS: dict[str, Reader] = {
     "digits": _digits,
-    "mnist": _torchvision("MNIST", "MNIST/raw"),
-    "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST/raw"),
-    "cifar-10": _torchvision("CIFAR10", "cifar-10-batches-py"),
-    "cifar-100": _torchvision("CIFAR100", "cifar-100-python", classes=100),
+    "mnist": _torchvision("MNIST", "MNIST/raw", (1, 28, 28)),
+    "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST/raw", (1, 28, 28)),
+    "cifar-10": _torchvision("CIFAR10", "cifar-10-batches-py", (3, 32, 32)),
+    "cifar-100": _torchvision("CIFAR100", "cifar-100-python", (3, 32, 32), classes=100),
     "folder": _folder,
 }
 """Readers by name."""

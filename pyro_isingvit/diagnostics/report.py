@@ -25,6 +25,7 @@ from .checks import LEVEL, LeaveOneOut, leave_one_out, posterior_predictive_chec
 from .inclusion import UNITS, alive_units, inclusion_table, threshold_table, unit_inclusion
 from .plots import (
     figure_attention,
+    figure_path,
     figure_samples,
     figure_training,
     plot_check,
@@ -278,6 +279,8 @@ def _figures(findings: Findings) -> dict[str, Figure]:
         "attention": figure_attention(findings.attention, test.images[shown]),
         "checks": figure_of(plot_check(findings.checks)),
     }
+    if result.path is not None and result.finished is not None:
+        figures["path"] = figure_path(result.path, result.finished)
     for site in ("patch_embed", "head.out"):
         if site in result.guide.mask_shapes:
             figures[f"mask_{site.replace('.', '_')}"] = figure_of(plot_mask(result.guide, site))

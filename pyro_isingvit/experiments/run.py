@@ -59,7 +59,8 @@ def run(
 
     The folder gets ``run.json`` (configuration, versions, seed, fingerprint of the images), ``metrics.json``, the files
     of `FitResult.save` (those of the deterministic network under ``deterministic``), and the pictures
-    ``training.png`` and ``inclusion.png``. It appears only when complete.
+    ``training.png``, ``inclusion.png`` and, where the temperature was chosen, ``path.png``. It appears only when
+    complete.
 
     Args:
         config: what to run.
@@ -201,7 +202,7 @@ def _scores(result: FitResult, plain: FitResult | None, test: Images, config: Ru
 
 
 def _write(finished: Run, out: Path, images: str) -> None:
-    from ..diagnostics.plots import figure_training, plot_inclusion
+    from ..diagnostics.plots import figure_path, figure_training, plot_inclusion
     from ..diagnostics.plots.style import figure_of
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -220,6 +221,8 @@ def _write(finished: Run, out: Path, images: str) -> None:
     (draft / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
     (draft / "metrics.json").write_text(json.dumps(finished.scores, indent=2) + "\n")
     figure_training(result.history).savefig(draft / "training.png", dpi=150)
+    if result.path is not None and result.finished is not None:
+        figure_path(result.path, result.finished).savefig(draft / "path.png", dpi=150)
     figure_of(plot_inclusion(result.guide)).savefig(draft / "inclusion.png", dpi=150)
     if out.exists():
         shutil.rmtree(out)

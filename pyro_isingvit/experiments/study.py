@@ -198,7 +198,7 @@ def read_plan(name: str | Path) -> Plan:
     if str(name) in shipped:
         text = shipped[str(name)]
     elif path.is_file():
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     else:
         raise InputError(f"plan={str(name)!r}: no such file; give one, or the name of one of {list(shipped)}")
     try:
@@ -315,16 +315,16 @@ def run_study(
     if jobs < 1:
         raise InputError(f"jobs={jobs}: need at least one")
     cells = plan.cells()
-    try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={str(out)!r}: no folder can be made there ({error}); choose another") from None
     missing = [cell for cell in cells if not (out / "cells" / f"{cell.key}.safetensors").exists()]
     known = {(result.cell.dataset, result.cell.image_size): result.images for result in results(plan, out)}
     asked = [*missing, *(cell for cell in cells if _root(cell.dataset, roots) is not None)]
     for cell in {(cell.dataset, cell.image_size): cell for cell in asked}.values():
         everything = read(cell.dataset, _root(cell.dataset, roots), download=download, image_size=cell.image_size)
         _same_images(cell, everything.fingerprint, known, out)  # refused, or fetched, once and now
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={str(out)!r}: no folder can be made there ({error}); choose another") from None
     failures: dict[str, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(jobs) as pool:
@@ -412,7 +412,7 @@ def _peak_memory() -> float:
 
 
 def _root(dataset: str, roots: Mapping[str, str]) -> str | None:
-    return roots.get(dataset, roots.get(""))
+    return roots.get(dataset, None if dataset == "digits" else roots.get(""))
 
 
 def _short(value: Any) -> str:

@@ -11,10 +11,11 @@ from .predictive import (
     plot_shift,
     plot_uncertainty,
 )
-from .training import figure_training, plot_density, plot_loss
+from .training import figure_path, figure_training, plot_density, plot_loss, plot_path
 
 __all__ = [
     "figure_attention",
+    "figure_path",
     "figure_samples",
     "figure_training",
     "plot_check",
@@ -23,6 +24,7 @@ __all__ = [
     "plot_inclusion",
     "plot_loss",
     "plot_mask",
+    "plot_path",
     "plot_radar",
     "plot_reliability",
     "plot_selective",

@@ -95,6 +95,19 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
     return bare(ax)
 
 
+def figure_path(path: pd.DataFrame, finished: pd.DataFrame) -> Figure:
+    """`plot_path` of what ``temperature="auto"`` tried: the short path, and the whole trainings that it led to.
+
+    Args:
+        path, finished: of a `FitResult`.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    plot_path(path, ax=left).set_title("short path", fontsize="medium", loc="left")
+    plot_path(finished, ax=right).set_title("whole trainings", fontsize="medium", loc="left")
+    return figure
+
+
 def _phases(history: pd.DataFrame, ax: Axes | None) -> Axes:
     """Axes over the steps with the phases shaded and named above."""
     ax = new_axes(8, 3) if ax is None else ax
