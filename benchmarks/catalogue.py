@@ -39,6 +39,7 @@ PRIORS: dict[str, tuple[Callable[..., iv.Prior], Callable[..., iv.Guide]]] = {
     "RegularisedHorseshoe, MeanField": (iv.RegularisedHorseshoe, iv.MeanField),
     "RegularisedHorseshoe, Auto": (iv.RegularisedHorseshoe, iv.Auto),
     "Prior (no masks), Auto": (iv.Prior, iv.Auto),
+    "LogUniform, SparseVariationalDropout": (iv.LogUniform, iv.SparseVariationalDropout),
     "Flat, PointEstimate (deterministic)": (iv.Flat, iv.PointEstimate),
 }
 
