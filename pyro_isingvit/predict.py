@@ -146,7 +146,8 @@ def best_scale(log_probs: Tensor, labels: Tensor) -> float:
     Raises:
         TrainingError: if they are not finite.
     """
-    return _likeliest(_scaled_likelihood(log_probs, labels))
+    batches = zip(log_probs.split(BATCH), labels.split(BATCH), strict=True)
+    return _likeliest(torch.cat([_scaled_likelihood(*batch) for batch in batches], 1))
 
 
 def _scaled_likelihood(logits: Tensor, labels: Tensor) -> Tensor:

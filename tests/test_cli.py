@@ -76,8 +76,9 @@ def test_a_run_whose_images_have_changed_is_not_evaluated(isingvit, tmp_path):
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
     code, _, err = isingvit("evaluate", "run")
     assert code == 2
-    assert "was fitted on other images (60x1x8x8, labels " in err
+    assert "was fitted on other images (60 of 1x8x8, " in err
     assert "give the data_root of those, or fit again" in err
+    assert isingvit("evaluate", "run", "--data-root", "moved")[0] == 0
 
 
 @pytest.mark.parametrize("stem", ["patches", "convolutions"])

@@ -236,14 +236,24 @@ def test_folders_that_merely_are_as_many_are_no_mnist(tmp_path):
 def test_labels_of_any_integer_type():
     kept = Images(torch.rand(3, 1, 2, 2), torch.tensor([2, 0, 1], dtype=torch.int32), 3)
     assert (kept.labels.dtype, kept.labels.tolist()) == (torch.int64, [2, 0, 1])
+    assert len(Images(torch.rand(3, 1, 2, 2), torch.tensor([2, 0, 255], dtype=torch.uint8), 256)) == 3
 
 
 def test_fingerprints_tell_other_images_apart():
     images, labels = torch.randint(256, (5, 1, 3, 3), dtype=torch.uint8), torch.tensor([0, 1, 2, 1, 0])
     first = Images(images, labels, 3).fingerprint
-    assert Images(images.float() / 255, labels.int(), 3).fingerprint == first
-    others = (images, labels.flip(0).roll(1)), (255 - images, labels), (images[1:], labels[1:])
-    assert len({first, *(Images(*other, 3).fingerprint for other in others)}) == 4
+    assert Images(images.clone(), labels.int(), 3).fingerprint == first
+    swapped = images[[4, 1, 2, 3, 0]]  # of one class
+    others = (images, labels.roll(1)), (255 - images, labels), (images[1:], labels[1:]), (swapped, labels)
+    assert len({first, *(Images(*other, 3).fingerprint for other in others)}) == 5
+
+
+def test_fingerprints_are_of_images_before_they_are_resized(tmp_path):
+    folder = write_folder(tmp_path / "rgb")
+    assert read("folder", folder, image_size=4).fingerprint == read("folder", folder).fingerprint
+    digits = read("digits")
+    assert digits.resized(4).resized(2).fingerprint == digits.fingerprint
+    assert digits[torch.arange(9)].fingerprint != digits.fingerprint
 
 
 def test_resizing_keeps_means_and_bytes():
@@ -271,14 +281,21 @@ def test_damaged_or_strange_npz_files_are_named(tmp_path):
     path, images = tmp_path / "mine.npz", np.random.default_rng(0).integers(0, 9, (40, 6, 6), np.uint8)
     np.savez_compressed(path, images=images, labels=np.arange(40) % 2)
     whole = path.read_bytes()
-    for position in range(60, len(whole) - 300, 40):
+    refused = 0
+    for position in range(0, len(whole), 20):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
-        with pytest.raises(InputError, match=r"mine.npz.*(not an .npz file, or damaged|lacks|has)"):
+        try:
             read(str(path))
+        except InputError:
+            refused += 1
+    assert refused > 0.8 * len(whole) / 20  # dates and flags of the archive do not matter
+    np.savez(path, images=images.astype(">f4") / 9, labels=np.arange(40).astype(">u2") % 2, classes=2)
+    assert read(str(path)).shape == (1, 6, 6)
     for change, message in (
         ({"labels": np.array(["a", "b"])}, r"labels holds 2 values of type <U1; need integers"),
         ({"labels": np.array([0.2, 1.9])}, r"labels holds 2 values of type float64; need integers"),
         ({"images": np.zeros((0, 6, 6)), "labels": np.zeros(0, int)}, r"images holds 0 values"),
+        ({"classes": np.array(["cat", "dog"])}, r"classes=\['cat' 'dog'\]: need one integer"),
     ):
         np.savez(path, **{"images": images[:2], "labels": np.arange(2)} | change)
         with pytest.raises(InputError, match=message):

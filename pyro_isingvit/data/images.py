@@ -1,6 +1,7 @@
 """Labelled images in memory, and how to part them without a leak."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ class Images:
             the network and everything else that reads images divides them by 255.
         labels: integers, shape (n,), within [0, classes); kept as int64.
         classes: number of classes.
+        source: `fingerprint` of what they were resized from; empty if they were not.
 
     Raises:
         InputError: if shapes, pixel values or labels do not fit.
@@ -28,6 +30,7 @@ class Images:
     images: Tensor
     labels: Tensor
     classes: int
+    source: str = ""
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -53,6 +56,7 @@ class Images:
             low, high = float(images.min()), float(images.max())
             if low < 0 or high > 1:
                 raise InputError(f"images within [{low:g}, {high:g}]: rescale them to [0, 1]")
+        labels = labels.long()
         strange = (labels < 0) | (labels >= self.classes)
         if strange.any():
             where = int(strange.nonzero()[0])
@@ -60,7 +64,7 @@ class Images:
                 f"labels[{where}]={int(labels[where])}: must lie within [0, {self.classes}); "
                 "correct it or raise classes"
             )
-        object.__setattr__(self, "labels", labels.long())
+        object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,17 +80,12 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """Tells other images, or another order of their labels, apart: how many, shape, labels, mean pixel value.
-
-        Not a hash of the pixels, which come out a little different where another version resizes them.
-        """
-        digest = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:12]
-        total = sum(float(as_floats(batch).double().mean()) * len(batch) for batch in self.images.split(1000))
-        return f"{'x'.join(map(str, self.images.shape))}, labels {digest}, mean {total / len(self):.3f}"
+        """Number, shape and a hash of pixels and labels, as they were before they were resized."""
+        return self.source or fingerprint(self.shape, self.labels, self.images)
 
     def to(self, device: torch.device | str) -> "Images":
         """The same on a device."""
-        return Images(self.images.to(device), self.labels.to(device), self.classes)
+        return Images(self.images.to(device), self.labels.to(device), self.classes, self.source)
 
     def resized(self, size: int) -> "Images":
         """The same with height and width ``size``, by antialiased bilinear interpolation; bytes stay bytes.
@@ -99,13 +98,21 @@ class Images:
         if self.shape[1:] == (size, size):
             return self
         parts = [resize(batch, size) for batch in self.images.split(1000)]
-        return Images(torch.cat(parts), self.labels, self.classes)
+        return Images(torch.cat(parts), self.labels, self.classes, self.fingerprint)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
     """Images (n, channels, height, width) to height and width ``size``; bytes stay bytes."""
     small = F.interpolate(as_floats(images), (size, size), mode="bilinear", antialias=True).clamp(0, 1)
     return (small * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else small
+
+
+def fingerprint(shape: tuple[int, ...], labels: Tensor, images: Iterable[Tensor]) -> str:
+    """What tells other labelled images, or another order of them, apart."""
+    digest = hashlib.sha256(labels.cpu().numpy().tobytes())
+    for image in images:
+        digest.update(image.cpu().contiguous().numpy().tobytes())
+    return f"{len(labels)} of {'x'.join(map(str, shape))}, {digest.hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .images import Images, resize
+from .images import Images, fingerprint, resize
 
 Part = Literal["train", "test"]
 """The official parts of a data set."""
@@ -46,8 +46,7 @@ def read(
             (n, height, width) or (n, channels, height, width), bytes or floats within [0, 1], ``labels``
             (n,) and optionally ``classes``.
         root: folder of the files, for data sets that do not ship with a package. For ``"folder"`` it holds a folder of
-            images for each class, and for the others it may. An ``.npz`` file that is not where its path says is looked
-            for there.
+            images for each class, and for the others it may. An ``.npz`` file is looked for there first, if given.
         part: the official training or test images, where a data set tells them apart.
         download: whether files that are not there are fetched from the data set's home.
         image_size: height and width to resize to; None leaves images as they are.
@@ -60,7 +59,8 @@ def read(
     if name.endswith(".npz"):
         _only_training(name, part)
         path = Path(name)
-        return _sized(_npz(path if root is None or path.is_file() else Path(root) / path.name), image_size)
+        places = [] if root is None else [Path(root) / path, Path(root) / path.name]
+        return _sized(_npz(next((place for place in places if place.is_file()), path)), image_size)
     if name not in DATASETS:
         raise InputError(f"dataset={name!r}: unknown; choose one of {list(DATASETS)} or the path of an .npz file")
     return DATASETS[name](None if root is None else Path(root), part, download, image_size)
@@ -87,24 +87,28 @@ def from_dataset(dataset: Any, classes: int | None = None, image_size: int | Non
             labels.append(operator.index(label))
         except TypeError:
             raise InputError(f"dataset[{i}]: label={label!r}; give an integer, the number of the class") from None
-        images.append(_as_tensor(image, image_size))
-    return Images(_stack(images), torch.tensor(labels, dtype=torch.long), classes or max(labels) + 1)
+        images.append(_as_tensor(image))
+    if not images:
+        raise InputError("dataset: holds no image; give at least one")
+    every, classes = torch.tensor(labels), classes or max(labels) + 1
+    if image_size is None:
+        return Images(_stack(images), every, classes)
+    source = fingerprint(images[0].shape, every, images)
+    small = [resize(image.unsqueeze(0), image_size).squeeze(0) for image in images]
+    return Images(_stack(small), every, classes, source)
 
 
-def _as_tensor(image: Any, size: int | None) -> Tensor:
+def _as_tensor(image: Any) -> Tensor:
     if not isinstance(image, Tensor):
         if image.mode not in MODES:
             raise InputError(f"image of mode {image.mode!r}: has more than eight bits a channel; convert to L or RGB")
         grey = image.mode in ("1", "L", "LA")
         image = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
         image = image if grey else image.permute(2, 0, 1)
-    image = image.unsqueeze(0) if image.dim() == 2 else image
-    return image if size is None else resize(image.unsqueeze(0), size).squeeze(0)
+    return image.unsqueeze(0) if image.dim() == 2 else image
 
 
 def _stack(images: Sequence[Tensor]) -> Tensor:
-    if not images:
-        raise InputError("dataset: holds no image; give at least one")
     channels = max(image.shape[0] for image in images)
     for i, image in enumerate(images):
         if image.shape[1:] != images[0].shape[1:] or image.shape[0] not in (1, channels):
@@ -204,7 +208,7 @@ def _open(path: str) -> Any:
         with Image.open(path) as image:
             image.load()
             return image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # the last one of a PNG whose checksums are wrong
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # the last two of a damaged PNG
         raise InputError(f"{path}: not an image, or damaged ({error}); remove or repair it") from None
 
 
@@ -216,7 +220,7 @@ def _npz(path: Path) -> Images:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"dataset={str(path)!r}: not an .npz file, or damaged ({error}); make one by numpy.savez"
         ) from None
@@ -227,10 +231,13 @@ def _npz(path: Path) -> Images:
         if arrays[name].dtype.kind not in kinds or not arrays[name].size:
             held = f"{arrays[name].size} values of type {arrays[name].dtype}"
             raise InputError(f"dataset={str(path)!r}: {name} holds {held}; need {wanted}, one image or label at least")
-    images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
+    kind = np.float32 if arrays["images"].dtype.kind == "f" else arrays["images"].dtype.newbyteorder("=")
+    images, labels = (torch.from_numpy(arrays[n].astype(k)) for n, k in (("images", kind), ("labels", np.int64)))
     images = images.unsqueeze(1) if images.dim() == 3 else images
-    images = images.float() if images.is_floating_point() else images
-    return Images(images, labels.long(), int(arrays["classes"]) if "classes" in arrays else int(labels.max()) + 1)
+    classes = arrays.get("classes", arrays["labels"].max() + 1)
+    if classes.size != 1 or classes.dtype.kind not in "ui":
+        raise InputError(f"dataset={str(path)!r}: classes={classes}: need one integer, the number of classes")
+    return Images(images, labels, int(classes))
 
 
 def _sized(images: Images, image_size: int | None) -> Images:

@@ -260,7 +260,8 @@ def _median(name: str, result: FitResult, data: Data) -> Iterator[Outcome]:
 def _scaled(outcome: Outcome, validation: Tensor, data: Data) -> Outcome:
     """The outcome with its probabilities scaled as suits the validation images, of which it says ``validation``."""
     labels = data.validation.labels
-    of_test, of_validation = (probs.clamp_min(1e-12).log() for probs in (outcome.probs, validation))
+    tiny = torch.finfo(validation.dtype).tiny  # and no more, else networks that are too sure would be scaled too little
+    of_test, of_validation = (probs.clamp_min(tiny).log() for probs in (outcome.probs, validation))
     scale = best_scale(of_validation, labels)
     test, validation = (scale_logits(each, scale).exp() for each in (of_test, of_validation))
     return replace(outcome, method=f"{outcome.method}{SCALED}", probs=test, validation_nll=_nll(validation, labels))

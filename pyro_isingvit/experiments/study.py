@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..config import Config, describe
-from ..data import read
+from ..data import Images, read
 from ..errors import InputError
 from .methods import Method, outcomes
 from .recipes import RunConfig, known_recipe, recipe
@@ -234,14 +234,13 @@ def run_cell(cell: Cell, out: Path, roots: Mapping[str, str], download: bool = F
     Raises:
         InputError, TrainingError: see `fit`.
     """
-    folder = out / "cells"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(out)
     path = folder / f"{cell.key}.safetensors"
     with filelock.FileLock(folder / f".{cell.key}.lock"):
         for left in folder.glob(f".{cell.key}-*.tmp"):  # of a process that was killed
             left.unlink()
         if not path.exists():
-            _write(_run(cell, roots, download, progress), path)
+            _write(_run(cell, folder, roots, download, progress), path)
     return path
 
 
@@ -251,17 +250,26 @@ def read_result(path: Path) -> Result:
     Raises:
         InputError: if it is none, or of another format.
     """
+    facts = _facts(path)
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a result, or damaged ({error}); remove it and run the study again") from None
+    probs = [tensors[f"probs/{i}"] for i in range(len(facts["outcomes"]))]
+    cell, config = Cell(**facts["cell"]), RunConfig(**facts["config"])
+    return Result(cell, config, tensors["labels"], facts["outcomes"], probs, facts["memory"], facts["images"])
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What a result's file holds beside tensors; see `read_result`."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("study", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
         raise InputError(f"{path}: not a result, or damaged ({error}); remove it and run the study again") from None
     if facts.get("format") != FORMAT:
         raise InputError(f"{path}: format={facts.get('format')!r}; this version reads {FORMAT}")
-    probs = [tensors[f"probs/{i}"] for i in range(len(facts["outcomes"]))]
-    cell, config = Cell(**facts["cell"]), RunConfig(**facts["config"])
-    return Result(cell, config, tensors["labels"], facts["outcomes"], probs, facts["memory"], facts["images"])
+    return dict(facts)
 
 
 def results(plan: Plan, out: Path) -> list[Result]:
@@ -271,21 +279,42 @@ def results(plan: Plan, out: Path) -> list[Result]:
         InputError: if one is damaged, or two are of one data set's name but of other images.
     """
     paths = [out / "cells" / f"{cell.key}.safetensors" for cell in plan.cells()]
-    every = [read_result(path) for path in paths if path.exists()]
-    images: dict[tuple[str, int | None], str] = {}
-    for result in every:
-        _same_images(result.cell, result.images, images, out)
-    return every
+    every = {path: read_result(path) for path in paths if path.exists()}
+    known: dict[tuple[str, int | None], str] = {}
+    for path, result in every.items():
+        cell = result.cell
+        before = known.setdefault((cell.dataset, cell.image_size), result.images)
+        if before != result.images:
+            raise InputError(
+                f"{path}: of other images of {cell.dataset!r} ({result.images}) than the results before it ({before}); "
+                "remove those of one, and run the study again"
+            )
+    return list(every.values())
 
 
-def _same_images(cell: Cell, fingerprint: str, known: dict[tuple[str, int | None], str], out: Path) -> None:
-    """Take note of a data set's images; refuse others than those that are known."""
-    before = known.setdefault((cell.dataset, cell.image_size), fingerprint)
-    if before != fingerprint:
-        raise InputError(
-            f"out={str(out)!r}: has results of other images of {cell.dataset!r} ({before}, not {fingerprint}); "
-            "give the data_root of those, or another folder"
-        )
+def _refuse_others(cell: Cell, images: Images, folder: Path) -> None:
+    """Refuse to add results of other images of a data set than those that results in a folder are of."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            facts = _facts(path)
+            there = Cell(**facts["cell"])
+        except InputError:  # damaged, or of another version: the report says so
+            continue
+        same = (there.dataset, there.image_size) == (cell.dataset, cell.image_size)
+        if same and facts["images"] != images.fingerprint:
+            raise InputError(
+                f"data_root: {cell.dataset!r} there is other images ({images.fingerprint}) than {path} is of "
+                f"({facts['images']}); give the data_root of those, or another folder for the results"
+            )
+
+
+def _folder(out: Path) -> Path:
+    """The folder of a study's results, made if it is not there."""
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={str(out)!r}: no folder can be made there ({error}); choose another") from None
+    return out / "cells"
 
 
 def run_study(
@@ -316,15 +345,11 @@ def run_study(
         raise InputError(f"jobs={jobs}: need at least one")
     cells = plan.cells()
     missing = [cell for cell in cells if not (out / "cells" / f"{cell.key}.safetensors").exists()]
-    known = {(result.cell.dataset, result.cell.image_size): result.images for result in results(plan, out)}
-    asked = [*missing, *(cell for cell in cells if _root(cell.dataset, roots) is not None)]
-    for cell in {(cell.dataset, cell.image_size): cell for cell in asked}.values():
+    of_each = {(cell.dataset, cell.image_size): cell for cell in missing}
+    for cell in of_each.values():  # refused, or fetched, once and before any starts
         everything = read(cell.dataset, _root(cell.dataset, roots), download=download, image_size=cell.image_size)
-        _same_images(cell, everything.fingerprint, known, out)  # refused, or fetched, once and now
-    try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={str(out)!r}: no folder can be made there ({error}); choose another") from None
+        _refuse_others(cell, everything, out / "cells")
+    _folder(out)
     failures: dict[str, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(jobs) as pool:
@@ -368,9 +393,10 @@ def main() -> None:
     run_cell(Cell(**order["cell"]), Path(order["out"]), order["roots"])
 
 
-def _run(cell: Cell, roots: Mapping[str, str], download: bool, progress: bool) -> Result:
+def _run(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool, progress: bool) -> Result:
     root = _root(cell.dataset, roots)
     everything = read(cell.dataset, root, download=download, image_size=cell.image_size)
+    _refuse_others(cell, everything, folder)
     config = cell.run_config(recipe(cell.dataset, everything, cell.train), root)
     data = load(config, everything, download)
     each = list(outcomes(config, cell.method, data, progress))

@@ -1,6 +1,7 @@
 """What a study found: tables, and pictures of calibration, entropy, density and cost."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ PUBLISHED: dict[tuple[str, int], dict[str, float]] = {
     ("cifar-100", 15000): {"ising": 25.4, "dropout": 29.2, "dropconnect": 39.6},
 }
 """Accuracies in percent that Salem & Kim, arXiv 2511.13221, published: means of 10 seeds, each at its best setting."""
+
+LINES = 10
+"""Methods and settings in one picture of calibration, so that each has a style of its own."""
 
 CURVES = ("ising-path", f"ising-path{MEDIAN}", "magnitude-pruning")
 """Methods with an outcome for each of several densities: drawn as curves, and left out of the table of methods."""
@@ -208,8 +212,8 @@ def _page(
     parts.append(
         "Mean over seeds, ± standard deviation between them where there are several. *kept* is the share of the "
         "weights in the median-probability model, *expected* the mean inclusion probability: what a draw keeps, and "
-        "posteriors average over draws (an ensemble keeps several networks). Minutes are those of training on the "
-        "machine that ran it."
+        "posteriors average over draws (an ensemble keeps several networks). Curves against density are temperature-"
+        "scaled, and so is what says so. Minutes are those of training on the machine that ran it."
     )
     means = summary(table)
     for dataset, train in dict.fromkeys(zip(table["dataset"], table["train"], strict=True)):
@@ -300,7 +304,12 @@ def _pictures(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
     pictures: dict[str, Figure] = {}
     for (dataset, train), groups in _tested_alike(every).items():
         stem = f"{_stem(dataset)}-{train}"
-        drawn = [(labels, probs) for labels, probs in groups if len(probs) > 1]
+        drawn = [
+            (labels, dict(list(probs.items())[start : start + LINES]))
+            for labels, probs in groups
+            if len(probs) > 1
+            for start in range(0, len(probs), LINES)
+        ]
         for i, (labels, probs) in enumerate(drawn):
             name = f"{stem}-calibration.png" if i == 0 else f"{stem}-calibration-{i + 1}.png"
             pictures[name] = figure_calibration(probs, labels)
@@ -338,4 +347,4 @@ def _tested_alike(every: Sequence[Result]) -> dict[tuple[str, int], list[tuple[t
 
 def _stem(dataset: str) -> str:
     """What the names of a data set's pictures begin with: its own, or those on the way to its file."""
-    return "-".join(Path(dataset).with_suffix("").parts).strip("-/")
+    return re.sub(r"[^\w-]+", "_", dataset)

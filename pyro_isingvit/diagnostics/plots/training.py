@@ -1,5 +1,7 @@
 """How a fit went."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -63,6 +65,7 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
         ax: where to draw; that of a new figure if None.
     """
     ax = new_axes(5, 3.4) if ax is None else ax
+    table = table.assign(median_density=table["median_density"].clip(1e-3))  # 0 has no logarithm
     density = table["median_density"]
     if score == "nll":
         ax.errorbar(density, table["nll"], table["se"], color=DARK, marker=".", lw=1.2, capsize=2)
@@ -101,10 +104,14 @@ def figure_path(path: pd.DataFrame, finished: pd.DataFrame) -> Figure:
     Args:
         path, finished: of a `FitResult`.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    plot_path(path, ax=left).set_title("short path", fontsize="medium", loc="left")
-    plot_path(finished, ax=right).set_title("whole trainings", fontsize="medium", loc="left")
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    labels: dict[str, Any] = {}
+    tables = {"short path": path, "whole trainings": finished}
+    for ax, (title, table) in zip(figure.subplots(1, 2), tables.items(), strict=True):
+        plot_path(table, ax=ax).set_title(title, fontsize="medium", loc="left")
+        labels |= {text: handle for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+        ax.get_legend().remove()
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     return figure
 
 
