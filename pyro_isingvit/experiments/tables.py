@@ -227,7 +227,7 @@ def _page(
             parts.append(_gap_table(mine))
         parts += [f"![{name}]({name})" for name in pictures if name.startswith(f"{_stem(str(dataset))}-{train}-")]
     if len(chosen):
-        parts += ["## What the validation images choose", markdown(chosen)]
+        parts += ["## What the validation images choose", markdown(chosen.replace("", "-"))]
     parts += [f"![{name}]({name})" for name in pictures if name == "cost.png"]
     parts.append("## Plan\n\n```yaml\n" + _yaml(plan) + "```")
     parts.append(
