@@ -34,7 +34,7 @@ def config_of(**fit) -> RunConfig:
 
 @pytest.fixture
 def data(stripes):
-    wrong = torch.where(torch.arange(60) % 10 == 0, 2 - stripes.labels, stripes.labels)
+    wrong = torch.where(torch.arange(60) % 5 == 0, 2 - stripes.labels, stripes.labels)
     return Data(stripes, Images(stripes.images, wrong, 3), stripes)
 
 
@@ -53,7 +53,8 @@ def data(stripes):
 def test_every_method_learns_and_says_what_it_kept(data, name, methods):
     own = {"ensemble": {"members": 2}, "magnitude-pruning": {"densities": (0.3, 0.6)}}
     method = Method(name=name, **own.get(name, {}))
-    each = list(outcomes(config_of(), method, data, progress=False))
+    cold = {"temperature": 1e-4} if name in ("ising", "sparse-vd") else {}  # too sure of images that are not all right
+    each = list(outcomes(config_of(**cold), method, data, progress=False))
     assert [outcome.method for outcome in each] == methods
     for outcome in each:
         torch.testing.assert_close(outcome.probs.sum(-1), torch.ones(60))
