@@ -13,10 +13,11 @@ from .config import Config
 from .data import AUGMENTATIONS, read
 from .errors import InputError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
+from .experiments.plan import read_plan, shipped_plans
 from .experiments.prune import NOTABLE_ZEROS, Pruned, prune_run
 from .experiments.recipes import PriorConfig
 from .experiments.run import Run
-from .experiments.study import read_plan, run_cell, run_study, shipped_plans
+from .experiments.study import run_cell, run_study
 from .experiments.tables import write_study
 from .network import ViTConfig
 from .pruning.decide import DEFAULT_LEVELS

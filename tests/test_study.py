@@ -15,16 +15,8 @@ import pytest
 import torch
 
 from pyro_isingvit import InputError
-from pyro_isingvit.experiments.study import (
-    Cell,
-    Plan,
-    _peak_memory,
-    read_plan,
-    read_result,
-    run_cell,
-    run_study,
-    shipped_plans,
-)
+from pyro_isingvit.experiments.plan import Cell, Plan, read_plan, shipped_plans
+from pyro_isingvit.experiments.study import _peak_memory, read_result, run_cell, run_study
 from pyro_isingvit.experiments.tables import _stem, choices, differences, result_table, summary, write_study
 
 PLAN = """
@@ -44,6 +36,13 @@ def plan_file(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text(PLAN)
     return path
+
+
+def page_of(plan, folder):
+    """The report, once all is run."""
+    for cell in plan.cells():
+        run_cell(cell, folder, {})
+    return write_study(plan, folder, folder / "report").read_text()
 
 
 def test_a_plan_is_all_combinations_each_once():
@@ -280,9 +279,7 @@ def test_what_a_block_sets_is_told_apart(tmp_path):
     ]
     quick = {"fit.steps": 5, "validation": 60, "network.mlp_ratio": 2}
     plan = Plan(name="two", set=quick, blocks=blocks)
-    for cell in plan.cells():
-        run_cell(cell, tmp_path, {})
-    page = write_study(plan, tmp_path, tmp_path / "report").read_text()
+    page = page_of(plan, tmp_path)
     assert "| dropout 0.1 | network.dim=8, test=60 |" in page
     assert "| dropout 0.1 | network.dim=16, test=50 |" in page
 
@@ -294,9 +291,7 @@ def test_pictures_keep_apart_what_was_tested_on_different_images(tmp_path):
     ]
     quick = {"fit.steps": 5, "validation": 60, "network.dim": 8, "network.mlp_ratio": 2}
     plan = Plan(name="two", set=quick, blocks=blocks)
-    for cell in plan.cells():
-        run_cell(cell, tmp_path, {})
-    page = write_study(plan, tmp_path, tmp_path / "report").read_text()
+    page = page_of(plan, tmp_path)
     assert "![digits-60-calibration.png](" in page
     assert "![digits-60-calibration-2.png](" in page
     assert "60 test images" in page
@@ -328,8 +323,7 @@ def test_sizes_of_images_can_be_varied(tmp_path):
 def test_a_plan_of_curves_alone(tmp_path):
     settings = {"fit.steps": 40, "test": 60, "validation": 60, "network.dim": 8, "network.mlp_ratio": 2}
     plan = Plan(name="curves", set=settings, blocks=[{"dataset": "digits", "train": 60, "method": "magnitude-pruning"}])
-    run_cell(plan.cells()[0], tmp_path, {})
-    page = write_study(plan, tmp_path, tmp_path / "report").read_text()
+    page = page_of(plan, tmp_path)
     assert "![digits-60-density.png](digits-60-density.png)" in page
     assert "differences.csv" not in page
 

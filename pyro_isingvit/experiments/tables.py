@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from ..errors import InputError
 from .methods import MEDIAN, SCALED
-from .study import Plan, Result, results
+from .plan import Plan
+from .study import Result, results
 
 PUBLISHED: dict[tuple[str, int], dict[str, float]] = {
     ("mnist", 300): {"ising": 46.6, "dropout": 48.9, "dropconnect": 54.9},
@@ -30,6 +31,9 @@ PUBLISHED: dict[tuple[str, int], dict[str, float]] = {
     ("cifar-100", 15000): {"ising": 25.4, "dropout": 29.2, "dropconnect": 39.6},
 }
 """Accuracies in percent that Salem & Kim, arXiv 2511.13221, published: means of 10 seeds, each at its best setting."""
+
+Tested = tuple[torch.Tensor, dict[str, torch.Tensor]]
+"""Labels of test images, and probabilities by who says so."""
 
 LINES = 10
 """Methods and settings in one picture of calibration, so that each has a style of its own."""
@@ -323,10 +327,10 @@ def _pictures(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
     return pictures
 
 
-def _tested_alike(every: Sequence[Result]) -> dict[tuple[str, int], list[tuple[torch.Tensor, dict[str, torch.Tensor]]]]:
+def _tested_alike(every: Sequence[Result]) -> dict[tuple[str, int], list[Tested]]:
     """By data set and size, the labels of each set of test images (of its first seed) and who says what of them."""
     first: dict[tuple[str, int], int] = {}
-    groups: dict[tuple[str, int], list[tuple[torch.Tensor, dict[str, torch.Tensor]]]] = {}
+    groups: dict[tuple[str, int], list[Tested]] = {}
     for result in every:
         key = result.cell.dataset, result.cell.train
         first[key] = min(result.cell.seed, first.get(key, result.cell.seed))
