@@ -197,6 +197,16 @@ def test_pictures_show_the_numbers(folder):
     assert plots.plot_thresholds(result.guide, ax=own) is own
 
 
+@pytest.mark.parametrize("worst", [1.0, 0.997, 0.99, 0.92, 0.3, 0.0])
+def test_radar_has_a_scale_that_can_be_read(worst):
+    scores = {"accuracy": worst, "precision": 1.0, "recall": 1.0, "f1": 1.0, "false_positive_rate": 0.0}
+    ax = plots.plot_radar({"ours": scores})
+    low, high = ax.get_ylim()
+    assert low <= worst
+    assert high == 1
+    assert 2 <= len(ax.get_yticks()) <= 4
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

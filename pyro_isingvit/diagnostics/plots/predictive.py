@@ -72,9 +72,11 @@ def plot_radar(scores: Mapping[str, Mapping[str, float]], ax: Axes | None = None
         ]
         lowest = min(lowest, *values)
         ax.plot(np.append(angles, angles[0]), [*values, values[0]], ms=4, lw=1.3, label=method, **style)
-    step = next(s for s in (0.005, 0.02, 0.1, 0.25, 1.0) if 1 - lowest <= 4 * s)
-    low = max(0.0, math.floor(lowest / step) * step)
+    step = next(s for s in (0.005, 0.01, 0.02, 0.05, 0.1, 0.25) if 1 - lowest <= 4 * s)
+    low = max(0.0, min(math.floor(lowest / step) * step, 1 - 2 * step))
     ax.set_xticks(angles, [NAMES[name] for name in PUBLISHED])
+    for angle, text in zip(angles, ax.get_xticklabels(), strict=True):
+        text.set_horizontalalignment("left" if angle == 0 else "center")
     ax.set_ylim(low, 1)
     ticks = [t for t in np.arange(low, 1 + step / 2, step) if t > low][-4:]
     ax.set_yticks(ticks, [f"{t:.3g}" for t in ticks], fontsize="small", color="0.35")

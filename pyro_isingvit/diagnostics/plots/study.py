@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor
 
@@ -31,12 +32,13 @@ def figure_calibration(probs: Mapping[str, Tensor], labels: Tensor) -> Figure:
         probs: (n, classes) by method.
         labels: (n,), the truth.
     """
-    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
-    left, middle = figure.add_subplot(1, 3, 1), figure.add_subplot(1, 3, 2)
+    figure = Figure(figsize=(11.5, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06))
+    grid = figure.add_gridspec(1, 3, width_ratios=[1, 1, 1.3])
+    left, middle = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
     plot_calibration(probs, labels, left)
     plot_entropies(probs, middle)
     plot_radar(
-        {name: metrics(p, labels) for name, p in probs.items()}, figure.add_subplot(1, 3, 3, projection="polar")
+        {name: metrics(p, labels) for name, p in probs.items()}, figure.add_subplot(grid[2], projection="polar")
     ).get_legend().remove()  # type: ignore[union-attr]
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize="small", frameon=False)

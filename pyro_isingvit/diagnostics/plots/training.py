@@ -71,21 +71,21 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
         ax.errorbar(density, table["nll"], table["se"], color=DARK, marker=".", lw=1.2, capsize=2)
     else:
         ax.plot(density, table[score], color=DARK, marker=".", lw=1.2)
-    marks = {
-        "least_nll": ("least NLL", "o", 10),
-        "sparsest": ("sparsest within one standard error of the least NLL", "D", 6),
-        "chosen": ("chosen", "x", 5),
+    marks: dict[str, tuple[str, dict[str, Any]]] = {
+        "least_nll": ("least NLL", {"marker": "o", "ms": 13, "mfc": "none"}),
+        "sparsest": ("sparsest within one standard error of the least NLL", {"marker": "D", "ms": 7, "mfc": "none"}),
+        "chosen": ("chosen", {"marker": ".", "ms": 8}),
     }
-    for mark, (label, marker, size) in marks.items():
+    for mark, (label, style) in marks.items():
         if mark not in table:
             continue
         rows = table[table[mark]]
-        ax.plot(rows["median_density"], rows[score], marker, color=ACCENT, mfc="none", mew=1.5, ms=size, label=label)
+        ax.plot(rows["median_density"], rows[score], ls="", color=ACCENT, mew=1.5, zorder=3, label=label, **style)
     for row in table.itertuples():
         ax.annotate(
             f"{row.temperature:.0e}",
             (row.median_density, getattr(row, score)),
-            xytext=(3, 6),
+            xytext=(5, 7),
             textcoords="offset points",
             fontsize="x-small",
             color="0.4",
