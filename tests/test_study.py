@@ -97,7 +97,7 @@ def test_a_wrong_setting_of_a_cell_is_named():
 
 def test_plans_that_ship_can_be_read():
     plans = {name: read_plan(name) for name in shipped_plans()}
-    assert {"smoke", "published", "ablations", "coupling"} <= set(plans)
+    assert {"smoke", "published", "ablations", "coupling", "temperature"} <= set(plans)
     published = {(cell.dataset, cell.train) for cell in plans["published"].cells()}
     assert len(published) == 12
     for name, plan in plans.items():
