@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ import torch
 
 from pyro_isingvit import InputError
 from pyro_isingvit.experiments.plan import Cell, Plan, read_plan, shipped_plans
-from pyro_isingvit.experiments.study import _peak_memory, read_result, run_cell, run_study
+from pyro_isingvit.diagnostics.calibration import paired_difference
+from pyro_isingvit.experiments.study import Result, _peak_memory, read_result, run_cell, run_study
 from pyro_isingvit.experiments.tables import _stem, choices, differences, result_table, summary, write_study
 
 PLAN = """
@@ -282,6 +284,49 @@ def test_what_a_block_sets_is_told_apart(tmp_path):
     page = page_of(plan, tmp_path)
     assert "| dropout 0.1 | network.dim=8, test=60 |" in page
     assert "| dropout 0.1 | network.dim=16, test=50 |" in page
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_an_error_is_no_smaller_than_that_of_the_test_images(plan_file, tmp_path, spread):
+    """Three trainings that differ by nothing, or by much."""
+    ising, dropout = (
+        read_result(run_cell(cell, tmp_path, {}))
+        for cell in read_plan(plan_file).cells()
+        if cell.method.name != "deterministic" and cell.seed == 0
+    )
+    every = []
+    for seed in range(3):
+        ours = [probs.pow(1 + spread * seed) for probs in ising.probs]
+        probs = {"ising": [p / p.sum(-1, keepdim=True) for p in ours], "dropout": dropout.probs}
+        for one in (ising, dropout):
+            cell = one.cell.model_copy(update={"seed": seed})
+            every.append(replace(one, cell=cell, probs=probs[cell.method.name]))
+    labels, other = ising.labels, dropout.probs[0]
+    of_each = pd.concat(paired_difference(every[2 * seed].probs[0], other, labels) for seed in range(3))
+    of_each = of_each[of_each["score"] == "nll"]
+    within = math.sqrt((of_each["se"] ** 2).sum()) / 3
+    between = of_each["difference"].std() / math.sqrt(3)
+    gaps = differences(every)
+    row = gaps[(gaps["method"] == "ising") & (gaps["baseline"] == "dropout 0.3") & (gaps["score"] == "nll")]
+    assert (between > within) == (spread > 0)
+    assert row["se"].item() == pytest.approx(max(between, within))
+
+
+def test_networks_of_other_sizes_are_not_compared():
+    """The deterministic network is of one size, ours of two."""
+    own = [("ising", 8), ("ising", 16), ("deterministic", 8)]
+    cells = [
+        Cell(dataset="digits", train=60, method={"name": method}, seed=0, set={"network.dim": dim})
+        for method, dim in own
+    ]
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (20,), generator=generator)
+    config = cells[0].run_config({"network": {"image_size": 8, "patch_size": 4}, "train": 60}, None)
+    every = [
+        Result(cell, config, labels, [{"method": cell.method.name}], [torch.rand(20, 3, generator=generator)], 1.0, "")
+        for cell in cells
+    ]
+    assert set(differences(every)["setting"]) == {"network.dim=8"}
+
+
 
 
 def test_pictures_keep_apart_what_was_tested_on_different_images(tmp_path):

@@ -70,15 +70,15 @@ def result_table(every: Iterable[Result]) -> pd.DataFrame:
 
 
 def settings_of(every: Sequence[Result]) -> list[str]:
-    """What sets each result apart from others of its data set, size and method: varied, or set by its block."""
-    blocks: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    """What sets each result apart from others of its data set and size: varied, or set by its block."""
+    blocks: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for result in every:
         cell = result.cell
-        blocks.setdefault((cell.dataset, cell.train, cell.method.name), []).append(cell.set)
+        blocks.setdefault((cell.dataset, cell.train), []).append(cell.set)
     texts = []
     for result in every:
         cell = result.cell
-        others = blocks[cell.dataset, cell.train, cell.method.name]
+        others = blocks[cell.dataset, cell.train]
         names = {name for other in others for name in other if any(o.get(name) != other[name] for o in others)}
         differing = [f"{name}={cell.set[name]}" for name in sorted(names) if name in cell.set]
         texts.append(", ".join([*([cell.setting] if cell.setting else []), *differing]))
@@ -102,7 +102,9 @@ def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
 
     Returns:
         Columns dataset, train, setting, method, baseline, score, ``difference`` (of the method less the baseline, mean
-        over seeds), ``se`` (between the seeds where there are three or more, else among the images), seeds.
+        over seeds), ``se``, seeds. The standard error is that among the test images, which knows nothing of how
+        trainings differ; from three seeds on that between the seeds if it is larger, since each has test images of its
+        own.
     """
     from ..diagnostics.calibration import paired_difference
 
@@ -132,9 +134,10 @@ def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
     for names, group in pd.concat(tables).groupby(keys, sort=False):
         seeds = len(group)
         within = math.sqrt(float((group["se"] ** 2).sum())) / seeds
-        se = float(group["difference"].std()) / math.sqrt(seeds) if seeds >= 3 else within
+        between = float(group["difference"].std()) / math.sqrt(seeds) if seeds >= 3 else 0.0
         rows.append(
-            dict(zip(keys, names, strict=True)) | {"difference": group["difference"].mean(), "se": se, "seeds": seeds}
+            dict(zip(keys, names, strict=True))
+            | {"difference": group["difference"].mean(), "se": max(within, between), "seeds": seeds}
         )
     return pd.DataFrame(rows)
 
