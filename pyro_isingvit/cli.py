@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import Config
-from .data import AUGMENTATIONS, read
+from .data import AUGMENTATIONS, DATASETS, read
 from .errors import InputError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
 from .experiments.plan import read_plan, shipped_plans
@@ -236,7 +236,8 @@ def _roots(given: list[str]) -> dict[str, str]:
     roots = {}
     for text in given:
         name, equals, folder = text.partition("=")
-        roots.update({name: folder} if equals else {"": text})
+        of_one = equals and (name in DATASETS or name.endswith(".npz"))
+        roots.update({name: folder} if of_one else {"": text})
     return roots
 
 
@@ -248,7 +249,7 @@ def _show(finished: Run) -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
         caption="kept: share of the weights in the median-probability model\nexpected: mean inclusion probability\n"
-        "logits are scaled to suit the validation images",
+        "logits are scaled to suit the validation images, but for those of the median network",
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)

@@ -1,10 +1,14 @@
 """Base class of everything that is configured: checked, frozen, and written to a run folder as JSON."""
 
-from typing import Any
+import re
+from typing import Annotated, Any
 
 import pydantic
 
 from .errors import InputError
+
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+"""Of random numbers; many streams are derived from one."""
 
 
 class Config(pydantic.BaseModel):
@@ -32,4 +36,6 @@ def describe(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     where = ".".join(str(part) for part in first["loc"])
+    if where and isinstance(first.get("ctx", {}).get("error"), InputError):  # of settings within settings
+        return f"{where}.{message}" if re.match(r"[\w.]+=", message) else f"{where}: {message}"
     return f"{where}={first['input']!r}: {message}" if where else message

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from .compact import as_floats
-from .config import Config
+from .config import Config, Seed
 from .data import AUGMENTATIONS, Augment, Images
 from .elbo import TraceGraph_ELBO
 from .errors import InputError, TrainingError
@@ -64,9 +64,17 @@ class FitConfig(Config):
     target_density: float | None = pydantic.Field(default=None, gt=0, lt=1)
     clip: pydantic.PositiveFloat = 1.0
     augment: Augment | None = None
-    seed: pydantic.NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @pydantic.field_validator("temperature", mode="wrap")
+    @classmethod
+    def _number_or_rule(cls, value: object, check: pydantic.ValidatorFunctionWrapHandler) -> object:
+        try:
+            return check(value)
+        except pydantic.ValidationError:
+            raise ValueError("give a positive number, 'auto' or 'sparsest'") from None
 
     @pydantic.field_validator("augment", mode="before")
     @classmethod

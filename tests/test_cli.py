@@ -281,6 +281,7 @@ def test_prune_shrinks_a_run(isingvit, tmp_path):
         (["smoke", "--cell", "0", "--jobs", "2"], "--cell with --jobs=2: give one of them"),
         (["smoke", "--report"], "no result of the plan 'smoke' there"),
         (["few"], "data_root=None: MNIST is read from files"),
+        (["few", "--data-root", "a=b/mnist"], "data_root='a=b/mnist': no MNIST there"),
     ],
 )
 def test_studies_refuse_bad_input(isingvit, tmp_path, arguments, message):
@@ -307,7 +308,10 @@ def test_studies_refuse_bad_input(isingvit, tmp_path, arguments, message):
         (["--train", "5000"], "train=5000"),
         (["--steps", "9", "--epochs", "9"], "--epochs=9 and --steps=9: give one"),
         (["--device", "tpu"], "device='tpu': not available here"),
-        (["--temperature", "hot"], "temperature"),
+        (["--temperature", "hot"], "temperature='hot': give a positive number, 'auto' or 'sparsest'"),
+        (["--temperature", "-1"], "temperature='-1': give a positive number, 'auto' or 'sparsest'"),
+        (["--seed", "20000000000000"], "seed=20000000000000: Input should be less than 4294967296"),
+        (["--out", "text.npz/run"], "out='text.npz/run': no folder can be made there"),
         (["--dataset", "label.npz"], "labels[2]=7: must lie within [0, 3)"),
         (["--test", "some"], "test='some'"),
         (["--test", "official"], "test='official': digits has no test set of its own"),

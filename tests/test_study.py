@@ -3,12 +3,13 @@
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,8 @@ import pytest
 import torch
 
 from pyro_isingvit import InputError
-from pyro_isingvit.experiments.plan import Cell, Plan, read_plan, shipped_plans
 from pyro_isingvit.diagnostics.calibration import paired_difference
+from pyro_isingvit.experiments.plan import Cell, Plan, read_plan, shipped_plans
 from pyro_isingvit.experiments.study import Result, _peak_memory, read_result, run_cell, run_study
 from pyro_isingvit.experiments.tables import _stem, choices, differences, result_table, summary, write_study
 
@@ -183,17 +184,55 @@ def test_failures_are_told_and_leave_the_others_alone(tmp_path):
         update={
             "blocks": (
                 {"dataset": "digits", "train": 60, "method": "deterministic", "set": {"fit.steps": 3}},
-                {"dataset": "digits", "train": 60, "method": "deterministic", "set": {"fit.steps": -3}},
+                {"dataset": "digits", "train": 60, "method": "deterministic", "set": {"validation": 5000}},
             ),
             "seeds": (0,),
         }
     )
     plan = Plan.model_validate(plan.model_dump(warnings=False))
     failures = run_study(plan, tmp_path, {}, jobs=2, progress=False)
-    assert [("steps" in error and "-3" in error) for error in failures.values()] == [True]
+    assert [("validation=5000" in error) for error in failures.values()] == [True]
     assert len(list((tmp_path / "cells").glob("*.safetensors"))) == 1
     with pytest.raises(InputError, match="jobs=0"):
         run_study(plan, tmp_path, {}, jobs=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("fit.stepz", 1, "fit.stepz=1: Extra inputs"),
+        ("fit.steps", -3, "fit.steps=-3: Input should be"),
+        ("image_size", [4, 4], "image_size=[4, 4]: give a"),
+    ],
+)
+def test_a_setting_that_does_not_fit_stops_a_study_before_its_first_run(tmp_path, name, value, message):
+    blocks = [{"dataset": "digits", "train": 60, "method": "deterministic", "set": own} for own in ({}, {name: value})]
+    with pytest.raises(InputError, match=re.escape(message)):
+        run_study(Plan(name="late", blocks=blocks), tmp_path, {}, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["dataset", "train", "method", "seeds"])
+def test_lists_of_plans_are_not_empty(name):
+    block = {"dataset": "digits", "train": 60, "method": "ising"}
+    with pytest.raises(InputError, match=rf"blocks.0.{name}=\[\]: Tuple should have at least 1 item"):
+        Plan(name="none", blocks=[block | {name: []}])
+    with pytest.raises(InputError, match=r"blocks.0.vary.draws=\[\]: Tuple should have at least 1 item"):
+        Plan(name="none", blocks=[block | {"vary": {"draws": []}}])
+    with pytest.raises(InputError, match=r"blocks=\[\]: Tuple should have at least 1 item"):
+        Plan(name="none", blocks=[])
+
+
+def test_what_a_run_warns_of_is_kept_and_told(tmp_path, capsys):
+    """A coupling in whose prior there are two phases."""
+    quick = {"fit.steps": 3, "fit.temperature": 0.1, "draws": 2, "network.dim": 8, "network.mlp_ratio": 2}
+    block = {"dataset": "digits", "train": 60, "method": "ising", "vary": {"prior.coupling": [0, 3]}}
+    plan = Plan(name="warns", set=quick | {"test": 60, "validation": 60}, blocks=[block])
+    calm, ordered = plan.cells()
+    assert run_study(plan, tmp_path, {}) == {}
+    assert "has two phases" in (tmp_path / "cells" / f"{ordered.key}.log").read_text()
+    assert not (tmp_path / "cells" / f"{calm.key}.log").exists()
+    assert f"{ordered.key} warns: see " in capsys.readouterr().out
 
 
 def test_a_damaged_result_is_named(plan_file, tmp_path):
@@ -245,45 +284,6 @@ def test_differences_are_paired_and_by_seed(plan_file, tmp_path):
         assert gaps.loc[score, "seeds"] == 2
 
 
-def test_scaled_is_compared_with_scaled(plan_file, tmp_path):
-    every = [read_result(run_cell(cell, tmp_path, {})) for cell in read_plan(plan_file).cells()]
-    gaps = differences(every)
-    pairs = set(zip(gaps["method"], gaps["baseline"], strict=True))
-    scaled = "ising, temperature-scaled"
-    names = "deterministic", "dropout 0.3", "ising, median network"
-    others = {f"{name}, temperature-scaled" for name in names}
-    assert {pair for pair in pairs if pair[0] == scaled} == {(scaled, other) for other in others}
-    assert ("ising", "deterministic, temperature-scaled") in pairs
-    assert ("ising", "dropout 0.3") in pairs
-    table = result_table(every).groupby(["method", "seed"])["nll"].mean()
-    both = [s for s in (0, 1) if ("deterministic, temperature-scaled", s) in table.index]
-    expected = sum(table[scaled, s] - table["deterministic, temperature-scaled", s] for s in both) / len(both)
-    own = gaps[(gaps["method"] == scaled) & (gaps["score"] == "nll") & gaps["baseline"].str.startswith("deterministic")]
-    assert own["difference"].tolist() == [pytest.approx(expected, abs=1e-5)]
-
-
-def test_validation_images_choose_among_settings():
-    rows = [
-        {"dataset": "d", "train": 9, "method": "ising", "setting": f"coupling={j}", "seed": 0, "validation_nll": v}
-        | {"nll": n, "accuracy": a}
-        for j, v, n, a in ((0, 0.5, 0.40, 0.8), (1, 0.4, 0.45, 0.9), (2, 0.6, 0.60, 0.7))
-    ]
-    row = choices(pd.DataFrame(rows)).iloc[0]
-    assert (row["chosen"], row["nll"], row["accuracy"]) == ("coupling=1", 0.45, 0.9)
-    assert (row["best"], row["best_nll"], row["best_accuracy"]) == ("coupling=0", 0.40, 0.9)
-
-
-def test_what_a_block_sets_is_told_apart(tmp_path):
-    """Two blocks of one plan that differ in the size of the network, and in the test images."""
-    blocks = [
-        {"dataset": "digits", "train": 60, "method": ["dropout"], "set": {"network.dim": dim, "test": test}}
-        for dim, test in ((8, 60), (16, 50))
-    ]
-    quick = {"fit.steps": 5, "validation": 60, "network.mlp_ratio": 2}
-    plan = Plan(name="two", set=quick, blocks=blocks)
-    page = page_of(plan, tmp_path)
-    assert "| dropout 0.1 | network.dim=8, test=60 |" in page
-    assert "| dropout 0.1 | network.dim=16, test=50 |" in page
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 def test_an_error_is_no_smaller_than_that_of_the_test_images(plan_file, tmp_path, spread):
     """Three trainings that differ by nothing, or by much."""
@@ -327,6 +327,45 @@ def test_networks_of_other_sizes_are_not_compared():
     assert set(differences(every)["setting"]) == {"network.dim=8"}
 
 
+def test_scaled_is_compared_with_scaled(plan_file, tmp_path):
+    every = [read_result(run_cell(cell, tmp_path, {})) for cell in read_plan(plan_file).cells()]
+    gaps = differences(every)
+    pairs = set(zip(gaps["method"], gaps["baseline"], strict=True))
+    scaled = "ising, temperature-scaled"
+    names = "deterministic", "dropout 0.3", "ising, median network"
+    others = {f"{name}, temperature-scaled" for name in names}
+    assert {pair for pair in pairs if pair[0] == scaled} == {(scaled, other) for other in others}
+    assert ("ising", "deterministic, temperature-scaled") in pairs
+    assert ("ising", "dropout 0.3") in pairs
+    table = result_table(every).groupby(["method", "seed"])["nll"].mean()
+    both = [s for s in (0, 1) if ("deterministic, temperature-scaled", s) in table.index]
+    expected = sum(table[scaled, s] - table["deterministic, temperature-scaled", s] for s in both) / len(both)
+    own = gaps[(gaps["method"] == scaled) & (gaps["score"] == "nll") & gaps["baseline"].str.startswith("deterministic")]
+    assert own["difference"].tolist() == [pytest.approx(expected, abs=1e-5)]
+
+
+def test_validation_images_choose_among_settings():
+    rows = [
+        {"dataset": "d", "train": 9, "method": "ising", "setting": f"coupling={j}", "seed": 0, "validation_nll": v}
+        | {"nll": n, "accuracy": a}
+        for j, v, n, a in ((0, 0.5, 0.40, 0.8), (1, 0.4, 0.45, 0.9), (2, 0.6, 0.60, 0.7))
+    ]
+    row = choices(pd.DataFrame(rows)).iloc[0]
+    assert (row["chosen"], row["nll"], row["accuracy"]) == ("coupling=1", 0.45, 0.9)
+    assert (row["best"], row["best_nll"], row["best_accuracy"]) == ("coupling=0", 0.40, 0.9)
+
+
+def test_what_a_block_sets_is_told_apart(tmp_path):
+    """Two blocks of one plan that differ in the size of the network, and in the test images."""
+    blocks = [
+        {"dataset": "digits", "train": 60, "method": ["dropout"], "set": {"network.dim": dim, "test": test}}
+        for dim, test in ((8, 60), (16, 50))
+    ]
+    quick = {"fit.steps": 5, "validation": 60, "network.mlp_ratio": 2}
+    plan = Plan(name="two", set=quick, blocks=blocks)
+    page = page_of(plan, tmp_path)
+    assert "| dropout 0.1 | network.dim=8, test=60 |" in page
+    assert "| dropout 0.1 | network.dim=16, test=50 |" in page
 
 
 def test_pictures_keep_apart_what_was_tested_on_different_images(tmp_path):

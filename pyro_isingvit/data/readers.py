@@ -54,8 +54,8 @@ def read(
     Raises:
         InputError: if there is no such data set, file or folder, or it is damaged, or what is in it does not fit.
     """
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size={image_size}: must be positive")
+    if image_size is not None and (type(image_size) is not int or image_size < 1):
+        raise InputError(f"image_size={image_size!r}: give a positive integer")
     if name.endswith(".npz"):
         _only_training(name, part)
         path = Path(name)

@@ -7,18 +7,22 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import pydantic
 import yaml
 
-from ..config import Config, describe
+from ..config import Config, Seed, describe
 from ..errors import InputError
 from .methods import Method
 from .recipes import RunConfig, known_recipe
 
 FORMAT = 4
 """Version of the result files: runs of another one are other runs."""
+
+T = TypeVar("T")
+Listed = Annotated[tuple[T, ...], pydantic.Field(min_length=1)]
+"""A list that is not empty."""
 
 
 class Block(Config):
@@ -33,12 +37,12 @@ class Block(Config):
         vary: likewise, but lists of values that are tried in turn.
     """
 
-    dataset: tuple[str, ...]
-    train: tuple[pydantic.PositiveInt, ...]
-    method: tuple[Method, ...]
-    seeds: tuple[pydantic.NonNegativeInt, ...] | None = None
+    dataset: Listed[str]
+    train: Listed[pydantic.PositiveInt]
+    method: Listed[Method]
+    seeds: Listed[Seed] | None = None
     set: dict[str, Any] = pydantic.Field(default={})
-    vary: dict[str, tuple[Any, ...]] = pydantic.Field(default={})
+    vary: dict[str, Listed[Any]] = pydantic.Field(default={})
 
     @pydantic.field_validator("method", mode="before")
     @classmethod
@@ -65,9 +69,9 @@ class Plan(Config):
 
     name: str
     about: str = ""
-    seeds: tuple[pydantic.NonNegativeInt, ...] = (0,)
+    seeds: Listed[Seed] = (0,)
     set: dict[str, Any] = pydantic.Field(default={})
-    blocks: tuple[Block, ...]
+    blocks: Listed[Block]
 
     def cells(self) -> list["Cell"]:
         """Every run of the plan, all of the first seed before the second; each once."""
@@ -104,7 +108,7 @@ class Cell(Config):
     dataset: str
     train: pydantic.PositiveInt
     method: Method
-    seed: pydantic.NonNegativeInt
+    seed: Seed
     set: dict[str, Any] = pydantic.Field(default={})
     varied: dict[str, Any] = pydantic.Field(default={})
 

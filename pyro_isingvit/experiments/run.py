@@ -1,6 +1,7 @@
 """One run, from a configuration to a folder with everything in it."""
 
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -71,7 +72,7 @@ def run(
         progress: whether to show progress bars.
 
     Raises:
-        InputError: if the folder exists, or the configuration does not fit the data.
+        InputError: if the folder exists or cannot be made, or the configuration does not fit the data.
         TrainingError: if training broke down.
     """
     out = Path(out)
@@ -79,6 +80,7 @@ def run(
         raise InputError(f"out={str(out)!r} exists: choose another folder or overwrite=True")
     if out.exists() and not (out / "run.json").is_file():
         raise InputError(f"out={str(out)!r} exists and is no run folder, so it is not overwritten: choose another")
+    check_place(out)
     if everything is None:
         everything = read(config.dataset, config.data_root, image_size=config.image_size)
     data = load(config, everything)
@@ -172,6 +174,18 @@ def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
     else:
         test = config.test
     return split(everything, config.train, test, config.validation, config.fit.seed, config.balanced)
+
+
+def check_place(out: Path) -> None:
+    """Whether a folder can be made there, before any work is done.
+
+    Raises:
+        InputError: if not.
+    """
+    place = next(parent for parent in out.resolve().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        reason = "cannot be written to" if place.is_dir() else "is a file"
+        raise InputError(f"out={str(out)!r}: no folder can be made there, {place} {reason}; choose another")
 
 
 def versions() -> dict[str, str]:

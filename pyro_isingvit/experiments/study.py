@@ -24,7 +24,7 @@ from ..errors import InputError
 from .methods import outcomes
 from .plan import FORMAT, Cell, Plan
 from .recipes import RunConfig, recipe
-from .run import load, versions
+from .run import check_place, load, versions
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,8 @@ def _refuse_others(cell: Cell, images: Images, folder: Path) -> None:
 
 def _folder(out: Path) -> Path:
     """The folder of a study's results, made if it is not there."""
-    try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={str(out)!r}: no folder can be made there ({error}); choose another") from None
+    check_place(out / "cells")
+    (out / "cells").mkdir(parents=True, exist_ok=True)
     return out / "cells"
 
 
@@ -173,17 +171,23 @@ def run_study(
         What went wrong, by the key of the cell; empty if all went well.
 
     Raises:
-        InputError: if ``jobs`` is not positive, a data set cannot be read or is not what earlier results are of, or
-            there can be no folder ``out``.
+        InputError: if ``jobs`` is not positive, a data set cannot be read or is not what earlier results are of, a
+            setting does not fit, or there can be no folder ``out``.
     """
     if jobs < 1:
         raise InputError(f"jobs={jobs}: need at least one")
     cells = plan.cells()
     missing = [cell for cell in cells if not (out / "cells" / f"{cell.key}.safetensors").exists()]
-    of_each = {(cell.dataset, cell.image_size): cell for cell in missing}
-    for cell in of_each.values():  # refused, or fetched, once and before any starts
-        everything = read(cell.dataset, _root(cell.dataset, roots), download=download, image_size=cell.image_size)
-        _refuse_others(cell, everything, out / "cells")
+    check_place(out / "cells")
+    of_each: dict[tuple[str, str], list[Cell]] = {}
+    for cell in missing:
+        of_each.setdefault((cell.dataset, str(cell.image_size)), []).append(cell)
+    for alike in of_each.values():  # refused, or fetched, once and before any starts
+        first, root = alike[0], _root(alike[0].dataset, roots)
+        everything = read(first.dataset, root, download=download, image_size=first.image_size)
+        _refuse_others(first, everything, out / "cells")
+        for cell in alike:
+            cell.run_config(recipe(cell.dataset, everything, cell.train), root)
     _folder(out)
     failures: dict[str, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -194,6 +198,8 @@ def run_study(
             error = _process(cell, out, roots, jobs)
             if error:
                 failures[cell.key] = error
+            elif progress and _log(cell, out).exists():
+                bar.console.print(f"{cell.key} warns: see {_log(cell, out)}", highlight=False, soft_wrap=True)
             bar.advance(task)
 
         list(pool.map(start, missing))
@@ -201,7 +207,7 @@ def run_study(
 
 
 def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int) -> str:
-    """Run a cell in a process; returns what it said if it failed."""
+    """Run a cell in a process; returns what it said if it failed. What it wrote to standard error is in its log."""
     order = json.dumps({"cell": cell.model_dump(mode="json"), "out": str(out), "roots": dict(roots)})
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // jobs))
     done = subprocess.run(
@@ -212,14 +218,20 @@ def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int) -> str:
         text=True,
         check=False,
     )
-    log = out / "cells" / f"{cell.key}.log"
-    if done.returncode == 0:
+    log = _log(cell, out)
+    if done.returncode or done.stderr.strip():
+        log.write_text(done.stderr)
+    else:
         log.unlink(missing_ok=True)  # of an earlier failure
+    if done.returncode == 0:
         return ""
-    log.write_text(done.stderr)
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}; {log} has what it said"
     return f"{(done.stderr.strip().splitlines() or ['no message'])[-1]} ({log})"
+
+
+def _log(cell: Cell, out: Path) -> Path:
+    return out / "cells" / f"{cell.key}.log"
 
 
 def main() -> None:
