@@ -230,7 +230,10 @@ def _page(
             parts.append(_method_table(rows, PUBLISHED.get((str(dataset), int(train)))))
         mine = gaps[(gaps["dataset"] == dataset) & (gaps["train"] == train)] if len(gaps) else gaps
         if len(mine):
-            parts.append("Ising less each other method on the same test images, ± standard error:")
+            parts.append(
+                "Ising less each other method on the same test images, ± standard error (among these images; between "
+                "three or more seeds if that is larger):"
+            )
             parts.append(_gap_table(mine))
         parts += [f"![{name}]({name})" for name in pictures if name.startswith(f"{_stem(str(dataset))}-{train}-")]
     if len(chosen):
