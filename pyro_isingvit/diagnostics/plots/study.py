@@ -32,7 +32,7 @@ def figure_calibration(probs: Mapping[str, Tensor], labels: Tensor) -> Figure:
         probs: (n, classes) by method.
         labels: (n,), the truth.
     """
-    figure = Figure(figsize=(11.5, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = Figure(figsize=(11.5, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06, h_pad=0.15))
     grid = figure.add_gridspec(1, 3, width_ratios=[1, 1, 1.3])
     left, middle = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
     plot_calibration(probs, labels, left)
