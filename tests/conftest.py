@@ -1,4 +1,4 @@
-"""What the tests share: a tiny network, images whose label can be learned in seconds, and how to fit them."""
+"""What the tests share: a tiny network, images whose label can be learned in seconds, how to fit them, a small plan."""
 
 import pytest
 import torch
@@ -10,6 +10,16 @@ torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and on a b
 TINY = ViTConfig(image_size=4, patch_size=2, classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
 
 QUICK = {"steps": 60, "batch_size": 20, "learning_rate": 2e-2, "temperature": 1e-2, "device": "cpu"}
+
+PLAN = """
+name: small
+seeds: [0, 1]
+set: {fit.steps: 40, test: 60, validation: 60, draws: 3, fit.device: cpu, network.dim: 8, network.mlp_ratio: 2}
+blocks:
+  - dataset: digits
+    train: 60
+    method: [ising, {name: dropout, rate: 0.3}, deterministic]
+"""
 
 
 def pair(family=LikelihoodGuided, seed=0, **options):
@@ -48,3 +58,10 @@ def stripes() -> Images:
     images = 0.3 * torch.rand(60, 1, 4, 4)
     images[torch.arange(60), 0, labels] += 0.6
     return Images(images, labels, 3)
+
+
+@pytest.fixture
+def plan_file(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path

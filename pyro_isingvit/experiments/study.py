@@ -66,7 +66,9 @@ def run_cell(cell: Cell, out: Path, roots: Mapping[str, str], download: bool = F
     Raises:
         InputError, TrainingError: see `fit`.
     """
-    folder = _folder(out)
+    folder = out / "cells"
+    check_place(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{cell.key}.safetensors"
     with filelock.FileLock(folder / f".{cell.key}.lock"):
         for left in folder.glob(f".{cell.key}-*.tmp"):  # of a process that was killed
@@ -143,13 +145,6 @@ def _refuse_others(cell: Cell, images: Images, folder: Path) -> None:
             )
 
 
-def _folder(out: Path) -> Path:
-    """The folder of a study's results, made if it is not there."""
-    check_place(out / "cells")
-    (out / "cells").mkdir(parents=True, exist_ok=True)
-    return out / "cells"
-
-
 def run_study(
     plan: Plan,
     out: Path,
@@ -176,19 +171,19 @@ def run_study(
     """
     if jobs < 1:
         raise InputError(f"jobs={jobs}: need at least one")
-    cells = plan.cells()
-    missing = [cell for cell in cells if not (out / "cells" / f"{cell.key}.safetensors").exists()]
-    check_place(out / "cells")
+    cells, folder = plan.cells(), out / "cells"
+    missing = [cell for cell in cells if not (folder / f"{cell.key}.safetensors").exists()]
+    check_place(folder)
     of_each: dict[tuple[str, str], list[Cell]] = {}
     for cell in missing:
         of_each.setdefault((cell.dataset, str(cell.image_size)), []).append(cell)
     for alike in of_each.values():  # refused, or fetched, once and before any starts
         first, root = alike[0], _root(alike[0].dataset, roots)
         everything = read(first.dataset, root, download=download, image_size=first.image_size)
-        _refuse_others(first, everything, out / "cells")
+        _refuse_others(first, everything, folder)
         for cell in alike:
             cell.run_config(recipe(cell.dataset, everything, cell.train), root)
-    _folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(jobs) as pool:
