@@ -15,7 +15,7 @@ from pyro_isingvit.distributions import StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import CouplingGraph
 from pyro_isingvit.models.ising_vit import IsingViT
-from pyro_isingvit.sites import LAYER, WeightSite
+from pyro_isingvit.network.sites import LAYER, WeightSite
 
 from .mean_field import MeanField
 

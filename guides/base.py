@@ -16,8 +16,8 @@ from torch.distributions import biject_to
 
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT, Watcher
+from pyro_isingvit.network import WeightSite
 from pyro_isingvit.parameters import announce_parameters
-from pyro_isingvit.sites import WeightSite
 
 INITIAL_HYPER_SCALE = 0.1
 """Posterior scale that a prior's own latent variables start from, unconstrained."""

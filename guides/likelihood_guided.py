@@ -26,7 +26,7 @@ from pyro_isingvit.curvature import ESTIMATORS, SquaredGradient
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.models.priors import Prior
-from pyro_isingvit.sites import WeightSite
+from pyro_isingvit.network import WeightSite
 
 from .mean_field import MeanField
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
-from pyro_isingvit.sites import WeightSite
+from pyro_isingvit.network import WeightSite
 
 from .base import Guide, initial_weights
 

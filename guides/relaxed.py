@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro_isingvit.distributions import StraightThroughConcrete
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
-from pyro_isingvit.sites import WeightSite
+from pyro_isingvit.network import WeightSite
 
 from .mean_field import MeanField
 

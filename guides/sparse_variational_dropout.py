@@ -16,7 +16,7 @@ from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.models.priors import LogUniform
 from pyro_isingvit.models.priors.log_uniform import SMALLEST
-from pyro_isingvit.sites import WeightSite
+from pyro_isingvit.network import WeightSite
 
 from .base import Guide, initial_weights
 

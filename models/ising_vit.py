@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.network import ViT
+from pyro_isingvit.network import ViT, WeightSite
 from pyro_isingvit.parameters import announce_parameters
-from pyro_isingvit.sites import WeightSite
 
 from .priors import Prior
 
@@ -59,8 +58,8 @@ class IsingViT(nn.Module):
     Biases, norms and embeddings that are not among the prior's sites are learned parameters.
 
     Args:
-        network: a `ViT` (or any module with ``weight_sites()``). Its weights are where guides start; they
-            are no longer trained themselves.
+        network: a `ViT`, or any module that has the weights of the prior's sites as parameters. Its weights are where
+            guides start; they are no longer trained themselves.
         prior: over the network's sites.
         num_data: N, the number of training images; `fit` sets it. The batch's own size if None.
         temperature: T > 0; `fit` sets it.
@@ -75,16 +74,18 @@ class IsingViT(nn.Module):
             `fit` sets it for the time of training.
 
     Raises:
-        InputError: if the prior is for other sites than the network's.
+        InputError: if a site of the prior is no weight of the network, or of another shape there.
     """
 
     def __init__(self, network: ViT, prior: Prior, num_data: int | None = None, temperature: float = 1.0) -> None:
         super().__init__()
-        self.sites = network.weight_sites()
-        if self.sites != list(prior.sites.values()):
+        self.sites = list(prior.sites.values())
+        shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+        strange = [site.name for site in self.sites if shapes.get(site.name) != site.shape]
+        if strange:
             raise InputError(
-                f"prior={type(prior).__name__} over sites {list(prior.sites)}: not those of the network, "
-                f"{[s.name for s in self.sites]}; build it from network.weight_sites()"
+                f"prior={type(prior).__name__} over sites {list(prior.sites)}: {strange} are no weights of the network "
+                "or of another shape there; build it from network.weight_sites()"
             )
         self.network, self.prior = network, prior
         self.num_data, self.temperature = num_data, temperature

@@ -19,9 +19,9 @@ from .experiments.recipes import PriorConfig
 from .experiments.run import Run
 from .experiments.study import run_cell, run_study
 from .experiments.tables import write_study
-from .network import ViTConfig
+from .inference.config import FitConfig
+from .network.vit import ViTConfig
 from .pruning.decide import DEFAULT_LEVELS
-from .trainer import FitConfig
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 

@@ -23,7 +23,7 @@ from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 from .errors import InputError
-from .sites import WeightSite
+from .network import WeightSite
 
 if TYPE_CHECKING:
     from .guides import LikelihoodGuided

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .distributions import Ising
 from .errors import InputError
-from .sites import LAYER, WeightSite, by_name
+from .network.sites import LAYER, WeightSite, by_name
 
 Layers = int | slice | None
 

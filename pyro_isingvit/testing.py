@@ -23,17 +23,16 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import Tensor, nn
 
-from .conformance import check_pair
 from .data import Images
-from .elbo import TraceGraph_ELBO
-from .fit import fit
 from .guides import Guide, LikelihoodGuided, MeanField
+from .inference.config import FitConfig
+from .inference.elbo import TraceGraph_ELBO
+from .inference.fit import fit
+from .inference.pair import check_pair
+from .inference.result import FitResult
 from .models import IndependentSpikeSlab, IsingSpikeSlab, IsingViT, Prior
-from .network import ViT, ViTConfig
+from .network import ViT, ViTConfig, WeightSite
 from .predict import seeded
-from .result import FitResult
-from .sites import WeightSite
-from .trainer import FitConfig
 
 TINY = ViTConfig(image_size=(4, 4), patch_size=(2, 2), classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
 """A network for every check that runs it: 286 weights."""

@@ -9,9 +9,9 @@ from PIL import Image
 
 from pyro_isingvit import FitResult
 from pyro_isingvit.cli import main
-from pyro_isingvit.compact import load
 from pyro_isingvit.experiments.methods import build
 from pyro_isingvit.experiments.run import evaluate
+from pyro_isingvit.pruning.compact import load
 from tests.test_data import write_cifar100
 
 QUICK = ("--train", "100", "--test", "50", "--steps", "60", "--device", "cpu")

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 import pyro_isingvit as iv
-from pyro_isingvit import compact
+from pyro_isingvit.pruning import compact
 from tests.networks import CONFIG, IMAGES, PLAIN, WITH_STEM, network_of, result_of
 
 

@@ -19,11 +19,11 @@ from pyro_isingvit import (
     TrainingError,
     fit_path,
 )
-from pyro_isingvit.temperature import FACTORS, grid
-from pyro_isingvit.trainer import Trainer
+from pyro_isingvit.inference.search import FACTORS, grid
+from pyro_isingvit.inference.trainer import Trainer
 from tests.conftest import QUICK, pair, quick_fit
 
-temperature = importlib.import_module("pyro_isingvit.temperature")
+temperature = importlib.import_module("pyro_isingvit.inference.search")
 
 
 def test_temperature_auto_takes_the_least_validation_nll(stripes):
@@ -89,7 +89,7 @@ def rigged(monkeypatch):
 
     def tell(levels, best=0):
         told.update(levels=levels, best=best)
-        for module in (temperature, importlib.import_module("pyro_isingvit.fit")):
+        for module in (temperature, importlib.import_module("pyro_isingvit.inference.fit")):
             monkeypatch.setattr(module, "FACTORS", FACTORS[: len(levels)])
 
     monkeypatch.setattr(temperature, "_judge", rig)
@@ -232,7 +232,7 @@ def test_fine_tuning_follows_the_chosen_temperature(stripes):
 
 def test_temperature_auto_listens_to_the_validation_images(stripes, monkeypatch):
     """Against labels that are wrong by design, the network that says least is best: the hottest."""
-    monkeypatch.setattr(importlib.import_module("pyro_isingvit.fit"), "PATIENCE", math.inf)  # try them all
+    monkeypatch.setattr(importlib.import_module("pyro_isingvit.inference.fit"), "PATIENCE", math.inf)  # try them all
     wrong = Images(stripes.images, (stripes.labels + 1) % 3, 3)
     right = quick_fit(stripes, validation=stripes, temperature="auto", steps=600, pilot=0.2)
     misled = quick_fit(stripes, validation=wrong, temperature="auto", steps=600, pilot=0.2)

@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Gaussian
-from pyro_isingvit.sites import WeightSite, by_name
+from pyro_isingvit.network.sites import WeightSite, by_name
 
 
 class Prior(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_isingvit.distributions import Gaussian
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.sites import WeightSite
+from pyro_isingvit.network import WeightSite
 
 from .base import Prior
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Gaussian, SpikeAndSlab, StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.sites import LAYER, WeightSite, by_name
+from pyro_isingvit.network.sites import LAYER, WeightSite, by_name
 
 from .base import Prior
 

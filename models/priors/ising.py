@@ -17,7 +17,7 @@ from pyro_isingvit.distributions import Ising
 from pyro_isingvit.distributions.ising import EXACT_LIMIT
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
-from pyro_isingvit.sites import LAYER, WeightSite
+from pyro_isingvit.network.sites import LAYER, WeightSite
 
 from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
 

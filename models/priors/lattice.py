@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_isingvit.distributions import Ising
-from pyro_isingvit.sites import WeightSite
+from pyro_isingvit.network import WeightSite
 
 from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
 

@@ -8,7 +8,7 @@ from pyro.distributions import ImproperUniform, constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_isingvit.sites import WeightSite
+from pyro_isingvit.network import WeightSite
 
 from .base import Prior
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..compact import as_floats
 from ..errors import InputError
+from ..network.stem import as_floats
 
 
 @dataclass(frozen=True)

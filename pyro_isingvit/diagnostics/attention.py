@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..errors import InputError
+from ..inference.result import FitResult
 from ..network import ViT
 from ..predict import evaluating, posterior_draws, seeded
-from ..result import FitResult
 from .inclusion import unit_inclusion
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..data import Images
 from ..errors import InputError
+from ..inference.result import FitResult
 from ..models import IsingViT
 from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, scale_logits, seeded
-from ..result import FitResult
 from .arviz_adapter import psislw
 
 Statistic = Callable[[Tensor, Tensor], Tensor]

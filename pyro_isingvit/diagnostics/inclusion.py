@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..guides import Guide
+from ..network.sites import LAYER, WeightSite
 from ..predict import evaluating, seeded
-from ..sites import LAYER, WeightSite
 
 Unit = Literal["head", "head_dim", "query_key", "hidden", "head_hidden", "patch", "block"]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..data import Images
 from ..errors import InputError
+from ..inference.result import FitResult
 from ..models import IsingViT
+from ..network.sites import LAYER, WeightSite
 from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, scale_logits, seeded
-from ..result import FitResult
-from ..sites import LAYER, WeightSite
 from .arviz_adapter import inference_data
 
 PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "xarray")

@@ -15,10 +15,10 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from ..compact import as_floats
 from ..data import Data, Images
+from ..inference.result import FitResult
+from ..network.stem import as_floats
 from ..predict import Prediction
-from ..result import FitResult
 from .attention import Attention, attention
 from .calibration import metrics, paired_difference
 from .checks import LEVEL, LeaveOneOut, leave_one_out, posterior_predictive_check, prior_predictive_check

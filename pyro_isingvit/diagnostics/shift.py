@@ -15,11 +15,11 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from ..compact import as_floats
 from ..data import Images
 from ..errors import InputError
+from ..inference.result import FitResult
+from ..network.stem import as_floats
 from ..predict import Prediction, seeded
-from ..result import FitResult
 from .calibration import metrics
 
 STRENGTHS = (1, 2, 3, 4, 5)

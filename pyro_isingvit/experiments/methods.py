@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..data import Data
-from ..fit import fit, fit_path
 from ..guides import Guide, LikelihoodGuided, PointEstimate, SparseVariationalDropout
+from ..inference.config import FitConfig
+from ..inference.fit import fit, fit_path
+from ..inference.result import FitResult
+from ..inference.search import Mark
 from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
 from ..models.priors.structured import UNIT_LEVELS
 from ..network import ViT
 from ..predict import best_scale, scale_logits, seeded
-from ..result import FitResult
-from ..temperature import Mark
-from ..trainer import FitConfig
 from .recipes import RunConfig
 
 Name = Literal[

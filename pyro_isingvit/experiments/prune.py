@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compact import CompactViT
 from ..errors import InputError
+from ..inference.result import FitResult
 from ..network import ViT
 from ..predict import BATCH, evaluating, posterior_draws, seeded
 from ..pruning import Cost, costs, export, fine_tune, prune, prune_draws
+from ..pruning.compact import CompactViT
 from ..pruning.cut import scale_within
 from ..pruning.export import METRICS, check
-from ..result import FitResult
 from .run import open_run
 
 NOTABLE_ZEROS = 0.1

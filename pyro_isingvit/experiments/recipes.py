@@ -7,8 +7,8 @@ import pydantic
 
 from ..config import Config
 from ..data import Images
+from ..inference.config import FitConfig
 from ..network import ViTConfig
-from ..trainer import FitConfig
 
 
 class PriorConfig(Config):

@@ -16,8 +16,8 @@ import torch
 from ..config import describe
 from ..data import Data, Images, read, split
 from ..errors import InputError
-from ..fit import fit
-from ..result import FitResult
+from ..inference.fit import fit
+from ..inference.result import FitResult
 from .methods import build, build_deterministic, fit_deterministic
 from .recipes import RunConfig
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..compact import CompactConfig, CompactViT, Layer
 from ..diagnostics.inclusion import Unit
 from ..errors import InputError
 from ..network import ViT, ViTConfig
+from .compact import CompactConfig, CompactViT, Layer
 from .silence import SILENCE, Parameters
 
 

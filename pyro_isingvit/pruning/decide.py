@@ -12,13 +12,13 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from ..compact import CompactViT
 from ..diagnostics.inclusion import BLOCK_UNITS, UNITS, Unit, alive_units, log_dead
 from ..errors import InputError
 from ..guides import Guide
+from ..inference.result import FitResult
 from ..network import ViT
 from ..predict import evaluating
-from ..result import FitResult
+from .compact import CompactViT
 from .cut import shrink
 
 Key = TypeVar("Key", bound=str)

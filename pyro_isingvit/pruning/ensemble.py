@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..compact import CompactViT
 from ..errors import InputError
+from ..inference.result import FitResult
 from ..predict import evaluating, posterior_draws, seeded
-from ..result import FitResult
+from .compact import CompactViT
 from .cut import Cut, Head, Part, assemble, scale_within, take_apart
 from .decide import DEFAULT_LEVELS, Level, decide
 

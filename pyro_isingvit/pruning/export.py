@@ -1,7 +1,6 @@
 """A cut network on disk, for where there is no Pyro."""
 
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from .. import compact
-from ..compact import CompactViT
 from ..errors import InputError
+from ..network import stem
+from . import compact
+from .compact import CompactViT
 
 FILES: dict[str, str] = {"torch": "network.pt2", "onnx": "network.onnx"}
 
@@ -23,6 +23,9 @@ METRICS = "metrics.json"
 WRITTEN = {compact.CONFIG, compact.WEIGHTS, "compact.py", "__pycache__", METRICS, *FILES.values()}
 
 ONNX_PACKAGES = ("onnx", "onnxscript")
+
+_STEM_IMPORT = "from ..network.stem import STEMS, Stem, as_floats, check_stem, stem_features\n"
+"""What `compact` imports of the package."""
 
 
 def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (), overwrite: bool = False) -> None:
@@ -53,7 +56,7 @@ def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (),
         tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
         safetensors.torch.save_file(tensors, draft / compact.WEIGHTS)
         (draft / compact.CONFIG).write_text(compact.describe(network.config))
-        shutil.copyfile(compact.__file__, draft / "compact.py")
+        (draft / "compact.py").write_text(_module())
         for one in formats:
             _write(one, compact.load(draft), draft / FILES[one])
         if folder.exists():
@@ -78,6 +81,16 @@ def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
     if in_the_way:
         raise InputError(f"folder={str(folder)!r}: {in_the_way[0]} is a file; choose another")
     return folder
+
+
+def _module() -> str:
+    """``compact.py``: the stem and the compact network as one file that imports nothing of this package."""
+    network = Path(compact.__file__).read_text()
+    docstring, _, code = network.partition('"""\n\n')
+    start = code.index(_STEM_IMPORT)
+    imports, rest = code[:start], code[start + len(_STEM_IMPORT) :]
+    of_stem = Path(stem.__file__).read_text().partition('"""\n\n')[2]
+    return f'{docstring}"""\n\n{imports}{of_stem}\n\n{rest.lstrip()}'
 
 
 def _ours(folder: Path) -> bool:

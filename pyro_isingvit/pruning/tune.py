@@ -4,15 +4,24 @@ import copy
 import math
 from typing import cast
 
-from ..compact import CompactViT
 from ..data import Images
 from ..errors import InputError, TrainingError
-from ..fit import fit
 from ..guides import PointEstimate
+from ..inference.config import FitConfig
+from ..inference.fit import fit
+from ..inference.result import FitResult
 from ..models import Flat, IsingViT
-from ..network import ViT
-from ..result import FitResult
-from ..trainer import FitConfig
+from ..network import ViT, WeightSite
+from .compact import CompactViT
+
+
+def matrices(network: CompactViT) -> list[WeightSite]:
+    """The weight matrices of a single network as sites of a model."""
+    return [
+        WeightSite(name, tuple(p.shape), ("output", "input"), ("input",), ("output",))
+        for name, p in network.named_parameters()
+        if p.dim() == 2 and name != "position"
+    ]
 
 
 def fine_tune(
@@ -42,7 +51,7 @@ def fine_tune(
     if network.config.members > 1:
         raise InputError(f"network: an ensemble of {network.config.members}; only a network of prune is fine-tuned")
     settings = (config or FitConfig()).model_copy(update={"temperature": 1.0, "target_density": None})
-    before, sites = copy.deepcopy(network.state_dict()), network.weight_sites()
+    before, sites = copy.deepcopy(network.state_dict()), matrices(network)
     model = IsingViT(cast(ViT, network), Flat(sites))
     # What was cut stays cut.
     model.fix_masks({site.name: (network.get_parameter(site.name) != 0).float() for site in sites})

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from ...errors import InputError
 from ...guides import Guide
-from ...sites import LAYER
+from ...network.sites import LAYER
 from ..inclusion import inclusion, inclusion_table, threshold_table, unit_inclusion
 from .style import ACCENT, DARK, GREY, LIGHT, MAP, bare, figure_of, new_axes, note_right
 

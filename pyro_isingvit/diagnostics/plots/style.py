@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...compact import as_floats
+from ...network.stem import as_floats
 
 DARK, LIGHT, ACCENT, GREY = "#1b3a5c", "#8ab6de", "#c8641e", "#9a9a9a"
 MAP = "Blues"

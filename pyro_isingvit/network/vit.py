@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compact import Stem, as_floats, check_stem, stem_features
-from .config import Config
-from .errors import InputError
+from ..config import Config
+from ..errors import InputError
 from .sites import LAYER, WeightSite
+from .stem import Stem, as_floats, check_stem, stem_features
 
 
 class ViTConfig(Config):

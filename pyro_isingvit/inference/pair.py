@@ -7,9 +7,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .errors import InputError
-from .guides import Guide
-from .models import IsingSpikeSlab, IsingViT, Prior
+from ..errors import InputError
+from ..guides import Guide
+from ..models import IsingSpikeSlab, IsingViT, Prior
 
 
 def check_pair(model: IsingViT, guide: Guide, images: Tensor, labels: Tensor) -> None:

@@ -10,11 +10,11 @@ import pandas as pd
 import safetensors.torch
 from torch import Tensor
 
-from .data import Images
-from .errors import InputError
-from .guides import Guide
-from .models import IsingViT
-from .predict import Prediction, best_logit_scale, predict, predict_plug_in
+from ..data import Images
+from ..errors import InputError
+from ..guides import Guide
+from ..models import IsingViT
+from ..predict import Prediction, best_logit_scale, predict, predict_plug_in
 
 FORMAT = 3
 """Version of what `FitResult.save` writes."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import InputError
+from ..errors import InputError
 
 LAYER = "layer"
 """The dimension that runs over the blocks of the encoder."""

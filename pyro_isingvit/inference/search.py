@@ -8,11 +8,11 @@ from typing import Any, Literal
 import pandas as pd
 from torch import Tensor, nn
 
-from .data import Images
-from .errors import InputError, TrainingError
-from .guides import Guide
-from .models import IsingViT
-from .predict import best_logit_scale, predict
+from ..data import Images
+from ..errors import InputError, TrainingError
+from ..guides import Guide
+from ..models import IsingViT
+from ..predict import best_logit_scale, predict
 from .result import FitResult, densities
 from .trainer import Snapshot, Trainer
 

@@ -9,15 +9,16 @@ import pyro
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .conformance import check_pair
-from .data import Images
-from .errors import InputError
-from .guides import Guide
-from .models import IsingViT
-from .predict import evaluating, seeded
+from ..data import Images
+from ..errors import InputError
+from ..guides import Guide
+from ..models import IsingViT
+from ..predict import evaluating, seeded
+from .config import FitConfig
+from .pair import check_pair
 from .result import FitResult
-from .temperature import FACTORS, PATIENCE, SHARE, FitPath, finish, follow_path, path_table, pilot_temperature
-from .trainer import FitConfig, Trainer
+from .search import FACTORS, PATIENCE, SHARE, FitPath, finish, follow_path, path_table, pilot_temperature
+from .trainer import Trainer
 
 
 def fit(
