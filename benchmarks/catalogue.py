@@ -87,9 +87,9 @@ def run(
     model = iv.IsingViT(network, prior(network.weight_sites()))
     augment = iv.Augment(degrees=10, scale=0.1, shear=10, translate=0.1)
     config = iv.FitConfig(**{"learning_rate": 4e-3, "augment": augment, "temperature": 1e-3, "device": "cpu"} | fit)
-    result = iv.fit(model, guide(model), data.train, config=config, progress=False)
-    scores = metrics(result.predict(data.test.images, 50).probs, data.test.labels)
-    shares = result.densities()
+    result = iv.fit(guide(model), data.train, config=config, progress=False)
+    scores = metrics(result.posterior.predict(data.test.images, 50).probs, data.test.labels)
+    shares = result.posterior.densities()
     return {
         "": name,
         "accuracy %": round(100 * scores["accuracy"], 1),
@@ -100,7 +100,7 @@ def run(
         **{
             f"{name} alive": f"{int(alive.sum())}/{alive.numel()}"
             for name, unit in (("heads", "head"), ("hidden units", "hidden"))
-            for alive in [alive_units(result.guide, unit)]
+            for alive in [alive_units(result.posterior.guide, unit)]
         },
         "seconds": round(result.seconds),
     }

@@ -176,7 +176,7 @@ def ranks(steps: int, images: int) -> pd.DataFrame:
     model = iv.IsingViT(network, iv.IsingSpikeSlab(network.weight_sites()))
     guide = iv.LikelihoodGuided(model)
     config = iv.FitConfig(steps=steps, learning_rate=4e-3, pilot=1.0, temperature=1e-3, device="cpu")
-    print(iv.fit(model, guide, train, config=config, progress=False).history.iloc[-1].to_dict())
+    print(iv.fit(guide, train, config=config, progress=False).history.iloc[-1].to_dict())
     model.fix_masks({site.name: torch.ones(site.shape) for site in model.sites})
     worth = {}
     for name in ("squared_gradient", "levenberg_marquardt"):

@@ -35,7 +35,7 @@ def predictive(images: int, draws: int) -> dict[str, float]:
     result, pixels = fitted(), torch.rand(images, 1, 28, 28)
     started = time.perf_counter()
     if draws:
-        predict(result.model, result.guide, pixels, draws)
+        predict(result.posterior.model, result.posterior.guide, pixels, draws)
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -55,7 +55,7 @@ def inference_data(draws: int) -> dict[str, float]:
         on_disk = (Path(folder) / "posterior.nc").stat().st_size
     size = data.posterior.nbytes + data.sample_stats.nbytes
     return {
-        "masks": sum(site.numel for site in result.model.sites),
+        "masks": sum(site.numel for site in result.posterior.model.sites),
         "seconds": seconds,
         "memory_mb": size / 1e6,
         "disk_mb": on_disk / 1e6,

@@ -70,7 +70,7 @@ def fitted(method: str, density: float, data: iv.Data, folder: Path, steps: int,
     assert known is not None
     settings = known["fit"] | {"steps": steps, "seed": seed, "precision": "bfloat16"}
     held = {"temperature": 1.0} if plain else {"target_density": density}
-    result = iv.fit(model, guide, data.train, data.validation, iv.FitConfig(**settings | held))
+    result = iv.fit(guide, data.train, data.validation, iv.FitConfig(**settings | held))
     result.save(where)
     return result
 
@@ -80,7 +80,7 @@ def by_magnitude(result: iv.FitResult, density: float, by_kind: bool) -> iv.Comp
 
     Ranked all together, or as many of each kind.
     """
-    weights = result.guide.mean_weights({})
+    weights = result.posterior.guide.mean_weights({})
     norms = {name: weight.square() for name, weight in weights.items()}
     scores: dict[Unit, Tensor] = {
         "hidden": norms["encoder.up"].sum(2) * norms["encoder.down"].sum(1),
@@ -89,7 +89,7 @@ def by_magnitude(result: iv.FitResult, density: float, by_kind: bool) -> iv.Comp
     }
     sizes = dict.fromkeys(scores, 1)  # each of them owns 2 x dim weights
     kept = {k: m for unit in scores for k, m in keep_best({unit: scores[unit]}, {unit: 1}, density).items()}
-    return iv.shrink(result.model.network, weights, kept if by_kind else keep_best(scores, sizes, density))
+    return iv.shrink(result.posterior.model.network, weights, kept if by_kind else keep_best(scores, sizes, density))
 
 
 def judged(method: str, result: iv.FitResult, density: float, data: iv.Data, steps: int, seed: int) -> pd.DataFrame:
@@ -115,9 +115,9 @@ def judged(method: str, result: iv.FitResult, density: float, data: iv.Data, ste
 
 def dead_units(method: str, density: float, result: iv.FitResult) -> dict[str, object]:
     """The share of units that are dead when the most probable weights are kept, as many as the density says."""
-    masks = decide(result.guide, "weight", density=density).masks
+    masks = decide(result.posterior.guide, "weight", density=density).masks
     dead = {
-        f"{unit} dead": 1 - float(alive_units(result.guide, unit, masks).double().mean())
+        f"{unit} dead": 1 - float(alive_units(result.posterior.guide, unit, masks).double().mean())
         for unit in ("hidden", "head_dim", "query_key")
     }
     return {"method": method, "density": density} | dead
@@ -176,9 +176,9 @@ def main() -> None:
     print(markdown(shown[["parameters", "hidden", "accuracy", "nll", "ece"]].reset_index()))
     print(markdown(pd.DataFrame(dead)))
     whole = results["magnitude", args.densities[0]]
-    dense = whole.model.network
-    dense.load_state_dict(dense.state_dict() | whole.guide.mean_weights({}))
-    probs = whole.predict_plug_in(data.test.images)
+    dense = whole.posterior.model.network
+    dense.load_state_dict(dense.state_dict() | whole.posterior.guide.mean_weights({}))
+    probs = whole.posterior.predict_plug_in(data.test.images)
     print("dense", metrics(probs, data.test.labels))
     cut = {f"{density}": iv.prune(results[POSTERIORS[0], density], density=density) for density in args.densities}
     both = iv.prune(results[POSTERIORS[0], args.densities[-1]], density={"hidden": 0.45, "head_dim": 0.6})

@@ -54,9 +54,9 @@ def main() -> None:
     prior = iv.IsingSpikeSlab(network.weight_sites(), slab_scale=6.0, coupling=0.5)
     model = iv.IsingViT(network, prior)
     config = iv.FitConfig(steps=steps, learning_rate=1e-3, pilot=0.1, temperature=0.02)
-    result = iv.fit(model, UnitWise(model), train, config=config, progress=False)
-    accuracy = (result.predict(test.images).labels == test.labels).float().mean()
-    probs = result.inclusion_probabilities()["encoder.up"][0, :, 0]
+    result = iv.fit(UnitWise(model), train, config=config, progress=False)
+    accuracy = (result.posterior.predict(test.images).labels == test.labels).float().mean()
+    probs = result.posterior.inclusion_probabilities()["encoder.up"][0, :, 0]
     print(f"accuracy {accuracy:.1%}")
     print("inclusion of living units", " ".join(f"{p:.2f}" for p in probs[alive]))
     print("inclusion of dead units  ", " ".join(f"{p:.2f}" for p in probs[~alive]))

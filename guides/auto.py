@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_median, init_to_value
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.parameters import announce_parameters
+from pyro_isingvit.settings import plain
 
 from .base import Guide
 
@@ -35,6 +37,7 @@ class Auto(Guide):
         super().__init__(model)
         if self.mask_shapes:
             raise InputError(f"prior={type(model.prior).__name__} has masks, which Pyro's AutoGuides cannot draw")
+        self._settings = {"family": family.__name__ if _of_pyro(family) else plain(family), **plain(options)}
         self.hyper_loc.clear()
         self.hyper_log_scale.clear()
         self._hypers = {"mask": {}, "weight": {}}  # the family has them all
@@ -45,6 +48,9 @@ class Auto(Guide):
         with pyro.settings.context(module_local_params=True), poutine.block(), torch.random.fork_rng():
             self.family = family(model.draw_weights, **options)
             self.family()  # it makes its parameters when first called
+
+    def settings(self) -> dict[str, Any]:
+        return dict(self._settings)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         announce_parameters("guide", self)
@@ -67,3 +73,7 @@ class Auto(Guide):
         with pyro.settings.context(module_local_params=True):
             values = self.family.median()
         return {site.name: values[site.weight_name] for site in self.model.sites}
+
+
+def _of_pyro(family: Any) -> bool:
+    return getattr(autoguide, getattr(family, "__name__", ""), None) is family

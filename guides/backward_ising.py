@@ -15,7 +15,7 @@ from pyro_isingvit.distributions import StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import CouplingGraph
 from pyro_isingvit.models.ising_vit import IsingViT
-from pyro_isingvit.network.sites import LAYER, WeightSite
+from pyro_isingvit.network import LAYER, WeightSite
 
 from .mean_field import MeanField
 
@@ -58,7 +58,8 @@ class BackwardIsing(MeanField):
         for name, site in graph.sites.items():
             if name not in self.mask_shapes or self.mask_shapes[name].numel() != site.numel:
                 raise InputError(f"couplings: site {name!r} of shape {site.shape} is not that of the prior's masks")
-        self.graph, self._order = graph, graph.backward_order()
+        self.couplings, self.initial_strength = graph, initial_strength
+        self._order = graph.backward_order()
         self._sites = {site.name: site for site in model.sites}
         self._behind = {name: {c.second for c in graph.couplings if c.first == name} for name in graph.sites}
         self.strength = nn.Parameter(
@@ -88,9 +89,9 @@ class BackwardIsing(MeanField):
         }
 
     def mask_log_prob(self, masks: Mapping[str, Tensor]) -> Tensor:
-        at_units = {name: masks[name].reshape(site.shape) for name, site in self.graph.sites.items()}
+        at_units = {name: masks[name].reshape(site.shape) for name, site in self.couplings.sites.items()}
         logits = self._own_logits()
-        for index, coupling, pull in self.graph.backward_pulls(at_units):
+        for index, coupling, pull in self.couplings.backward_pulls(at_units):
             logits[coupling.first] = logits[coupling.first] + self.strength[index] * pull
         return torch.stack(
             [StraightThroughBernoulli(logits=logits[n], event_dim=m.dim()).log_prob(m) for n, m in at_units.items()]
@@ -107,13 +108,13 @@ class BackwardIsing(MeanField):
 
         Block by block, since the masks of one block follow those of the next.
         """
-        sites = self.graph.sites
+        sites = self.couplings.sites
         logits = {name: list(_blocks(logit, sites[name])) for name, logit in self._own_logits().items()}
         drawn = {name: [torch.zeros_like(block) for block in blocks] for name, blocks in logits.items()}
         for name, layer in self._order:
             site, block = sites[name], layer or 0
             behind = {other: _joined(drawn[other], sites[other]) for other in self._behind[name]}
-            for index, _, pull in self.graph.backward_pulls(behind, first=name):
+            for index, _, pull in self.couplings.backward_pulls(behind, first=name):
                 whole = _blocks(pull.expand(site.shape), site)
                 logits[name][block] = logits[name][block] + self.strength[index] * whole[block]
             drawn[name][block] = StraightThroughBernoulli(logits=logits[name][block]).rsample()
@@ -121,7 +122,7 @@ class BackwardIsing(MeanField):
 
     def _own_logits(self) -> dict[str, Tensor]:
         """Log odds without those behind, by site name, in the graph's shapes."""
-        return {n: self.logit[self._sites[n].key].reshape(site.shape) for n, site in self.graph.sites.items()}
+        return {n: self.logit[self._sites[n].key].reshape(site.shape) for n, site in self.couplings.sites.items()}
 
 
 class _Drawn(StraightThroughBernoulli):

@@ -18,12 +18,13 @@ from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT, Watcher
 from pyro_isingvit.network import WeightSite
 from pyro_isingvit.parameters import announce_parameters
+from pyro_isingvit.settings import Described
 
 INITIAL_HYPER_SCALE = 0.1
 """Posterior scale that a prior's own latent variables start from, unconstrained."""
 
 
-class Guide(nn.Module):
+class Guide(Described, nn.Module):
     """A variational family for the masks and weights of a model.
 
     Subclasses implement `mask` and `weight`; a structured family overrides `draw_masks`. Latent variables of

@@ -71,7 +71,7 @@ class LikelihoodGuided(MeanField):
         fixed_scale: float | None = None,
     ) -> None:
         super().__init__(model, initial_logit, initial_scale if fixed_scale is None else fixed_scale)
-        self.fixed_scale = fixed_scale
+        self.initial_scale, self.fixed_scale = initial_scale, fixed_scale
         bare = [site.name for site in model.sites if site.name not in self._spiked]
         if bare or len(self.mask_shapes) < len(model.sites):
             raise InputError(

@@ -48,7 +48,7 @@ class LowRank(MeanField):
             raise InputError(f"rank={rank}: must be at least 1")
         if not self.mask_shapes:
             raise InputError(f"prior={type(model.prior).__name__} has no masks to correlate; use MeanField")
-        self.rank, device = rank, model.prior.zero.device
+        self.rank, self.initial_factor, device = rank, initial_factor, model.prior.zero.device
         shapes = {site.key: self.mask_shapes[site.name] for site in model.sites if site.name in self.mask_shapes}
         self.factor = nn.ParameterDict(
             {

@@ -49,7 +49,7 @@ class MeanField(Guide):
             raise InputError(f"initial_scale={initial_scale}: must be positive, e.g. 5e-3")
         if mask_rate <= 0:
             raise InputError(f"mask_rate={mask_rate}: must be positive, e.g. 20")
-        self.mask_rate = mask_rate
+        self.initial_logit, self.initial_scale, self.mask_rate = initial_logit, initial_scale, mask_rate
         start, device = initial_weights(model), model.prior.zero.device
         self.loc = nn.ParameterDict({key: nn.Parameter(weight) for key, weight in start.items()})
         self.log_scale = nn.ParameterDict(

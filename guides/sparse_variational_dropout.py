@@ -49,7 +49,7 @@ class SparseVariationalDropout(Guide):
         for name, value in (("initial_scale", initial_scale), ("scale_rate", scale_rate)):
             if value <= 0:
                 raise InputError(f"{name}={value}: must be positive")
-        self.scale_rate, start = scale_rate, initial_weights(model)
+        self.initial_scale, self.scale_rate, start = initial_scale, scale_rate, initial_weights(model)
         self.loc = nn.ParameterDict({key: nn.Parameter(weight) for key, weight in start.items()})
         self.log_scale = nn.ParameterDict(
             {key: nn.Parameter(torch.full_like(weight, math.log(initial_scale))) for key, weight in start.items()}

@@ -34,7 +34,7 @@ from .models import (
     priors,
 )
 from .network import ViT, ViTConfig, WeightSite
-from .predict import Prediction, predict, predict_plug_in
+from .posterior import Posterior, Prediction
 from .pruning import export, fine_tune, prune, prune_draws, shrink
 from .pruning.compact import CompactViT
 
@@ -65,6 +65,7 @@ __all__ = [
     "LowRank",
     "MeanField",
     "PointEstimate",
+    "Posterior",
     "Prediction",
     "Prior",
     "RegularisedHorseshoe",
@@ -89,8 +90,6 @@ __all__ = [
     "from_dataset",
     "guides",
     "plots",
-    "predict",
-    "predict_plug_in",
     "priors",
     "prune",
     "prune_draws",

@@ -245,7 +245,7 @@ def _show(finished: Run) -> None:
     config, result = finished.config, finished.result
     table = Table(
         title=f"{config.dataset}: {config.train} training and {len(finished.data.test)} test images, "
-        f"temperature {result.temperature:.2g}, seed {config.fit.seed}",
+        f"temperature {result.posterior.model.temperature:.2g}, seed {config.fit.seed}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
         caption="kept: share of the weights in the median-probability model\nexpected: mean inclusion probability\n"

@@ -24,13 +24,14 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import InputError
 from .network import WeightSite
+from .settings import Described
 
 if TYPE_CHECKING:
     from .guides import LikelihoodGuided
     from .models.ising_vit import IsingViT, Seen
 
 
-class SquaredGradient(nn.Module):
+class SquaredGradient(Described, nn.Module):
     r"""Curvature of the log-likelihood from squared minibatch gradients; the base of all other estimators.
 
     With :math:`\bar g` the gradient of the mean log-likelihood of a batch of ``B`` out of ``N`` images,

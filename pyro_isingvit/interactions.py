@@ -8,14 +8,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from .distributions import Ising
 from .errors import InputError
-from .network.sites import LAYER, WeightSite, by_name
+from .network import LAYER, WeightSite, by_name
+from .settings import Described, plain
 
 Layers = int | slice | None
 
@@ -154,7 +155,7 @@ def _layers(site: WeightSite, layers: Layers) -> list[int | None]:
     return list(every if layers is None else every[layers])
 
 
-class CouplingGraph:
+class CouplingGraph(Described):
     """All couplings among the masks of a set of sites, and their energy in time linear in the masks.
 
     Args:
@@ -175,6 +176,9 @@ class CouplingGraph:
         self.sites = by_name(sites)
         self.couplings = tuple(couplings)
         self._ends = [self._join(coupling) for coupling in self.couplings]
+
+    def settings(self) -> dict[str, Any]:
+        return {"sites": plain(list(self.sites.values())), "couplings": plain(self.couplings)}
 
     def _join(self, coupling: Coupling) -> tuple[_End, _End]:
         for name in (coupling.first, coupling.second):

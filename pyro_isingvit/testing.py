@@ -24,15 +24,15 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from .data import Images
+from .draws import seeded
 from .guides import Guide, LikelihoodGuided, MeanField
 from .inference.config import FitConfig
 from .inference.elbo import TraceGraph_ELBO
 from .inference.fit import fit
 from .inference.pair import check_pair
-from .inference.result import FitResult
 from .models import IndependentSpikeSlab, IsingSpikeSlab, IsingViT, Prior
 from .network import ViT, ViTConfig, WeightSite
-from .predict import seeded
+from .posterior import Posterior
 
 TINY = ViTConfig(image_size=(4, 4), patch_size=(2, 2), classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
 """A network for every check that runs it: 286 weights."""
@@ -94,10 +94,10 @@ class Conformance:
         return Images(images, labels, 3)
 
     def test_model_and_guide_have_the_same_sites(self) -> None:
-        model, guide = self.pair()
+        _, guide = self.pair()
         data = self.data()
         with seeded(torch.device("cpu"), 0):
-            check_pair(model, guide, data.images, data.labels)
+            check_pair(guide, data.images, data.labels)
 
     def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(self) -> None:
         model, guide = self.pair()
@@ -133,15 +133,15 @@ class Conformance:
         assert abs(grown - expected) <= 1e-3 * expected + 1e-5 * abs(losses[0]), f"grew by {grown}, not {expected}"
 
     def test_it_fits_saves_and_loads(self) -> None:
-        model, guide = self.pair()
+        _, guide = self.pair()
         data = self.data()
         config = FitConfig(steps=40, batch_size=20, learning_rate=1e-2, temperature=0.1, pilot=0.25, device="cpu")
-        result = fit(model, guide, data, config=config, progress=False)
-        probs = result.predict(data.images, draws=3).probs
+        posterior = fit(guide, data, config=config, progress=False).posterior
+        probs = posterior.predict(data.images, draws=3).probs
         assert probs.isfinite().all()
         with tempfile.TemporaryDirectory() as folder:
-            result.save(Path(folder) / "fit")
-            again = FitResult.load(Path(folder) / "fit", *self.pair(seed=1))
+            posterior.save(Path(folder) / "fit")
+            again = Posterior.load(Path(folder) / "fit", self.pair(seed=1)[1])
         torch.testing.assert_close(again.predict(data.images, draws=3).probs, probs)
 
 

@@ -31,7 +31,7 @@ def pair(family=LikelihoodGuided, seed=0, **options):
 
 
 def quick_fit(stripes, family=LikelihoodGuided, validation=None, **settings):
-    return fit(*pair(family), stripes, validation, FitConfig(**QUICK | settings), progress=False)
+    return fit(pair(family)[1], stripes, validation, FitConfig(**QUICK | settings), progress=False)
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ def network_of(config, seed):
     return network
 
 
-def result_of(prior=iv.IsingSpikeSlab, seed=0, **options):
+def posterior_of(prior=iv.IsingSpikeSlab, seed=0, **options):
     network = network_of(CONFIG, seed)
     model = iv.IsingViT(network, prior(network.weight_sites(), coupling=0.1, **options))
     guide = iv.MeanField(model)
@@ -39,4 +39,4 @@ def result_of(prior=iv.IsingSpikeSlab, seed=0, **options):
     with torch.no_grad():
         for logit in guide.logit.values():
             logit.copy_(2 * torch.randn(logit.shape, generator=generator))
-    return iv.FitResult(model, guide, None, None, 0.0)
+    return iv.Posterior((guide,))

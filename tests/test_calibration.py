@@ -8,12 +8,12 @@ import torch
 from sklearn import metrics as sk
 
 from pyro_isingvit import (
-    FitResult,
     InputError,
     IsingSpikeSlab,
     IsingViT,
     LikelihoodGuided,
     MeanField,
+    Posterior,
     Prediction,
     Prior,
     ViT,
@@ -118,14 +118,14 @@ def test_shifts_do_what_they_say():
             assert shift(images, strength).shape == images.shape
 
 
-def result_of(config=TINY, **options):
+def posterior_of(config=TINY, **options):
     network = ViT(config)
     model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), coupling=0.5))
-    return FitResult(model, LikelihoodGuided(model, **options), None, None, 0.0)
+    return Posterior((LikelihoodGuided(model, **options),))
 
 
 def test_under_shift_has_a_row_for_each_strength(stripes):
-    result = result_of(initial_scale=0.2)
+    result = posterior_of(initial_scale=0.2)
     table = under_shift(result, stripes, {"noise": SHIFTS["noise"]}, draws=3)
     assert table["strength"].tolist() == list(range(6))
     plain = metrics(result.predict(stripes.images, 3).probs, stripes.labels)
@@ -138,7 +138,7 @@ def test_under_shift_has_a_row_for_each_strength(stripes):
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_attention_of_a_sure_posterior_is_that_of_the_network(pooling, stripes):
-    result = result_of(TINY.model_copy(update={"pooling": pooling}), initial_logit=8.0, initial_scale=1e-6)
+    result = posterior_of(TINY.model_copy(update={"pooling": pooling}), initial_logit=8.0, initial_scale=1e-6)
     found = attention(result, stripes.images[:5], draws=3)
     blocks = []
     with torch.no_grad():
@@ -156,20 +156,20 @@ def test_attention_of_a_sure_posterior_is_that_of_the_network(pooling, stripes):
 
 
 def test_attention_spreads_with_the_posterior(stripes):
-    found = attention(result_of(initial_logit=0.0, initial_scale=0.5), stripes.images[:2], draws=30)
+    found = attention(posterior_of(initial_logit=0.0, initial_scale=0.5), stripes.images[:2], draws=30)
     assert found.sd.max() > 0.01
     assert found.rollout_sd.min() >= 0
     with pytest.raises(InputError, match="draws=0"):
-        attention(result_of(), stripes.images[:2], draws=0)
+        attention(posterior_of(), stripes.images[:2], draws=0)
 
 
 def test_a_dead_network_looks_nowhere_in_particular(stripes):
-    found = attention(result_of(initial_logit=-8.0), stripes.images[:2], draws=2)
+    found = attention(posterior_of(initial_logit=-8.0), stripes.images[:2], draws=2)
     assert found.rollout_mean == pytest.approx(torch.full_like(found.rollout_mean, 0.25), abs=0.01)
 
 
 def test_attention_without_masks(stripes):
     network = ViT(TINY)
     model = IsingViT(network, Prior(network.weight_sites()))
-    result = FitResult(model, MeanField(model), None, None, 0.0)
+    result = Posterior((MeanField(model),))
     assert attention(result, stripes.images[:2], draws=2).head_inclusion.tolist() == [[1, 1], [1, 1]]

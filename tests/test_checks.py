@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pyro_isingvit import (
     FitConfig,
-    FitResult,
     Images,
     IndependentSpikeSlab,
     InputError,
@@ -21,6 +20,7 @@ from pyro_isingvit import (
     IsingViT,
     LikelihoodGuided,
     MeanField,
+    Posterior,
     ViT,
     WeightSite,
     fit,
@@ -32,7 +32,7 @@ from pyro_isingvit.diagnostics.checks import (
     predictive_check,
     prior_predictive_check,
 )
-from pyro_isingvit.predict import draw_labels, evaluating, posterior_draws, seeded
+from pyro_isingvit.draws import draw_labels
 from pyro_isingvit.testing import TINY
 
 
@@ -40,7 +40,7 @@ from pyro_isingvit.testing import TINY
 def result(tiny_model):
     """A guide that is far from sure; its own draws stand for the truth. Every class is possible for every image."""
     guide = LikelihoodGuided(tiny_model, initial_logit=1.0, initial_scale=0.1)
-    return FitResult(tiny_model, guide, history=None, path=None, seconds=0.0)
+    return Posterior((guide,))
 
 
 def test_statistics_by_hand():
@@ -56,14 +56,7 @@ def test_statistics_by_hand():
 def test_p_values_are_uniform_if_the_labels_come_from_the_model(result):
     """200 data sets, the truth of each a draw of the guide; replications from a pool of 2,800 other draws."""
     images = torch.rand(100, 1, 4, 4)
-    device = torch.device("cpu")
-    with evaluating(result.model, result.guide), seeded(device):
-        each = torch.stack(
-            [
-                result.model.logits(images, draw.weights).log_softmax(-1)
-                for draw in posterior_draws(result.model, result.guide, 3000, seed=5)
-            ]
-        )
+    each = torch.stack([draw.logits(images).log_softmax(-1) for draw in result.draws(3000, seed=5)])
     generator = torch.Generator().manual_seed(1)
     labels = torch.stack([draw_labels(log_probs, generator) for log_probs in each])
     probs = each.exp().mean(0)
@@ -77,9 +70,9 @@ def test_p_values_are_uniform_if_the_labels_come_from_the_model(result):
 
 
 def test_a_relabelled_class_is_flagged(stripes):
-    model, guide = pair()
+    _, guide = pair()
     config = FitConfig(steps=400, batch_size=20, learning_rate=2e-2, temperature=1e-3, device="cpu")
-    result = fit(model, guide, stripes, config=config, progress=False)
+    result = fit(guide, stripes, config=config, progress=False).posterior
     fine = posterior_predictive_check(result, stripes, draws=200)
     assert not fine["fails"].any()
     labels = stripes.labels.clone()
@@ -157,7 +150,8 @@ def test_leave_one_out_is_that_of_exact_refits(temperature, logit_scale):
     config = FitConfig(
         steps=1500, batch_size=30, learning_rate=1e-2, pilot=0.2, temperature=temperature, warmup=0.05, device="cpu"
     )
-    result = fit(model, MeanField(model, initial_scale=0.5, mask_rate=2.0), data, config=config, progress=False)
+    guide = MeanField(model, initial_scale=0.5, mask_rate=2.0)
+    posterior = fit(guide, data, config=config, progress=False).posterior
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(21)
     points = torch.tensor(list(itertools.product(nodes, repeat=3))) * 3 / math.sqrt(3)
@@ -174,7 +168,7 @@ def test_leave_one_out_is_that_of_exact_refits(temperature, logit_scale):
     refit = (mass.unsqueeze(-1) + (total - each) / temperature).log_softmax(0)
     exact = (refit + said).logsumexp(0)
 
-    loo = leave_one_out(replace(result, logit_scale=logit_scale), data, draws=4000)
+    loo = leave_one_out(replace(posterior, logit_scale=logit_scale), data, draws=4000)
     assert loo.elpd == pytest.approx(loo.pointwise.sum())
     assert abs(loo.elpd - exact.sum().item()) < 0.2 * loo.se  # well within the standard error, which is of the data
     assert np.abs(loo.pointwise - exact.numpy()).max() < 0.1

@@ -9,7 +9,6 @@ from PIL import Image
 
 from pyro_isingvit import FitResult
 from pyro_isingvit.cli import main
-from pyro_isingvit.experiments.methods import build
 from pyro_isingvit.experiments.run import evaluate
 from pyro_isingvit.pruning.compact import load
 from tests.test_data import write_cifar100
@@ -52,6 +51,7 @@ def test_a_run_folder_holds_everything(isingvit, tmp_path):
         "finished.csv",
         "path.csv",
         "path.png",
+        "posterior.json",
         "posterior.safetensors",
         "run.json",
         "training.png",
@@ -92,7 +92,7 @@ def test_evaluate_repeats_the_figures_of_the_run(isingvit, tmp_path, stem):
     assert evaluate("mine").scores == written
     config = evaluate("mine").config
     assert config.network.stem == stem
-    assert FitResult.load("mine", *build(config)).temperature == 1e-3
+    assert FitResult.load("mine").posterior.model.temperature == 1e-3
 
 
 def test_report_goes_into_the_run_folder(isingvit, tmp_path):
@@ -118,7 +118,7 @@ def test_an_existing_run_is_kept_unless_told_otherwise(isingvit, tmp_path):
     assert (tmp_path / "runs" / "digits" / "fit.json").read_text() == before
     code, _, _ = isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-2, "--overwrite")
     assert code == 0
-    assert json.loads((tmp_path / "runs" / "digits" / "fit.json").read_text())["temperature"] == 1e-2
+    assert json.loads((tmp_path / "runs" / "digits" / "fit.json").read_text())["config"]["temperature"] == 1e-2
 
 
 def test_what_is_no_run_is_never_overwritten(isingvit, tmp_path):
@@ -246,7 +246,7 @@ def test_prune_shrinks_a_run(isingvit, tmp_path):
     assert "zeros in dense matrices: they save no time" in " ".join(out.split())
     units = tmp_path / "runs" / "units"
     assert isingvit("fit", *QUICK, "--structured", "--target-density", 0.4, "--no-compare", "--out", units)[0] == 0
-    assert evaluate(units).result.guide.mask_shapes["encoder.up"] == (2, 256, 1)
+    assert evaluate(units).result.posterior.guide.mask_shapes["encoder.up"] == (2, 256, 1)
     assert isingvit("prune", units, "--draws", 3, "--out", "draws")[0] == 0
     assert load(tmp_path / "draws").config.members == 3
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -118,7 +118,7 @@ class TestSparseVariationalDropout(GuideConformance):
 
 
 def fit_briefly(model, guide, stripes):
-    fit(model, guide, stripes, config=FitConfig(steps=3, temperature=0.1, device="cpu"), progress=False)
+    fit(guide, stripes, config=FitConfig(steps=3, temperature=0.1, device="cpu"), progress=False)
 
 
 class Forgetful(MeanField):

@@ -11,17 +11,17 @@ import torch
 
 import pyro_isingvit as iv
 from pyro_isingvit.pruning import compact
-from tests.networks import CONFIG, IMAGES, PLAIN, WITH_STEM, network_of, result_of
+from tests.networks import CONFIG, IMAGES, PLAIN, WITH_STEM, network_of, posterior_of
 
 
 @pytest.fixture(scope="module")
 def network():
-    return iv.prune(result_of(), ("hidden", "head_dim", "patch"), density=0.5)
+    return iv.prune(posterior_of(), ("hidden", "head_dim", "patch"), density=0.5)
 
 
 @pytest.fixture(scope="module")
 def ensemble():
-    return iv.prune_draws(result_of(iv.StructuredSpikeSlab), draws=3, density=0.5)
+    return iv.prune_draws(posterior_of(iv.StructuredSpikeSlab), draws=3, density=0.5)
 
 
 @pytest.fixture(scope="module", params=["network", "ensemble"])
@@ -121,7 +121,7 @@ def cut_off(folder):
 
 
 def another_network(folder):
-    other = iv.prune(result_of(), density=0.25)
+    other = iv.prune(posterior_of(), density=0.25)
     tensors = {name: value.contiguous() for name, value in other.state_dict().items()}
     safetensors.torch.save_file(tensors, folder / "weights.safetensors")
 
@@ -190,7 +190,7 @@ def test_export_refuses(network, folder, tmp_path, monkeypatch):
 
 
 def test_export_replaces_its_own(network, folder):
-    other = iv.prune(result_of(), density=0.25)
+    other = iv.prune(posterior_of(), density=0.25)
     iv.export(other, folder, overwrite=True)
     assert torch.equal(compact.load(folder)(IMAGES), other(IMAGES))
     (folder / "thesis.txt").write_text("years of work")

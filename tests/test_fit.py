@@ -31,9 +31,9 @@ from tests.conftest import QUICK, TINY, pair, quick_fit
 @pytest.mark.parametrize("family", [LikelihoodGuided, MeanField])
 def test_it_learns_and_prunes(stripes, family):
     result = quick_fit(stripes, family, steps=500, temperature=3e-2)
-    probs = result.predict(stripes.images, draws=20).probs
+    probs = result.posterior.predict(stripes.images, draws=20).probs
     assert (probs.argmax(-1) == stripes.labels).float().mean() > 0.95
-    assert result.densities()["median_density"] < 0.8
+    assert result.posterior.densities()["median_density"] < 0.8
     assert result.history["loss"].iloc[-1] < result.history["loss"].iloc[0]
 
 
@@ -43,18 +43,18 @@ def test_phases_follow_each_other(stripes):
     assert steps == {"pilot": 30, "ising": 45, "fine-tune": 60}
     pilot = result.history[result.history["phase"] == "pilot"]
     assert pilot["median_density"].eq(1).all()
-    for name, mask in result.model.fixed_masks.items():
-        assert torch.equal(mask, result.guide.median_masks()[name])
+    for name, mask in result.posterior.model.fixed_masks.items():
+        assert torch.equal(mask, result.posterior.guide.median_masks()[name])
 
 
 def test_masks_are_all_on_in_the_pilot(stripes):
-    model, guide = pair()
+    _, guide = pair()
     seen = []
     guide.weight, original = (
         lambda site, mask: (guide.training and seen.append(bool((mask == 1).all()))) or original(site, mask),
         guide.weight,
     )
-    fit(model, guide, stripes, config=FitConfig(**QUICK | {"steps": 5, "pilot": 1.0}), progress=False)
+    fit(guide, stripes, config=FitConfig(**QUICK | {"steps": 5, "pilot": 1.0}), progress=False)
     assert seen
     assert all(seen)
 
@@ -62,7 +62,7 @@ def test_masks_are_all_on_in_the_pilot(stripes):
 @pytest.mark.parametrize("density", [0.2, 0.6])
 def test_target_density_is_held(stripes, density):
     result = quick_fit(stripes, steps=400, target_density=density)
-    assert result.densities()["expected_density"] == pytest.approx(density, abs=0.02)
+    assert result.posterior.densities()["expected_density"] == pytest.approx(density, abs=0.02)
 
 
 def test_a_target_density_is_that_of_weights_and_ends_with_the_fit(stripes):
@@ -70,20 +70,20 @@ def test_a_target_density_is_that_of_weights_and_ends_with_the_fit(stripes):
     model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), coupling=0.3))
     guide = LikelihoodGuided(model)
     config = FitConfig(**QUICK | {"steps": 300, "target_density": 0.4})
-    result = fit(model, guide, stripes, config=config, progress=False)
-    assert result.densities()["expected_density"] == pytest.approx(0.4, abs=0.01)
+    result = fit(guide, stripes, config=config, progress=False)
+    assert result.posterior.densities()["expected_density"] == pytest.approx(0.4, abs=0.01)
     assert guide.target_density is None
 
 
 def test_it_trains_what_was_left_in_evaluation_mode(stripes):
-    model, guide = pair()
+    _, guide = pair()
     guide.eval()
-    result = fit(model, guide, stripes, config=FitConfig(**QUICK | {"steps": 200, "temperature": 1.0}), progress=False)
-    assert result.densities()["median_density"] < 0.5
+    result = fit(guide, stripes, config=FitConfig(**QUICK | {"steps": 200, "temperature": 1.0}), progress=False)
+    assert result.posterior.densities()["median_density"] < 0.5
 
 
 def test_fixed_masks_move_with_the_model(stripes):
-    model = quick_fit(stripes, fine_tune=0.2).model
+    model = quick_fit(stripes, fine_tune=0.2).posterior.model
     assert all(mask.dtype == torch.float64 for mask in model.double().fixed_masks.values())
 
 
@@ -93,10 +93,10 @@ def test_same_seed_same_result_and_no_trace_on_the_global_generator(stripes):
     first, second = (quick_fit(stripes, **augmented) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     other = quick_fit(stripes, **augmented | {"seed": 4})
-    for name, value in first.guide.state_dict().items():
-        assert torch.equal(value, second.guide.state_dict()[name]), name
-    assert not torch.equal(first.guide.loc["head_out"], other.guide.loc["head_out"])
-    assert torch.equal(first.predict(stripes.images).probs, second.predict(stripes.images).probs)
+    for name, value in first.posterior.guide.state_dict().items():
+        assert torch.equal(value, second.posterior.guide.state_dict()[name]), name
+    assert not torch.equal(first.posterior.guide.loc["head_out"], other.posterior.guide.loc["head_out"])
+    assert torch.equal(first.posterior.predict(stripes.images).probs, second.posterior.predict(stripes.images).probs)
     columns = [c for c in first.history if c != "seconds"]
     pd.testing.assert_frame_equal(first.history[columns], second.history[columns])
 
@@ -109,8 +109,8 @@ def test_bfloat16_trains_to_much_the_same(stripes, estimator):
         for precision in ("float32", "bfloat16")
     ]
     for result in results:
-        assert result.model.precision == torch.float32
-        assert all(p.dtype == torch.float32 for p in result.model.parameters())
+        assert result.posterior.model.precision == torch.float32
+        assert all(p.dtype == torch.float32 for p in result.posterior.model.parameters())
     full, half = (result.history.iloc[-1] for result in results)
     assert half["loss"] != full["loss"]
     assert half["loss"] == pytest.approx(full["loss"], abs=0.1)
@@ -126,7 +126,7 @@ def test_augmentations_go_by_name():
 
 def test_a_fixed_scale_stays(stripes):
     result = quick_fit(stripes, partial(LikelihoodGuided, fixed_scale=0.018))
-    for log_scale in result.guide.log_scale.values():
+    for log_scale in result.posterior.guide.log_scale.values():
         torch.testing.assert_close(log_scale.exp(), torch.full_like(log_scale, 0.018))
 
 
@@ -137,7 +137,7 @@ def test_point_estimate_is_plain_training(stripes):
     reference.load_state_dict(network.state_dict())
     model = IsingViT(network, Flat(network.weight_sites()))
     config = FitConfig(**QUICK | {"steps": 5, "batch_size": 60, "clip": 1e6, "temperature": 1.0})
-    result = fit(model, PointEstimate(model), stripes, config=config, progress=False)
+    result = fit(PointEstimate(model), stripes, config=config, progress=False)
     optimizer = torch.optim.Adam(reference.parameters(), config.learning_rate)
     for step in range(5):
         optimizer.param_groups[0]["lr"] = config.learning_rate * config.rate_at(step)
@@ -145,8 +145,8 @@ def test_point_estimate_is_plain_training(stripes):
         torch.nn.functional.cross_entropy(reference(stripes.images), stripes.labels).backward()
         optimizer.step()
     expected = reference(stripes.images).softmax(-1).detach()
-    torch.testing.assert_close(result.predict_plug_in(stripes.images), expected, atol=1e-4, rtol=1e-3)
-    assert result.densities() == {}
+    torch.testing.assert_close(result.posterior.predict_plug_in(stripes.images), expected, atol=1e-4, rtol=1e-3)
+    assert result.posterior.densities() == {}
 
 
 def test_learning_rate_rises_and_falls():
@@ -164,23 +164,23 @@ def test_convolutions_of_a_stem_are_learned_without_masks(stripes):
     network = ViT(TINY.model_copy(update={"patch_size": (4, 4), "stem": "convolutions"}))
     before = [p.detach().clone() for p in network.stem.parameters()]
     model = IsingViT(network, IsingSpikeSlab(network.weight_sites()))
-    result = fit(model, LikelihoodGuided(model), stripes, config=FitConfig(**QUICK), progress=False)
+    result = fit(LikelihoodGuided(model), stripes, config=FitConfig(**QUICK), progress=False)
     assert len(before) == 2  # weight and bias of the first; the second is the patch embedding
     assert not any(torch.equal(p, old) for p, old in zip(network.stem.parameters(), before, strict=True))
-    assert result.inclusion_probabilities()["patch_embed"].shape == (4, 2 * 9)
+    assert result.posterior.inclusion_probabilities()["patch_embed"].shape == (4, 2 * 9)
 
 
 @pytest.mark.parametrize("fine_tune", [0.0, 0.3])
 def test_save_and_load(stripes, tmp_path, fine_tune):
     misled = Images(stripes.images, torch.where(torch.arange(60) % 5 == 0, 2 - stripes.labels, stripes.labels), 3)
     result = quick_fit(stripes, validation=misled, temperature="auto", fine_tune=fine_tune)
-    assert result.logit_scale != 1
+    assert result.posterior.logit_scale != 1
     result.save(tmp_path / "fit")
-    again = FitResult.load(tmp_path / "fit", *pair(seed=9))
-    assert torch.equal(again.predict(stripes.images).probs, result.predict(stripes.images).probs)
-    assert again.temperature == result.temperature
-    assert again.logit_scale == result.logit_scale == result.calibrate(misled).logit_scale
-    assert (again.model.fixed_masks is None) == (fine_tune == 0)
+    again = FitResult.load(tmp_path / "fit")
+    assert torch.equal(again.posterior.predict(stripes.images).probs, result.posterior.predict(stripes.images).probs)
+    assert again.posterior.model.temperature == result.posterior.model.temperature
+    assert again.posterior.logit_scale == result.posterior.logit_scale == result.posterior.calibrate(misled).logit_scale
+    assert (again.posterior.model.fixed_masks is None) == (fine_tune == 0)
     pd.testing.assert_frame_equal(again.history, result.history)
     pd.testing.assert_frame_equal(again.path, result.path)
     pd.testing.assert_frame_equal(again.finished, result.finished)
@@ -190,20 +190,20 @@ def test_save_and_load(stripes, tmp_path, fine_tune):
 
 
 def test_load_refuses_what_does_not_fit(stripes, tmp_path):
-    with pytest.raises(InputError, match=r"no fit\.json there"):
-        FitResult.load(tmp_path, *pair())
+    with pytest.raises(InputError, match=r"no posterior\.json there"):
+        FitResult.load(tmp_path)
     quick_fit(stripes, steps=4).save(tmp_path / "fit")
     other = ViT(TINY.model_copy(update={"dim": 8}))
     model = IsingViT(other, IsingSpikeSlab(other.weight_sites(), coupling=0.5))
-    with pytest.raises(InputError, match="does not fit the model and guide given") as caught:
-        FitResult.load(tmp_path / "fit", model, LikelihoodGuided(model))
+    with pytest.raises(InputError, match=r"not of the guide given: network\.dim is 8 and was 4") as caught:
+        FitResult.load(tmp_path / "fit", LikelihoodGuided(model))
     assert "\n" not in str(caught.value)
     (tmp_path / "fit" / "posterior.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match="cannot be read"):
-        FitResult.load(tmp_path / "fit", *pair())
-    (tmp_path / "fit" / "fit.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(InputError, match="format=99; this version reads 3"):
-        FitResult.load(tmp_path / "fit", *pair())
+        FitResult.load(tmp_path / "fit")
+    (tmp_path / "fit" / "posterior.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(InputError, match="format=99; this version reads 4"):
+        FitResult.load(tmp_path / "fit")
 
 
 def test_a_diverging_fit_is_named(stripes):
@@ -214,7 +214,7 @@ def test_a_diverging_fit_is_named(stripes):
         pytest.warns(UserWarning, match="NaN"),
         pytest.raises(TrainingError, match=r"loss=nan at step .*lower learning_rate="),
     ):
-        fit(model, guide, stripes, config=FitConfig(**QUICK), progress=False)
+        fit(guide, stripes, config=FitConfig(**QUICK), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -240,18 +240,16 @@ def test_arguments_that_do_not_fit_together_are_refused(stripes):
     model, guide = pair()
     config = FitConfig(**QUICK)
     with pytest.raises(InputError, match="pass validation"):
-        fit(model, guide, stripes, config=config.model_copy(update={"temperature": "auto"}))
-    with pytest.raises(InputError, match="made for another model"):
-        fit(pair()[0], guide, stripes, config=config)
+        fit(guide, stripes, config=config.model_copy(update={"temperature": "auto"}))
     with pytest.raises(InputError, match="MeanField cannot hold a density"):
-        fit(model, MeanField(model), stripes, config=FitConfig(**QUICK | {"target_density": 0.5}))
+        fit(MeanField(model), stripes, config=FitConfig(**QUICK | {"target_density": 0.5}))
     with pytest.raises(InputError, match=r"train.classes=5: the network has 3"):
-        fit(model, guide, Images(stripes.images, stripes.labels, 5), config=config)
+        fit(guide, Images(stripes.images, stripes.labels, 5), config=config)
     plain = IsingViT(ViT(TINY), Prior(ViT(TINY).weight_sites()))
     with pytest.raises(InputError, match=r"decided in the Ising phase, and there is none"):
-        fit(plain, MeanField(plain), stripes, stripes, config.model_copy(update={"temperature": "auto"}))
+        fit(MeanField(plain), stripes, stripes, config.model_copy(update={"temperature": "auto"}))
     with pytest.raises(InputError, match="device='tpu'"):
-        fit(model, guide, stripes, config=FitConfig(**QUICK | {"device": "tpu"}))
+        fit(guide, stripes, config=FitConfig(**QUICK | {"device": "tpu"}))
 
 
 @pytest.mark.parametrize(

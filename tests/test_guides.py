@@ -75,7 +75,7 @@ def fitted_q(system, family, steps=3000, **options):
     config = FitConfig(
         steps=steps, batch_size=30, learning_rate=1e-9, warmup=0.05, pilot=0.0, temperature=1.0, device="cpu", clip=1e9
     )
-    fit(model, guide, data, config=config, progress=False)
+    fit(guide, data, config=config, progress=False)
     return guide
 
 

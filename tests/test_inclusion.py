@@ -19,6 +19,7 @@ from pyro_isingvit import (
     LikelihoodGuided,
     LowRank,
     MeanField,
+    Posterior,
     Prior,
     StructuredSpikeSlab,
     ViT,
@@ -30,7 +31,6 @@ from pyro_isingvit.diagnostics.inclusion import (
     alive_units,
     inclusion,
     inclusion_table,
-    mask_draws,
     stability,
     threshold_table,
     unit_inclusion,
@@ -45,6 +45,10 @@ def guide(tiny_model):
     return guide
 
 
+def of(guide):
+    return Posterior((guide,))
+
+
 def spread(guide):
     with torch.no_grad():
         for logit in guide.logit.values():
@@ -52,7 +56,7 @@ def spread(guide):
 
 
 def test_table_has_a_row_for_each_site_and_block(guide):
-    table = inclusion_table(guide)
+    table = inclusion_table(of(guide))
     assert table["site"].iloc[0] == "patch_embed"
     assert table["site"].iloc[-1] == "head.out"
     assert table["layer"].dropna().tolist() == [0] * 6 + [1] * 6
@@ -66,7 +70,7 @@ def test_table_has_a_row_for_each_site_and_block(guide):
 
 def test_intervals_cover_the_share_kept(guide):
     """The share is a mean of independent Bernoullis: normal by the central limit theorem, with known variance."""
-    table = inclusion_table(guide, interval=0.9, draws=2000).set_index(["site", "layer"])
+    table = inclusion_table(of(guide), interval=0.9, draws=2000).set_index(["site", "layer"])
     probs = guide.inclusion_probabilities()["encoder.up"][0]
     sd = (probs * (1 - probs)).sum().sqrt().item() / probs.numel()
     row = table.loc[("encoder.up", 0)]
@@ -76,23 +80,23 @@ def test_intervals_cover_the_share_kept(guide):
 
 
 def test_inclusion_is_labelled(guide):
-    weights = inclusion(guide)
+    weights = inclusion(of(guide))
     probs = guide.inclusion_probabilities()
     assert weights["encoder.up"].dims == ("layer", "hidden", "dim")
     assert np.array_equal(weights["encoder.up"].values, probs["encoder.up"].numpy())
-    layers = inclusion(guide, by="layer")
+    layers = inclusion(of(guide), by="layer")
     assert layers["encoder.out"].dims == ("layer",)
     assert float(layers["encoder.out"][1]) == pytest.approx(probs["encoder.out"][1].mean().item())
-    assert float(inclusion(guide, by="role")["head.out"]) == pytest.approx(probs["head.out"].mean().item())
+    assert float(inclusion(of(guide), by="role")["head.out"]) == pytest.approx(probs["head.out"].mean().item())
 
 
 def test_shared_masks_have_the_dimensions_that_differ(tiny_network):
     model = IsingViT(tiny_network, StructuredSpikeSlab(tiny_network.weight_sites(), coupling=0.1))
     guide = MeanField(model)
     spread(guide)
-    assert inclusion(guide)["encoder.query"].dims == ("layer", "head")
-    alive = unit_inclusion(guide, "head")
-    into, out = (inclusion(guide)[role].values for role in ("encoder.value", "encoder.out"))
+    assert inclusion(of(guide))["encoder.query"].dims == ("layer", "head")
+    alive = unit_inclusion(of(guide), "head")
+    into, out = (inclusion(of(guide))[role].values for role in ("encoder.value", "encoder.out"))
     assert np.allclose(alive.values, into * out)  # one mask in, one out
 
 
@@ -102,8 +106,8 @@ def test_unit_inclusion_is_the_frequency_over_draws(guide, unit):
         with torch.no_grad():
             for logit in guide.logit.values():
                 logit.sub_(3.5)
-    exact = unit_inclusion(guide, unit)
-    drawn = torch.stack([alive_units(guide, unit, masks) for masks in mask_draws(guide, 2000)]).double().mean(0)
+    exact = unit_inclusion(of(guide), unit)
+    drawn = torch.stack([alive_units(of(guide), unit, masks) for masks in of(guide).mask_draws(2000)]).double().mean(0)
     assert exact.dims == (("layer",) if unit == "block" else UNITS[unit][0])
     assert np.abs(exact.values - drawn.numpy()).max() < 5 * 0.5 / math.sqrt(2000)
 
@@ -118,8 +122,8 @@ def test_a_block_whose_units_share_masks(tiny_network):
         with torch.no_grad():
             for logit in guide.logit.values():
                 logit.sub_(3.0)
-        drawn = torch.stack([alive_units(guide, "block", masks) for masks in mask_draws(guide, 2000, 1)])
-        gap = np.abs(unit_inclusion(guide, "block", draws=2000).values - drawn.double().mean(0).numpy()).max()
+        drawn = torch.stack([alive_units(of(guide), "block", masks) for masks in of(guide).mask_draws(2000, 1)])
+        gap = np.abs(unit_inclusion(of(guide), "block", draws=2000).values - drawn.double().mean(0).numpy()).max()
         assert gap < 5 * 0.5 / math.sqrt(2000) * (1 if levels is both else math.sqrt(2))
 
 
@@ -130,12 +134,12 @@ def test_unit_inclusion_by_enumeration():
     for guide in (MeanField(model), BackwardIsing(model, initial_strength=0.8)):
         spread(guide)
         expected = sum(
-            guide.mask_log_prob(masks).exp().item() * alive_units(guide, "hidden", masks).double()
+            guide.mask_log_prob(masks).exp().item() * alive_units(of(guide), "hidden", masks).double()
             for masks in all_masks(guide)
         )
         # exact where masks are independent; else a frequency over 4,000 draws
         error = 1e-5 if guide.independent_masks else 5 * 0.5 / math.sqrt(4000)
-        assert np.abs(unit_inclusion(guide, "hidden", draws=4000).values - expected.numpy()).max() < error
+        assert np.abs(unit_inclusion(of(guide), "hidden", draws=4000).values - expected.numpy()).max() < error
 
 
 def test_who_has_independent_masks(tiny_model):
@@ -151,14 +155,14 @@ def test_a_unit_is_alive_if_something_enters_and_leaves_it(guide):
         guide.logit["encoder_up"][0, 3, 1] = guide.logit["encoder_down"][0, 2, 3] = 1.0
         guide.logit["encoder_up"][1, 5] = 1.0  # nothing leaves this one
         guide.logit["encoder_value"][1, 0, 1, 2] = guide.logit["encoder_out"][1, 3, 0, 0] = 1.0
-    assert alive_units(guide, "hidden").nonzero().tolist() == [[0, 3]]
-    assert alive_units(guide, "head").nonzero().tolist() == [[1, 0]]
-    assert not alive_units(guide, "head_dim").any()  # what enters and what leaves are different ones
+    assert alive_units(of(guide), "hidden").nonzero().tolist() == [[0, 3]]
+    assert alive_units(of(guide), "head").nonzero().tolist() == [[1, 0]]
+    assert not alive_units(of(guide), "head_dim").any()  # what enters and what leaves are different ones
 
 
 def test_thresholds(guide):
     probs = torch.cat([p.flatten() for p in guide.inclusion_probabilities().values()]).double()
-    table = threshold_table(guide, [0.0, 0.5, 0.8, 1.0]).set_index("threshold")
+    table = threshold_table(of(guide), [0.0, 0.5, 0.8, 1.0]).set_index("threshold")
     kept = probs >= 0.8
     assert table.loc[0.8, "density"] == pytest.approx(kept.double().mean().item())
     assert table.loc[0.8, "false_discovery_rate"] == pytest.approx((1 - probs[kept]).mean().item())
@@ -172,13 +176,13 @@ def test_stability_of_equal_and_of_unrelated_fits(tiny_model):
     for guide in guides:
         torch.manual_seed(1)
         spread(guide)
-    table = stability(guides).set_index("site")
+    table = stability([of(guide) for guide in guides]).set_index("site")
     assert table.loc["all", "rank_correlation"] == pytest.approx(1)
     assert table.loc["all", "r_hat"] == pytest.approx(1)
     assert table.loc["all", "split"] == 0
     for guide in guides:
         spread(guide)
-    table = stability(guides).set_index("site")
+    table = stability([of(guide) for guide in guides]).set_index("site")
     assert abs(table.loc["all", "rank_correlation"]) < 5 / math.sqrt(286)  # of 286 independent weights
     assert table.loc["all", "split"] == pytest.approx(0.75, abs=5 * 0.43 / math.sqrt(286))  # not all alike: 1 - 2 / 8
     # normal logits: E[p (1 - p)] and Var[p] by quadrature give the ratio of their means, the median lies below
@@ -188,11 +192,11 @@ def test_stability_of_equal_and_of_unrelated_fits(tiny_model):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda guide: unit_inclusion(guide, "token"), "unit='token': choose one of"),
-        (lambda guide: inclusion_table(guide, interval=1.0), "interval=1.0"),
-        (lambda guide: inclusion_table(guide, draws=0), "draws=0"),
-        (lambda guide: threshold_table(guide, [2.0]), "thresholds=2.0"),
-        (lambda guide: stability([guide]), "guides: 1 given"),
+        (lambda guide: unit_inclusion(of(guide), "token"), "unit='token': choose one of"),
+        (lambda guide: inclusion_table(of(guide), interval=1.0), "interval=1.0"),
+        (lambda guide: inclusion_table(of(guide), draws=0), "draws=0"),
+        (lambda guide: threshold_table(of(guide), [2.0]), "thresholds=2.0"),
+        (lambda guide: stability([of(guide)]), "posteriors: 1 given"),
     ],
 )
 def test_refusals(guide, call, message):
@@ -200,11 +204,11 @@ def test_refusals(guide, call, message):
         call(guide)
 
 
-@pytest.mark.parametrize("read", [inclusion, inclusion_table, threshold_table, lambda guide: stability([guide, guide])])
+@pytest.mark.parametrize("read", [inclusion, inclusion_table, threshold_table, lambda one: stability([one, one])])
 def test_a_guide_without_masks_is_refused(tiny_network, read):
     model = IsingViT(tiny_network, Prior(tiny_network.weight_sites()))
-    with pytest.raises(InputError, match="guide=MeanField has no masks"):
-        read(MeanField(model))
+    with pytest.raises(InputError, match="MeanField, has no masks"):
+        read(of(MeanField(model)))
 
 
 class Logistic(nn.Module):
@@ -236,10 +240,10 @@ def test_expected_false_discovery_rate_is_the_true_one():
         prior = IndependentSpikeSlab(network.weight_sites(), inclusion=0.3, slab_scale=10.0)
         model = IsingViT(network, prior)
         config = FitConfig(steps=600, learning_rate=2e-2, pilot=0.3, temperature=1.0, device="cpu")
-        result = fit(model, LikelihoodGuided(model), data, config=config, progress=False)
-        probs = result.inclusion_probabilities()["weight"]
+        result = fit(LikelihoodGuided(model), data, config=config, progress=False)
+        probs = result.posterior.inclusion_probabilities()["weight"]
         among = probs >= 0.5
-        table = threshold_table(result.guide, [0.5])
+        table = threshold_table(result.posterior, [0.5])
         kept += among.sum().item()
         wrong += (1 - truth)[among].sum().item()
         expected += table["false_discovery_rate"].item() * among.sum().item()

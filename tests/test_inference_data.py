@@ -9,19 +9,18 @@ import torch
 
 from pyro_isingvit import (
     FitConfig,
-    FitResult,
     InputError,
     IsingSpikeSlab,
     IsingViT,
     LikelihoodGuided,
     MeanField,
+    Posterior,
     Prior,
     ViT,
     fit,
 )
 from pyro_isingvit.diagnostics.arviz_adapter import arviz, psislw, read_netcdf, write_netcdf
 from pyro_isingvit.diagnostics.inference_data import to_inference_data
-from pyro_isingvit.predict import evaluating, posterior_draws
 from pyro_isingvit.testing import TINY
 
 NEW = hasattr(arviz(), "plot_ppc_dist")
@@ -32,18 +31,25 @@ def fitted(stripes, coupling=0.5):
     network = ViT(TINY)
     model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), coupling=coupling))
     config = FitConfig(steps=60, batch_size=20, learning_rate=1e-2, temperature=0.1, device="cpu")
-    return fit(model, LikelihoodGuided(model), stripes, config=config, progress=False)
+    return fit(LikelihoodGuided(model), stripes, config=config, progress=False)
 
 
 def test_groups(stripes):
     result = fitted(stripes)
     data = to_inference_data(
-        result, stripes, draws=200, weights=["head.out"], predictions=stripes.images[:7], prior=50, seed=1
+        result.posterior,
+        stripes,
+        draws=200,
+        log=result,
+        weights=["head.out"],
+        predictions=stripes.images[:7],
+        prior=50,
+        seed=1,
     )
     masks = data.posterior["encoder.up.mask"]
     assert masks.dims == ("chain", "draw", "layer", "hidden", "dim")
     assert masks.dtype == bool
-    probs = result.guide.inclusion_probabilities()["encoder.up"].numpy()
+    probs = result.posterior.guide.inclusion_probabilities()["encoder.up"].numpy()
     # a mean of 200 draws: five standard errors
     assert np.abs(masks.mean(("chain", "draw")).values - probs).max() < 5 * 0.5 / 200**0.5
     assert data.posterior["head.out.weight"].dims == ("chain", "draw", "class", "head_hidden")
@@ -64,14 +70,8 @@ def test_groups(stripes):
 
 def test_likelihood_and_replications_are_those_of_the_draws(stripes):
     result = fitted(stripes)
-    data = to_inference_data(result, stripes, draws=150, seed=2)
-    with evaluating(result.model, result.guide):
-        each = torch.stack(
-            [
-                result.model.logits(stripes.images, draw.weights).log_softmax(-1)
-                for draw in posterior_draws(result.model, result.guide, 150, 2)
-            ]
-        )
+    data = to_inference_data(result.posterior, stripes, draws=150, seed=2)
+    each = torch.stack([draw.logits(stripes.images).log_softmax(-1) for draw in result.posterior.draws(150, 2)])
     expected = each.gather(-1, stripes.labels.expand(150, 60).unsqueeze(-1)).squeeze(-1)
     assert np.abs(data.log_likelihood["label"].values[0] - expected.numpy()).max() < 1e-5
     replicated = data.posterior_predictive["label"].values[0]
@@ -84,20 +84,20 @@ def test_the_log_ratio_is_that_of_a_prior_and_a_guide_in_closed_form(tiny_networ
     """Weights without masks: a difference of normal densities."""
     model = IsingViT(tiny_network, Prior(tiny_network.weight_sites()))
     guide = MeanField(model, initial_scale=0.3)
-    with evaluating(model, guide):
-        for draw in posterior_draws(model, guide, 3, 0):
-            expected = 0.0
-            for site in model.sites:
-                weight = draw.weights[site.name]
-                p = torch.distributions.Normal(0.0, site.fan_in**-0.5).log_prob(weight).sum()
-                q = torch.distributions.Normal(guide.loc[site.key], 0.3).log_prob(weight).sum()
-                expected += float(p - q)
-            assert draw.log_ratio == pytest.approx(expected, rel=1e-4)
-            assert draw.masks == {}
+    for draw in Posterior((guide,)).draws(3, 0):
+        expected = 0.0
+        for site in model.sites:
+            weight = draw.weights[site.name]
+            p = torch.distributions.Normal(0.0, site.fan_in**-0.5).log_prob(weight).sum()
+            q = torch.distributions.Normal(guide.loc[site.key], 0.3).log_prob(weight).sum()
+            expected += float((p - q).detach())
+        assert draw.log_ratio == pytest.approx(expected, rel=1e-4)
+        assert draw.masks == {}
 
 
 def test_attributes(stripes):
-    data = to_inference_data(fitted(stripes), draws=2)
+    result = fitted(stripes)
+    data = to_inference_data(result.posterior, draws=2, log=result)
     assert "not a Markov chain" in data.attrs["draws_are"]
     assert json.loads(data.attrs["versions"]).keys() >= {"torch", "pyro-ppl", "arviz"}
     assert json.loads(data.attrs["fit"])["steps"] == 60
@@ -105,7 +105,7 @@ def test_attributes(stripes):
 
 
 def test_netcdf_and_back(stripes, tmp_path):
-    data = to_inference_data(fitted(stripes), stripes, draws=20, prior=5)
+    data = to_inference_data(fitted(stripes).posterior, stripes, draws=20, prior=5)
     write_netcdf(data, tmp_path / "posterior.nc")
     again = read_netcdf(tmp_path / "posterior.nc")
     for group in ("posterior", "log_likelihood", "posterior_predictive", "observed_data", "prior", "sample_stats"):
@@ -123,7 +123,10 @@ def test_netcdf_and_back(stripes, tmp_path):
 
 def test_arviz_uses_it(stripes):
     az = arviz()
-    fits = {f"coupling {c}": to_inference_data(fitted(stripes, c), stripes, draws=200, prior=5) for c in (0.0, 0.5)}
+    fits = {
+        f"coupling {c}": to_inference_data(fitted(stripes, c).posterior, stripes, draws=200, prior=5)
+        for c in (0.0, 0.5)
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ArviZ warns of high k, here rightly
         loo = az.loo(fits["coupling 0.5"], pointwise=True)
@@ -140,7 +143,7 @@ def test_arviz_draws_it(stripes):
 
     matplotlib.use("Agg")
     az = arviz()
-    data = to_inference_data(fitted(stripes), stripes, draws=50)
+    data = to_inference_data(fitted(stripes).posterior, stripes, draws=50)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if NEW:
@@ -172,7 +175,7 @@ def test_psis_of_a_known_tail():
     ],
 )
 def test_refusals(tiny_model, options, message):
-    result = FitResult(tiny_model, LikelihoodGuided(tiny_model), None, None, 0.0)
+    result = Posterior((LikelihoodGuided(tiny_model),))
     with pytest.raises(InputError, match=message):
         to_inference_data(result, **options)
 
@@ -180,4 +183,4 @@ def test_refusals(tiny_model, options, message):
 def test_refuses_a_guide_without_masks(tiny_network):
     model = IsingViT(tiny_network, Prior(tiny_network.weight_sites()))
     with pytest.raises(InputError, match="has no masks"):
-        to_inference_data(FitResult(model, MeanField(model), None, None, 0.0))
+        to_inference_data(Posterior((MeanField(model),)))

@@ -14,11 +14,11 @@ from pyro_isingvit import (
     IsingViT,
     LogUniform,
     PointEstimate,
+    Posterior,
     SparseVariationalDropout,
     TraceGraph_ELBO,
     ViT,
     ViTConfig,
-    predict_plug_in,
 )
 from pyro_isingvit.data import Data
 from pyro_isingvit.experiments import RunConfig
@@ -106,13 +106,13 @@ def test_wrong_methods_are_refused(bad, message):
 def test_a_pruned_network_predicts_without_what_was_cut(tiny_network, stripes):
     model = IsingViT(tiny_network, Flat(tiny_network.weight_sites()))
     guide = PointEstimate(model)
-    masks = magnitude_masks(guide, 0.3)
+    masks = magnitude_masks(Posterior((guide,)), 0.3)
     model.fix_masks(masks)
     weights = {site.name: guide.loc[site.key] * masks[site.name] for site in model.sites}
     expected = model.logits(stripes.images, weights).softmax(-1)
-    torch.testing.assert_close(predict_plug_in(model, guide, stripes.images), expected)
+    torch.testing.assert_close(Posterior((guide,)).predict_plug_in(stripes.images), expected)
     model.fix_masks(None)
-    assert not torch.allclose(predict_plug_in(model, guide, stripes.images), expected)
+    assert not torch.allclose(Posterior((guide,)).predict_plug_in(stripes.images), expected)
 
 
 def exact_divergence(log_alpha: float) -> float:
@@ -190,7 +190,7 @@ def test_dropout_acts_in_training_alone():
 def test_magnitude_pruning_keeps_the_largest(tiny_network):
     model = IsingViT(tiny_network, Flat(tiny_network.weight_sites()))
     guide = PointEstimate(model)
-    masks = magnitude_masks(guide, 0.25)
+    masks = magnitude_masks(Posterior((guide,)), 0.25)
     weights = guide.mean_weights({})
     kept = torch.cat([weights[name][mask > 0].abs() for name, mask in masks.items()])
     cut = torch.cat([weights[name][mask == 0].abs() for name, mask in masks.items()])

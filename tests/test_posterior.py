@@ -78,8 +78,8 @@ def inclusion(problem, coupling):
     config = FitConfig(
         steps=600, batch_size=100, learning_rate=1e-7, pilot=0.2, temperature=1.0, device="cpu", clip=1e9
     )
-    result = fit(model, guide, data, config=config, progress=False)
-    fitted = torch.cat([p.flatten() for p in result.inclusion_probabilities().values()])
+    result = fit(guide, data, config=config, progress=False)
+    fitted = torch.cat([p.flatten() for p in result.posterior.inclusion_probabilities().values()])
     return exact, fitted
 
 

@@ -8,18 +8,17 @@ import torch
 
 import pyro_isingvit as iv
 from pyro_isingvit.pruning import costs, decide
-from tests.networks import CONFIG, IMAGES, LEVEL_DIMS, PLAIN, WITH_STEM, WITH_TOKEN, network_of, result_of
+from tests.networks import CONFIG, IMAGES, LEVEL_DIMS, PLAIN, WITH_STEM, WITH_TOKEN, network_of, posterior_of
 
 # --- decisions --------------------------------------------------------------------------------------------------------
 
 
 def test_weights_by_threshold_and_by_density():
-    result = result_of()
+    result = posterior_of()
     assert all(
-        torch.equal(mask, result.guide.median_masks()[name])
-        for name, mask in decide(result.guide, "weight").masks.items()
+        torch.equal(mask, result.guide.median_masks()[name]) for name, mask in decide(result, "weight").masks.items()
     )
-    masks = decide(result.guide, "weight", density=0.2).masks
+    masks = decide(result, "weight", density=0.2).masks
     probs = result.inclusion_probabilities()
     kept = torch.cat([p[masks[name] == 1] for name, p in probs.items()])
     dropped = torch.cat([p[masks[name] == 0] for name, p in probs.items()])
@@ -36,11 +35,11 @@ def test_units_by_probability(level):
     from pyro_isingvit.diagnostics.inclusion import unit_inclusion
     from pyro_isingvit.pruning.decide import UNITS_OF
 
-    result = result_of(iv.StructuredSpikeSlab)
+    result = posterior_of(iv.StructuredSpikeSlab)
     for unit in UNITS_OF[level]:
-        alive = torch.from_numpy(unit_inclusion(result.guide, unit).values)
-        assert torch.equal(decide(result.guide, level, threshold=0.4).kept[unit], alive >= 0.4)
-        kept = decide(result.guide, level, density=0.5).kept[unit]
+        alive = torch.from_numpy(unit_inclusion(result, unit).values)
+        assert torch.equal(decide(result, level, threshold=0.4).kept[unit], alive >= 0.4)
+        kept = decide(result, level, density=0.5).kept[unit]
         assert len(UNITS_OF[level]) > 1 or kept.sum() == max(1, kept.numel() // 2)
         assert kept.all() or alive[kept].min() >= alive[~kept].max() - 1e-12
 
@@ -50,7 +49,7 @@ def encoder_weights(network):
 
 
 def test_density_is_a_share_of_the_weights_of_all_kinds():
-    result = result_of()
+    result = posterior_of()
     with torch.no_grad():
         for logit in result.guide.logit.values():
             logit.add_(8.0)  # all weights are in, so that units that stay stay whole
@@ -59,7 +58,7 @@ def test_density_is_a_share_of_the_weights_of_all_kinds():
         share = encoder_weights(iv.prune(result, level, density=0.5)) / whole
         # the constant part of queries that go is one unit for each head
         assert 0.5 - largest / whole < share <= 0.5 + 4 * 16 / whole
-    each = decide(result.guide, density={"hidden": 0.25, "head": 0.5})
+    each = decide(result, density={"hidden": 0.25, "head": 0.5})
     assert each.kept["hidden"].sum() == 6
     assert each.kept["head"].sum() == 2
 
@@ -74,22 +73,22 @@ def test_units_without_masks_stay():
 
     network = network_of(CONFIG, 9)
     model = iv.IsingViT(network, Partly(network.weight_sites()))
-    kept = decide(iv.MeanField(model), ("hidden", "head_dim"), density=0.25).kept
+    kept = decide(iv.Posterior((iv.MeanField(model),)), ("hidden", "head_dim"), density=0.25).kept
     assert kept["head_dim"].all()
     assert kept["query_key"].all()
     assert kept["hidden"].sum() == 6
     for level in ("block", "head"):
-        assert decide(iv.MeanField(model), level, density=0.25).kept[level].all()
+        assert decide(iv.Posterior((iv.MeanField(model),)), level, density=0.25).kept[level].all()
 
 
 def test_density_ranks_units_that_are_all_alive():
     """Of units whose probability rounds to 1, those with more to lose stay."""
-    result = result_of()
+    result = posterior_of()
     with torch.no_grad():
         for role in ("encoder_up", "encoder_down"):
             result.guide.logit[role].fill_(20.0)
         result.guide.logit["encoder_up"][:, ::2] = 5.0
-    kept = decide(result.guide, "hidden", density=0.5).kept["hidden"]
+    kept = decide(result, "hidden", density=0.5).kept["hidden"]
     assert not kept[:, ::2].any()
     assert kept[:, 1::2].all()
 
@@ -100,7 +99,7 @@ def test_a_unit_that_goes_leaves_its_mean(level):
     network = network_of(CONFIG, 3)
     model = iv.IsingViT(network, iv.IndependentSpikeSlab(network.weight_sites()))
     guide = iv.MeanField(model, initial_logit=20.0)
-    result = iv.FitResult(model, guide, None, None, 0.0)
+    result = iv.Posterior((guide,))
     with torch.no_grad():  # no scale: every LayerNorm gives its bias, whatever the image
         for name in ("encoder.attention_norm", "encoder.mlp_norm", "norm.weight"):
             network.get_parameter(name).zero_()
@@ -125,7 +124,7 @@ def test_a_spike_with_a_mean_keeps_it():
     guide = Off(model, initial_logit=-3.0)
     with torch.no_grad():
         guide.logit["encoder_up"][:, ::3] = 3.0
-    result = iv.FitResult(model, guide, None, None, 0.0)
+    result = iv.Posterior((guide,))
     small = iv.prune(result, "weight")
     assert (small(IMAGES).softmax(-1) - result.predict_plug_in(IMAGES)).abs().max() < 1e-5
     assert (small.patch_embed == torch.tensor(0.05)).all()
@@ -135,15 +134,15 @@ def test_a_spike_with_a_mean_keeps_it():
 
 
 def test_fixed_masks_hold():
-    result = result_of(seed=5)
+    result = posterior_of(seed=5)
     masks = {site.name: torch.ones(site.shape) for site in result.model.sites}
     masks["encoder.up"][:, 4:] = 0
     result.model.fix_masks(masks)
     with torch.no_grad():
         result.guide.logit["encoder_up"].fill_(-9.0)  # by its probability no unit would stay
     weights = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
-    assert all(decide(result.guide, "weight", density=weights).masks[name].equal(mask) for name, mask in masks.items())
-    more = decide(result.guide, "weight", density=1.0).masks
+    assert all(decide(result, "weight", density=weights).masks[name].equal(mask) for name, mask in masks.items())
+    more = decide(result, "weight", density=1.0).masks
     assert all(more[name].equal(mask) for name, mask in masks.items())  # what is out is out
     for options in ({}, {"density": 1.0}, {"density": 8 / 24}):
         small = iv.prune(result, "hidden", **options)
@@ -162,7 +161,7 @@ def test_correlated_masks_rank_too(family):
         for logit in guide.logit.values():
             logit.fill_(6.0)
         guide.logit["encoder_up"][0] = 3.0
-    kept = decide(guide, "hidden", density=0.5).kept["hidden"]
+    kept = decide(iv.Posterior((guide,)), "hidden", density=0.5).kept["hidden"]
     assert not kept[0].any()
     assert kept[1].all()
 
@@ -172,15 +171,12 @@ def test_correlated_masks_rank_too(family):
 
 @pytest.mark.parametrize("config", [CONFIG, WITH_TOKEN, PLAIN, WITH_STEM])
 def test_an_ensemble_is_its_draws(config):
-    from pyro_isingvit.predict import evaluating, posterior_draws
-
     network = network_of(config, 7)
     model = iv.IsingViT(network, iv.StructuredSpikeSlab(network.weight_sites(), coupling=0.1))
     guide = iv.MeanField(model, initial_logit=0.5)
-    result = iv.FitResult(model, guide, None, None, 0.0, logit_scale=0.6)
+    result = iv.Posterior((guide,), logit_scale=0.6)
     ensemble = iv.prune_draws(result, draws=4, density=1.0, seed=3)
-    with evaluating(model, guide):
-        draws = [0.6 * model.logits(IMAGES, draw.weights) for draw in posterior_draws(model, guide, 4, 3)]
+    draws = [0.6 * draw.logits(IMAGES) for draw in result.draws(4, 3)]
     expected = torch.stack(draws)
     assert (ensemble(IMAGES) - expected).abs().max() < 1e-5
     assert max(layer.hidden for layer in ensemble.config.layers) < 12
@@ -194,20 +190,20 @@ def test_an_ensemble_is_its_draws(config):
 def test_fine_tuning_trains_the_small_network():
     labels = torch.arange(6) % 3
     images = iv.Images(IMAGES, labels, classes=10)
-    small = iv.prune(result_of(), density=0.5)
+    small = iv.prune(posterior_of(), density=0.5)
     before = torch.nn.functional.cross_entropy(small(IMAGES), labels)
-    result = iv.fine_tune(
+    history = iv.fine_tune(
         small, images, config=iv.FitConfig(steps=200, batch_size=6, learning_rate=1e-2), progress=False
     )
     after = torch.nn.functional.cross_entropy(small(IMAGES), labels)
     assert after < 0.5 * before
-    assert (result.predict_plug_in(IMAGES) - small(IMAGES).softmax(-1)).abs().max() < 1e-6
+    assert history["nll"].iloc[-1] == pytest.approx(after.item(), abs=1e-5)
     assert all(p.requires_grad for p in small.parameters())
 
 
 def test_what_was_cut_stays_cut_and_a_failure_changes_nothing():
     images = iv.Images(IMAGES, torch.arange(6) % 3, classes=10)
-    small = iv.prune(result_of(), "weight", density=0.4)
+    small = iv.prune(posterior_of(), "weight", density=0.4)
     zeros = {name: p == 0 for name, p in small.named_parameters() if p.dim() == 2 and name != "position"}
     before = {name: p.detach().clone() for name, p in small.named_parameters()}
     assert sum(int(zero.sum()) for zero in zeros.values()) > 100
@@ -222,7 +218,7 @@ def test_what_was_cut_stays_cut_and_a_failure_changes_nothing():
 
 
 def test_costs():
-    whole, small = network_of(CONFIG, 8), iv.prune(result_of(seed=8), density=0.25)
+    whole, small = network_of(CONFIG, 8), iv.prune(posterior_of(seed=8), density=0.25)
     table = costs({"whole": whole, "small": small}, IMAGES, batches=(1,))
     assert table["whole"].parameters == sum(p.numel() for p in whole.parameters())
     tokens, dim, hidden = 4, 8, 12
@@ -263,18 +259,20 @@ def test_costs():
 )
 def test_refusals(call, message):
     with pytest.raises(iv.InputError, match=message):
-        call(result_of())
+        call(posterior_of())
 
 
 def test_nothing_left_and_no_masks():
-    result = result_of()
+    result = posterior_of()
     with torch.no_grad():
         result.guide.logit["patch_embed"].fill_(-9.0)
     with pytest.raises(iv.InputError, match="nothing is left of the network: no patch feature"):
         iv.prune(result, "weight")
     network = network_of(CONFIG, 0)
     model = iv.IsingViT(network, iv.Flat(network.weight_sites()))
-    plain = iv.FitResult(model, iv.PointEstimate(model), None, None, 0.0)
+    plain = iv.Posterior((iv.PointEstimate(model),))
     with pytest.raises(iv.InputError, match="PointEstimate has no masks"):
         iv.prune(plain)
-    assert math.isfinite(float(np.log(iv.prune(result_of(), density=0.3)(IMAGES).softmax(-1).detach().numpy()).sum()))
+    assert math.isfinite(
+        float(np.log(iv.prune(posterior_of(), density=0.3)(IMAGES).softmax(-1).detach().numpy()).sum())
+    )

@@ -63,24 +63,27 @@ def test_every_number_is_the_one_from_the_python_call(folder):
     again = evaluate(folder)
     result, plain, data = again.result, again.deterministic, again.data
     test, seed = data.test, again.config.fit.seed
-    assert 1 not in (result.logit_scale, plain.logit_scale)  # a run is calibrated
+    assert 1 not in (result.posterior.logit_scale, plain.posterior.logit_scale)  # a run is calibrated
     expected = {
         "train": len(data.train),
         "validation": len(data.validation),
         "test": len(test),
-        "weights": sum(site.numel for site in result.model.sites),
-        "temperature": result.temperature,
-        "logit_scale": result.logit_scale,
-        "logit_scale/deterministic": plain.logit_scale,
+        "weights": sum(site.numel for site in result.posterior.model.sites),
+        "temperature": result.posterior.model.temperature,
+        "logit_scale": result.posterior.logit_scale,
+        "logit_scale/deterministic": plain.posterior.logit_scale,
         "steps": 60,
         "seconds": result.seconds,
-        **result.densities(),
+        **result.posterior.densities(),
     }
-    predictions = {"ising": result.predict(test.images, 4, seed=seed), "deterministic": plain.predict(test.images, 1)}
+    predictions = {
+        "ising": result.posterior.predict(test.images, 4, seed=seed),
+        "deterministic": plain.posterior.predict(test.images, 1),
+    }
     probs = {method: p.probs for method, p in predictions.items()} | {
-        "median network": result.predict_plug_in(test.images)
+        "median network": result.posterior.predict_plug_in(test.images)
     }
-    density = {"ising": result.densities()["median_density"], "deterministic": 1.0}
+    density = {"ising": result.posterior.densities()["median_density"], "deterministic": 1.0}
     density["median network"] = density["ising"]
     for method in probs:
         scores = metrics(probs[method], test.labels) | {"density": density[method]}
@@ -88,24 +91,24 @@ def test_every_number_is_the_one_from_the_python_call(folder):
     for row in paired_difference(probs["ising"], probs["deterministic"], test.labels).to_dict("records"):
         expected |= {f"difference/{row['score']}": row["difference"], f"difference/{row['score']}/se": row["se"]}
     for unit in UNITS:
-        alive = unit_inclusion(result.guide, unit)
+        alive = unit_inclusion(result.posterior, unit)
         expected |= {
             f"units/{unit}/total": alive.size,
             f"units/{unit}/expected": float(alive.sum()),
-            f"units/{unit}/median": int(alive_units(result.guide, unit).sum()),
+            f"units/{unit}/median": int(alive_units(result.posterior, unit).sum()),
         }
     tables = {
-        "inclusion": (inclusion_table(result.guide), ("weights", "expected", "lower", "upper", "median")),
+        "inclusion": (inclusion_table(result.posterior), ("weights", "expected", "lower", "upper", "median")),
         "thresholds": (
-            threshold_table(result.guide),
+            threshold_table(result.posterior),
             ("threshold", "density", "false_discovery_rate", "false_omission_rate"),
         ),
         "checks": (
-            posterior_predictive_check(result, test, draws=CHECK_DRAWS, seed=seed),
+            posterior_predictive_check(result.posterior, test, draws=CHECK_DRAWS, seed=seed),
             ("observed", "replicated", "lower", "upper", "p_value"),
         ),
         "prior_checks": (
-            prior_predictive_check(result.model, test, draws=PRIOR_DRAWS, seed=seed),
+            prior_predictive_check(result.posterior.model, test, draws=PRIOR_DRAWS, seed=seed),
             ("observed", "replicated", "lower", "upper", "p_value"),
         ),
     }
@@ -114,18 +117,18 @@ def test_every_number_is_the_one_from_the_python_call(folder):
             expected |= {f"{name}/{i}/{column}": row[column] for column in columns}
         if "fails" in table:
             expected |= {f"{name}/failed": table["fails"].sum(), f"{name}/total": len(table)}
-    loo = leave_one_out(result, data.train, LOO_DRAWS, seed)
+    loo = leave_one_out(result.posterior, data.train, LOO_DRAWS, seed)
     expected |= {"loo/k_hat": loo.k_hat, "loo/elpd": loo.elpd, "loo/se": loo.se, "loo/images": 60}
     expected["loo/bad"] = (loo.k > 0.7).sum()
     for method, fitted, draws in (("ising", result, 4), ("deterministic", plain, 1)):
-        for row in under_shift(fitted, test, draws=draws, seed=seed).to_dict("records"):
+        for row in under_shift(fitted.posterior, test, draws=draws, seed=seed).to_dict("records"):
             for key in ("accuracy", "nll", "ece", "entropy"):
                 expected[f"shift/{method}/{row['shift']}/{row['strength']}/{key}"] = row[key]
         for kind, images in (
             ("turned by 90°", rotate(test.images, 90).clamp(0, 1)),
             ("of static", static(test.images)),
         ):
-            table = outside_scores(predictions[method], fitted.predict(images, draws, seed=seed))
+            table = outside_scores(predictions[method], fitted.posterior.predict(images, draws, seed=seed))
             for row in table.to_dict("records"):
                 if (method, row["score"]) != ("deterministic", "mutual_information"):
                     for key in ("auroc", "aupr"):
@@ -164,7 +167,7 @@ def test_a_report_of_a_fit_in_python_needs_no_run(stripes, tmp_path):
     network = ViT(config)
     model = IsingViT(network, Own(network.weight_sites(), coupling=0.5))
     settings = FitConfig(steps=20, temperature=0.1, device="cpu")
-    result = fit(model, LikelihoodGuided(model), stripes, config=settings, progress=False)
+    result = fit(LikelihoodGuided(model), stripes, config=settings, progress=False)
     findings = examine(result, Data(stripes, stripes, stripes), draws=3, progress=False)
     assert findings.difference is None
     assert findings.prior_checks is None
@@ -181,20 +184,20 @@ def test_a_report_of_a_fit_in_python_needs_no_run(stripes, tmp_path):
 def test_pictures_show_the_numbers(folder):
     again = evaluate(folder)
     result, test = again.result, again.data.test
-    table = inclusion_table(result.guide)
-    ax = plots.plot_inclusion(result.guide)
+    table = inclusion_table(result.posterior)
+    ax = plots.plot_inclusion(result.posterior)
     assert [bar.get_width() for bar in ax.patches] == pytest.approx(table["expected"].tolist())
-    mask = plots.plot_mask(result.guide, "encoder.up", 1)
-    probs = result.inclusion_probabilities()["encoder.up"][1]
+    mask = plots.plot_mask(result.posterior, "encoder.up", 1)
+    probs = result.posterior.inclusion_probabilities()["encoder.up"][1]
     assert np.asarray(mask.images[0].get_array()) == pytest.approx(probs.numpy())
-    heads = plots.plot_heads(result.guide)
+    heads = plots.plot_heads(result.posterior)
     assert heads.images[0].get_array().shape == (10, 2)
-    checks = posterior_predictive_check(result, test, draws=100)
+    checks = posterior_predictive_check(result.posterior, test, draws=100)
     assert len(plots.plot_check(checks).get_yticks()) == len(checks)
-    prediction = result.predict(test.images[:4], 5)
+    prediction = result.posterior.predict(test.images[:4], 5)
     assert len(plots.figure_samples(prediction, test.images[:4], test.labels[:4]).axes) == 8
-    own = plots.plot_thresholds(result.guide)
-    assert plots.plot_thresholds(result.guide, ax=own) is own
+    own = plots.plot_thresholds(result.posterior)
+    assert plots.plot_thresholds(result.posterior, ax=own) is own
 
 
 @pytest.mark.parametrize("worst", [1.0, 0.997, 0.99, 0.92, 0.3, 0.0])
@@ -218,10 +221,10 @@ def test_radar_has_a_scale_that_can_be_read(worst):
 )
 def test_refusals(folder, call, message):
     with pytest.raises(InputError, match=message):
-        call(evaluate(folder).result.guide)
+        call(evaluate(folder).result.posterior)
 
 
 def test_the_run_is_described(folder):
     facts = json.loads((folder / "run.json").read_text())
     assert facts["config"]["fit"]["temperature"] == 1e-3
-    assert math.isclose(evaluate(folder).result.temperature, 1e-3)
+    assert math.isclose(evaluate(folder).result.posterior.model.temperature, 1e-3)

@@ -37,23 +37,23 @@ def test_temperature_auto_takes_the_least_validation_nll(stripes):
     assert path.loc[path["least_nll"], "temperature"].item() in finished["temperature"].tolist()
     assert finished["temperature"].is_monotonic_increasing
     assert finished["chosen"].tolist() == finished["least_nll"].tolist()
-    assert result.temperature == finished.loc[finished["chosen"], "temperature"].item()
-    assert result.history["temperature"].iloc[-1] == result.temperature
+    assert result.posterior.model.temperature == finished.loc[finished["chosen"], "temperature"].item()
+    assert result.history["temperature"].iloc[-1] == result.posterior.model.temperature
     assert result.history["phase"].unique().tolist() == ["pilot", "ising"]
     pilot = result.history[result.history["phase"] == "pilot"]
-    weights = sum(site.numel for site in result.model.sites)
+    weights = sum(site.numel for site in result.posterior.model.sites)
     assert pilot["temperature"].tolist() == pytest.approx([30 / weights] * len(pilot))
     assert result.history["step"].tolist() == sorted(set(result.history["step"]))
     assert result.history["step"].iloc[-1] == 300
-    nll = -result.predict(stripes.images, 20).probs.gather(1, stripes.labels[:, None]).log().mean()
+    nll = -result.posterior.predict(stripes.images, 20).probs.gather(1, stripes.labels[:, None]).log().mean()
     assert float(nll) == pytest.approx(finished.loc[finished["chosen"], "nll"].item(), abs=1e-5)
 
 
 def test_a_guide_may_hold_a_count(stripes):
     """States along a path are averaged, but for what is no number of the reals."""
-    model, guide = pair()
+    _, guide = pair()
     guide.register_buffer("calls", torch.tensor(3))
-    path = fit_path(model, guide, stripes, stripes, FitConfig(**QUICK | {"steps": 80, "temperature": "auto"}))
+    path = fit_path(guide, stripes, stripes, FitConfig(**QUICK | {"steps": 80, "temperature": "auto"}))
     assert path.at(0).guide.calls.item() == 3
 
 
@@ -63,8 +63,8 @@ def test_the_sparsest_within_one_standard_error(stripes):
     pd.testing.assert_frame_equal(auto.path, sparsest.path)
     finished = sparsest.finished
     assert sparsest.path.loc[sparsest.path["least_nll"], "temperature"].item() in finished["temperature"].tolist()
-    assert sparsest.temperature == finished.loc[finished["chosen"], "temperature"].item()
-    assert sparsest.temperature >= auto.temperature
+    assert sparsest.posterior.model.temperature == finished.loc[finished["chosen"], "temperature"].item()
+    assert sparsest.posterior.model.temperature >= auto.posterior.model.temperature
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def rigged(monkeypatch):
         phases[0] = phase
         run(trainer, steps, phase, after_step)
 
-    def rig(model, guide, validation):
-        each = judge(model, guide, validation)
-        i = grid(model, len(validation)).index(each.temperature)
+    def rig(guide, validation):
+        each = judge(guide, validation)
+        i = grid(guide.model, len(validation)).index(each.temperature)
         if phases[0] == "path":
             nll = torch.full_like(each.nll, 1 + 0.01 * abs(i - told["best"]))
         else:  # differences have a standard error of about .065 a temperature
@@ -117,12 +117,12 @@ def rigged(monkeypatch):
 def test_trainings_follow_while_that_pays(stripes, rigged, mark, levels, best, trained, chosen):
     rigged(levels, best)
     result = quick_fit(stripes, validation=stripes, temperature=mark, steps=40)
-    temperatures = grid(result.model, 60)
+    temperatures = grid(result.posterior.model, 60)
     assert result.finished["temperature"].tolist() == [temperatures[i] for i in trained]
     assert result.finished["nll"].tolist() == pytest.approx([levels[i] for i in trained])
     assert result.finished["chosen"].tolist() == [i == chosen for i in trained]
-    assert result.temperature == temperatures[chosen]
-    assert result.history["temperature"].iloc[-1] == result.temperature
+    assert result.posterior.model.temperature == temperatures[chosen]
+    assert result.history["temperature"].iloc[-1] == result.posterior.model.temperature
 
 
 def test_each_training_starts_at_the_end_of_the_pilot(stripes, rigged, monkeypatch):
@@ -150,7 +150,7 @@ def test_each_training_starts_at_the_end_of_the_pilot(stripes, rigged, monkeypat
         assert (stale, *begin) == (None, 50, 50)
         assert (step, position) == (100, pytest.approx(100))
         assert rate < 1e-3 * QUICK["learning_rate"]
-    final = [*result.model.state_dict().values(), *result.guide.state_dict().values()]
+    final = [*result.posterior.model.state_dict().values(), *result.posterior.guide.state_dict().values()]
     chosen = trainings[2][1][0][: len(final)]
     assert all(torch.equal(x, y) for x, y in zip(final, chosen, strict=True))
 
@@ -174,7 +174,7 @@ def test_a_training_that_breaks_down_loses_nothing(stripes, rigged, monkeypatch,
     else:
         result = quick_fit(stripes, **settings)
         assert result.finished["nll"].tolist() == pytest.approx([3.0, 2.0])
-        assert result.temperature == result.path["temperature"].iloc[1]
+        assert result.posterior.model.temperature == result.path["temperature"].iloc[1]
         assert result.history["step"].iloc[-1] == 60
 
 
@@ -193,11 +193,11 @@ def test_a_breakdown_on_the_path_ends_the_path(stripes, monkeypatch):
 
 
 def test_a_posterior_of_nan_is_a_breakdown(stripes):
-    model, guide = pair()
+    _, guide = pair()
     with torch.no_grad():
         guide.loc["head_out"].fill_(float("nan"))
     with pyro.validation_enabled(False), pytest.raises(TrainingError, match="no finite NLL of the held-out images"):
-        temperature._judge(model, guide, stripes)
+        temperature._judge(guide, stripes)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_fine_tuning_follows_the_chosen_temperature(stripes):
     assert result.history["phase"].unique().tolist() == ["pilot", "ising", "fine-tune"]
     assert result.history["step"].tolist() == sorted(set(result.history["step"]))
     assert result.history["step"].iloc[-1] == 300
-    assert result.temperature == result.finished.loc[result.finished["chosen"], "temperature"].item()
+    assert result.posterior.model.temperature == result.finished.loc[result.finished["chosen"], "temperature"].item()
 
 
 def test_temperature_auto_listens_to_the_validation_images(stripes, monkeypatch):
@@ -236,13 +236,13 @@ def test_temperature_auto_listens_to_the_validation_images(stripes, monkeypatch)
     wrong = Images(stripes.images, (stripes.labels + 1) % 3, 3)
     right = quick_fit(stripes, validation=stripes, temperature="auto", steps=600, pilot=0.2)
     misled = quick_fit(stripes, validation=wrong, temperature="auto", steps=600, pilot=0.2)
-    assert misled.temperature > right.temperature
+    assert misled.posterior.model.temperature > right.posterior.model.temperature
 
 
 def test_a_path_is_the_curve_and_every_point_of_it(stripes):
     noisy = Images(stripes.images, torch.where(torch.arange(60) % 7 == 0, 2 - stripes.labels, stripes.labels), 3)
     settings = QUICK | {"temperature": "auto", "steps": 800, "pilot": 0.2}
-    path = fit_path(*pair(), noisy, noisy, FitConfig(**settings), progress=False)
+    path = fit_path(pair()[1], noisy, noisy, FitConfig(**settings), progress=False)
     table = path.table
     assert len(table) == len(path.stops) == len(FACTORS)
     assert table["temperature"].is_monotonic_increasing
@@ -257,13 +257,13 @@ def test_a_path_is_the_curve_and_every_point_of_it(stripes):
     within = table[table["nll"] <= table["nll"].min() + table["se"]]
     assert table.loc[table["sparsest"], "median_density"].item() == within["median_density"].min()
     for row in (0, 6, 3):
-        result = path.at(row)
-        assert result.temperature == table["temperature"].iloc[row]
-        assert result.densities()["median_density"] == table["median_density"].iloc[row]
-        assert result.logit_scale == table["logit_scale"].iloc[row]
-        nll = -result.predict(noisy.images, 20).probs.gather(1, noisy.labels[:, None]).log().mean()
+        posterior = path.at(row)
+        assert posterior.model.temperature == table["temperature"].iloc[row]
+        assert posterior.densities()["median_density"] == table["median_density"].iloc[row]
+        assert posterior.logit_scale == table["logit_scale"].iloc[row]
+        nll = -posterior.predict(noisy.images, 20).probs.gather(1, noisy.labels[:, None]).log().mean()
         assert float(nll) == pytest.approx(table["nll"].iloc[row], abs=1e-5)
-    assert path.pick("sparsest").temperature == table.loc[table["sparsest"], "temperature"].item()
+    assert path.pick("sparsest").model.temperature == table.loc[table["sparsest"], "temperature"].item()
     with pytest.raises(InputError, match="row=8: the path has rows 0 to 7"):
         path.at(8)
 
@@ -271,7 +271,7 @@ def test_a_path_is_the_curve_and_every_point_of_it(stripes):
 def test_a_path_needs_a_step_for_each_temperature(stripes):
     settings = QUICK | {"temperature": "auto", "steps": 20, "pilot": 0.9}
     with pytest.raises(InputError, match=r"steps=20, pilot=0.9 leave 2 for 8 temperatures"):
-        fit_path(*pair(), stripes, stripes, FitConfig(**settings), progress=False)
+        fit_path(pair()[1], stripes, stripes, FitConfig(**settings), progress=False)
 
 
 def test_fine_tuning_keeps_its_steps(stripes):
@@ -285,4 +285,4 @@ def test_a_path_refuses_what_would_fix_a_point_of_it(stripes, change):
     name = next(iter(change))
     settings = QUICK | {"temperature": "auto"} | change
     with pytest.raises(InputError, match=f"{name}=.*: a path goes through all temperatures"):
-        fit_path(*pair(), stripes, stripes, FitConfig(**settings), progress=False)
+        fit_path(pair()[1], stripes, stripes, FitConfig(**settings), progress=False)

@@ -8,10 +8,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Gaussian
-from pyro_isingvit.network.sites import WeightSite, by_name
+from pyro_isingvit.network import WeightSite, by_name
+from pyro_isingvit.settings import Described
 
 
-class Prior(nn.Module):
+class Prior(Described, nn.Module):
     """A prior over the masks and weights of a network.
 
     Override what differs: `mask` (base measure of a site's masks, or None for no masks), `potential`

@@ -14,7 +14,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from pyro_isingvit.distributions import StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.network.sites import LAYER, WeightSite
+from pyro_isingvit.network import LAYER, WeightSite
 
 from .independent import DEFAULT, IndependentSpikeSlab
 

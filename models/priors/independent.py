@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Gaussian, SpikeAndSlab, StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.network.sites import LAYER, WeightSite, by_name
+from pyro_isingvit.network import LAYER, WeightSite, by_name
 
 from .base import Prior
 
@@ -53,6 +53,7 @@ class IndependentSpikeSlab(Prior):
         if not 0 <= spike_scale < slab_scale:
             raise InputError(f"spike_scale={spike_scale}: must lie within [0, slab_scale={slab_scale}); 0 is exact")
         self.inclusion, self.slab_scale, self.spike_scale = inclusion, slab_scale, spike_scale
+        self.learn_slab_scale = learn_slab_scale
         self._inclusions = _by_site(by_name(sites), inclusion)
         self.log_slab_scale = nn.ParameterDict(
             {site.key: nn.Parameter(torch.tensor(math.log(slab_scale))) for site in sites} if learn_slab_scale else {}

@@ -17,7 +17,7 @@ from pyro_isingvit.distributions import Ising
 from pyro_isingvit.distributions.ising import EXACT_LIMIT
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
-from pyro_isingvit.network.sites import LAYER, WeightSite
+from pyro_isingvit.network import LAYER, WeightSite
 
 from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
 
@@ -71,7 +71,7 @@ class IsingSpikeSlab(IndependentSpikeSlab):
                 raise InputError(f"{name}={value!r}: choose one of {choices}")
         self.coupling: float | Tensor = nn.Parameter(torch.tensor(float(coupling))) if learn_coupling else coupling
         self.couplings = CouplingGraph(sites, self._default_couplings()) if couplings is None else couplings
-        self.weighting, self.direction = weighting, direction
+        self.weighting, self.direction, self.learn_coupling = weighting, direction, learn_coupling
         if weighting == "magnitude":
             for site in self.couplings.sites.values():
                 self.register_buffer(f"squares_{site.key}", torch.ones(site.shape))

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_isingvit.distributions import StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
-from pyro_isingvit.network.sites import LAYER, WeightSite, by_name
+from pyro_isingvit.network import LAYER, WeightSite, by_name
 
 from .ising import IsingSpikeSlab
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..errors import InputError
-from ..inference.result import FitResult
+from ..draws import Draw
 from ..network import ViT
-from ..predict import evaluating, posterior_draws, seeded
+from ..posterior import Posterior
 from .inclusion import unit_inclusion
 
 
@@ -36,14 +35,14 @@ class Attention:
     head_inclusion: Tensor
 
 
-def attention(result: FitResult, images: Tensor, draws: int = 50, seed: int = 0) -> Attention:
+def attention(posterior: Posterior, images: Tensor, draws: int = 50, seed: int = 0) -> Attention:
     """Posterior mean and standard deviation of the attention maps of images.
 
     Rollout multiplies the blocks' maps, each the mean over the heads that are alive in the draw (a head without
     weights into or out of its values says nothing), half of it the identity for the residual stream.
 
     Args:
-        result: a fit.
+        posterior: of a `ViT`.
         images: (n, channels, height, width) within [0, 1].
         draws: from the guide.
         seed: of the draws.
@@ -51,26 +50,19 @@ def attention(result: FitResult, images: Tensor, draws: int = 50, seed: int = 0)
     Raises:
         InputError: if there are no draws.
     """
-    if draws < 1:
-        raise InputError(f"draws={draws}: need at least one")
-    model, guide = result.model, result.guide
-    network, config = model.network, model.network.config
-    device = next(guide.parameters()).device
-    sums: list[Tensor] = []
-    with evaluating(model, guide), seeded(device):
-        for draw in posterior_draws(model, guide, draws, seed):
-            blocks: list[Tensor] = []
-            functional_call(network, draw.weights, (images.to(device), blocks))
-            maps = torch.stack(blocks, 1).double()
-            value, out = draw.weights["encoder.value"], draw.weights["encoder.out"]
-            alive = (value != 0).any(-1).any(-1) & (out != 0).any(-1).any(1)
-            flow = _rollout(maps, alive.double(), config.pooling == "cls").unflatten(-1, _grid(network))
-            moments = [maps, maps.square(), flow, flow.square()]
-            sums = [a + b for a, b in zip(sums, moments, strict=True)] if sums else moments
+    network = posterior.model.network
+    config, sums = network.config, list[Tensor]()
+    for draw in posterior.draws(draws, seed):
+        maps = _maps(draw, images.to(posterior.device))
+        value, out = draw.weights["encoder.value"], draw.weights["encoder.out"]
+        alive = (value != 0).any(-1).any(-1) & (out != 0).any(-1).any(1)
+        flow = _rollout(maps, alive.double(), config.pooling == "cls").unflatten(-1, _grid(network))
+        moments = [maps, maps.square(), flow, flow.square()]
+        sums = [a + b for a, b in zip(sums, moments, strict=True)] if sums else moments
     mean, square, flow, flow_square = (total.cpu() / draws for total in sums)
     inclusion = (
-        torch.from_numpy(unit_inclusion(guide, "head").values)
-        if guide.mask_shapes
+        torch.from_numpy(unit_inclusion(posterior, "head").values)
+        if posterior.inclusion_probabilities()
         else torch.ones(config.depth, config.heads)
     )
     return Attention(
@@ -80,6 +72,14 @@ def attention(result: FitResult, images: Tensor, draws: int = 50, seed: int = 0)
         (flow_square - flow.square()).clamp_min(0).sqrt().float(),
         inclusion.float(),
     )
+
+
+@torch.no_grad()
+def _maps(draw: Draw, images: Tensor) -> Tensor:
+    """Attention maps (n, depth, heads, tokens, tokens) of a draw, in doubles."""
+    blocks: list[Tensor] = []
+    functional_call(draw.model.network, draw.weights, (images, blocks))
+    return torch.stack(blocks, 1).double()
 
 
 def _rollout(maps: Tensor, alive: Tensor, class_token: bool) -> Tensor:

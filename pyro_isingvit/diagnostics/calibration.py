@@ -13,6 +13,7 @@ import torchmetrics.functional.classification as tm
 from torch import Tensor
 
 from ..errors import InputError
+from ..scores import brier, correct, mean_scores, nll
 
 BINS = 15
 """Confidence bins of the calibration errors."""
@@ -36,13 +37,13 @@ def metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
         classes (a class that is neither there nor predicted is left out).
     """
     classes = probs.shape[-1]
-    truth = torch.nn.functional.one_hot(labels, classes)
+    means = mean_scores(probs, labels)
     each = {"num_classes": classes, "average": "macro"}
     return {
-        "accuracy": float(tm.multiclass_accuracy(probs, labels, classes, average="micro")),
-        "nll": float(torch.nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels)),
+        "accuracy": means["accuracy"],
+        "nll": means["nll"],
         "ece": float(tm.multiclass_calibration_error(probs, labels, classes, n_bins=BINS, norm="l1")),
-        "brier": float((probs - truth).square().sum(-1).mean()),
+        "brier": means["brier"],
         "mce": float(tm.multiclass_calibration_error(probs, labels, classes, n_bins=BINS, norm="max")),
         "adaptive_ece": float(_gap(reliability_table(probs, labels, equal_mass=True))),
         "precision": float(tm.multiclass_precision(probs, labels, **each)),
@@ -63,15 +64,10 @@ def paired_difference(probs: Tensor, other: Tensor, labels: Tensor) -> pd.DataFr
         A row for each ``score`` (``accuracy``, ``nll``, ``brier``): ``difference``, that of the first less that of the
         second, and ``se``, its standard error from the spread of the differences among the images.
     """
-    labels = labels.cpu()
-    truth = torch.nn.functional.one_hot(labels, probs.shape[-1])
-    each = []
-    for p in (probs.cpu().double(), other.cpu().double()):
-        nll = -p.gather(-1, labels.unsqueeze(-1)).squeeze(-1).clamp_min(1e-12).log()
-        each.append({"accuracy": (p.argmax(-1) == labels).double(), "nll": nll, "brier": (p - truth).square().sum(-1)})
-    rows = []
-    for score in each[0]:
-        gap = each[0][score] - each[1][score]
+    labels, rows = labels.cpu(), []
+    first, second = probs.cpu().double(), other.cpu().double()
+    for score, of in (("accuracy", correct), ("nll", nll), ("brier", brier)):
+        gap = of(first, labels) - of(second, labels)
         se = float(gap.std() / len(gap) ** 0.5) if len(gap) > 1 else float("nan")
         rows.append({"score": score, "difference": float(gap.mean()), "se": se})
     return pd.DataFrame(rows)

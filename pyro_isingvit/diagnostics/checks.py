@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ..data import Images
+from ..draws import Draw, check_draws, draw_labels, prior_draws
 from ..errors import InputError
-from ..inference.result import FitResult
+from ..logit_scale import scale_logits
 from ..models import IsingViT
-from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, scale_logits, seeded
+from ..posterior import Posterior
 from .arviz_adapter import psislw
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
@@ -116,7 +117,7 @@ def predictive_check(
 
 
 def posterior_predictive_check(
-    result: FitResult,
+    posterior: Posterior,
     data: Images,
     statistics: Mapping[str, Statistic] = STATISTICS,
     draws: int = 400,
@@ -127,17 +128,13 @@ def posterior_predictive_check(
     On the training images, which the posterior knows, p-values crowd around one half.
 
     Args:
-        result: a fit.
+        posterior: of a fit.
         data: labelled images.
         statistics: by name.
         draws: replications.
         seed: of the draws.
     """
-    model, guide = result.model, result.guide
-    device = next(guide.parameters()).device
-    with evaluating(model, guide), seeded(device):
-        weights = (draw.weights for draw in posterior_draws(model, guide, draws, seed))
-        return _check(model, weights, data, statistics, seed, result.logit_scale)
+    return _check(posterior.draws(draws, seed), data, statistics, seed, posterior.logit_scale)
 
 
 def prior_predictive_check(
@@ -161,14 +158,12 @@ def prior_predictive_check(
     Raises:
         NotImplementedError: if the prior cannot draw, see `Prior.draw_masks`.
     """
-    with evaluating(model), seeded(model.prior.zero.device):
-        weights = (drawn for _, drawn in prior_draws(model, draws, seed))
-        return _check(model, weights, data, statistics, seed)
+    check_draws(draws)
+    return _check(prior_draws(model, draws, seed), data, statistics, seed)
 
 
 def _check(
-    model: IsingViT,
-    weights: Iterable[Mapping[str, Tensor]],
+    draws: Iterable[Draw],
     data: Images,
     statistics: Mapping[str, Statistic],
     seed: int,
@@ -176,12 +171,10 @@ def _check(
 ) -> pd.DataFrame:
     generator = torch.Generator().manual_seed(seed)
     total, replicated = torch.zeros(len(data), data.classes), []
-    for drawn in weights:
-        each = scale_logits(log_probs(model, data.images, drawn), logit_scale)
+    for draw in draws:
+        each = scale_logits(draw.log_probs(data.images), logit_scale)
         total += each.exp()
         replicated.append(draw_labels(each, generator))
-    if not replicated:
-        raise InputError("draws=0: need at least one")
     return predictive_check(data.labels.cpu(), torch.stack(replicated), total / len(replicated), statistics)
 
 
@@ -211,7 +204,7 @@ class LeaveOneOut:
         return bool(self.k_hat <= 0.7 and (self.k <= 0.7).all())
 
 
-def leave_one_out(result: FitResult, train: Images, draws: int = 1000, seed: int = 0) -> LeaveOneOut:
+def leave_one_out(posterior: Posterior, train: Images, draws: int = 1000, seed: int = 0) -> LeaveOneOut:
     r"""PSIS k-hat of a guide, and leave-one-out corrected for the guide not being the posterior.
 
     With temperature T, draws :math:`\theta_s` from the guide q have the importance weights
@@ -221,7 +214,7 @@ def leave_one_out(result: FitResult, train: Images, draws: int = 1000, seed: int
     `arviz.loo` on `to_inference_data` has no such weights: it takes the draws for exact ones at T = 1.
 
     Args:
-        result: a fit.
+        posterior: of a fit.
         train: the images it was trained on (not augmented).
         draws: from the guide.
         seed: of the draws.
@@ -231,18 +224,15 @@ def leave_one_out(result: FitResult, train: Images, draws: int = 1000, seed: int
     """
     if draws < 25:
         raise InputError(f"draws={draws}: a tail takes at least 25")
-    model, guide = result.model, result.guide
-    device = next(guide.parameters()).device
     ratios, likelihoods = [], []
     labels = train.labels.cpu().unsqueeze(-1)
-    with evaluating(model, guide), seeded(device):
-        for draw in posterior_draws(model, guide, draws, seed):
-            ratios.append(draw.log_ratio)
-            plain = log_probs(model, train.images, draw.weights)
-            both = torch.stack([plain, scale_logits(plain, result.logit_scale)])
-            likelihoods.append(both.gather(-1, labels.expand(2, -1, -1)).squeeze(-1))
+    for draw in posterior.draws(draws, seed):
+        ratios.append(draw.log_ratio)
+        plain = draw.log_probs(train.images)
+        both = torch.stack([plain, scale_logits(plain, posterior.logit_scale)])
+        likelihoods.append(both.gather(-1, labels.expand(2, -1, -1)).squeeze(-1))
     trained, each = torch.stack(likelihoods, -1).double().numpy()
-    tempered = trained / model.temperature
+    tempered = trained / posterior.model.temperature
     whole = np.asarray(ratios) + tempered.sum(0)
     _, k_hat = psislw(whole)
     log_weights, k = psislw(whole - tempered)

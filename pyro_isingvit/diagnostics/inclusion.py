@@ -7,7 +7,7 @@ References:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -17,10 +17,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ..draws import check_draws
 from ..errors import InputError
-from ..guides import Guide
-from ..network.sites import LAYER, WeightSite
-from ..predict import evaluating, seeded
+from ..network import LAYER, WeightSite
+from ..posterior import Posterior
 
 Unit = Literal["head", "head_dim", "query_key", "hidden", "head_hidden", "patch", "block"]
 
@@ -45,11 +45,11 @@ DRAWS = 200
 """Draws of masks where a number has no closed form."""
 
 
-def inclusion(guide: Guide, by: Literal["weight", "layer", "role"] = "weight") -> xr.Dataset:
+def inclusion(posterior: Posterior, by: Literal["weight", "layer", "role"] = "weight") -> xr.Dataset:
     """Posterior inclusion probabilities, exact where the guide knows them (see `Guide.inclusion_probabilities`).
 
     Args:
-        guide: a guide with masks.
+        posterior: a posterior with masks.
         by: each weight's; or their mean over each block of a role, or over a role.
 
     Returns:
@@ -57,12 +57,12 @@ def inclusion(guide: Guide, by: Literal["weight", "layer", "role"] = "weight") -
         weights share a mask; by layer, ``layer`` where the site has blocks.
 
     Raises:
-        InputError: if the guide has no masks.
+        InputError: if the posterior has no masks.
     """
     variables: dict[str, tuple[list[str], np.ndarray]] = {}
     coords: dict[str, np.ndarray] = {}
-    inside = _probabilities(guide)
-    for site in guide.model.sites:
+    inside = _probabilities(posterior)
+    for site in posterior.model.sites:
         if site.name in inside:
             probs = inside[site.name].cpu()
             shared = [i for i, (m, s) in enumerate(zip(probs.shape, site.shape, strict=True)) if m != s]
@@ -77,13 +77,13 @@ def inclusion(guide: Guide, by: Literal["weight", "layer", "role"] = "weight") -
     return xr.Dataset(variables, coords)
 
 
-def unit_inclusion(guide: Guide, unit: Unit = "head", draws: int = DRAWS, seed: int = 0) -> xr.DataArray:
+def unit_inclusion(posterior: Posterior, unit: Unit = "head", draws: int = DRAWS, seed: int = 0) -> xr.DataArray:
     """Posterior probability that a unit is alive: at least one weight into it and one out of it are in.
 
     A product over the masks, exact, where the guide's masks are independent; else the frequency over draws.
 
     Args:
-        guide: a guide with masks.
+        posterior: a posterior with masks.
         unit: a key of `UNITS`; or ``"block"``, alive if a head or a hidden unit of it is.
         draws, seed: of the masks, where there is no closed form.
 
@@ -93,30 +93,31 @@ def unit_inclusion(guide: Guide, unit: Unit = "head", draws: int = DRAWS, seed: 
     Raises:
         InputError: if the network has no such unit.
     """
-    alive = -torch.expm1(log_dead(guide, unit, draws, seed))
+    alive = -torch.expm1(log_dead(posterior, unit, draws, seed))
     dims = (LAYER,) if unit == "block" else UNITS[unit][0]
     coords = {dim: np.arange(size) for dim, size in zip(dims, alive.shape, strict=True)}
     return xr.DataArray(alive.numpy(), coords, dims, name=f"P({unit} is alive)")
 
 
-def log_dead(guide: Guide, unit: Unit, draws: int = DRAWS, seed: int = 0) -> Tensor:
+def log_dead(posterior: Posterior, unit: Unit, draws: int = DRAWS, seed: int = 0) -> Tensor:
     """Log of the probability that a unit is not alive, in doubles; see `unit_inclusion`.
 
     Among units that are alive almost surely it still tells which are more so; among those alive in every draw, as if
     their masks were independent.
     """
-    sites = {site.name: site for site in guide.model.sites}
+    sites = {site.name: site for site in posterior.model.sites}
     possible = [name for name, (_, roles) in UNITS.items() if all(role in sites for role in roles)]
     if set(BLOCK_UNITS) <= set(possible):
         possible.append("block")
     if unit not in possible:
         raise InputError(f"unit={unit!r}: choose one of {possible}")
-    inside = guide.inclusion_probabilities()
+    inside = posterior.inclusion_probabilities()
     product, exact = _product_log_dead(inside, sites, unit)
     product = product.expand(_unit_shape(sites, unit))
-    if guide.independent_masks and exact:
+    if exact and len(posterior.guides) == 1 and posterior.guide.independent_masks:
         return product
-    alive = torch.stack([alive_units(guide, unit, masks).double() for masks in mask_draws(guide, draws, seed)]).mean(0)
+    each = [alive_units(posterior, unit, masks).double() for masks in posterior.mask_draws(draws, seed)]
+    alive = torch.stack(each).mean(0)
     return torch.where(alive < 1, torch.log1p(-alive), product.clamp_max(-math.log(2 * draws)))
 
 
@@ -155,16 +156,16 @@ def _log1mexp(log_p: Tensor) -> Tensor:
     return torch.where(near_one, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
-def alive_units(guide: Guide, unit: Unit, masks: dict[str, Tensor] | None = None) -> Tensor:
+def alive_units(posterior: Posterior, unit: Unit, masks: dict[str, Tensor] | None = None) -> Tensor:
     """Which units are alive under given masks, those of the median-probability model if None.
 
     Returns:
         Booleans over the dimensions of `UNITS`; over the blocks for ``"block"``.
     """
-    masks = guide.median_masks() if masks is None else masks
+    masks = posterior.median_masks() if masks is None else masks
     if unit == "block":
-        return torch.stack([alive_units(guide, part, masks).flatten(1).any(1) for part in BLOCK_UNITS]).any(0)
-    sites = {site.name: site for site in guide.model.sites}
+        return torch.stack([alive_units(posterior, part, masks).flatten(1).any(1) for part in BLOCK_UNITS]).any(0)
+    sites = {site.name: site for site in posterior.model.sites}
     dims, roles = UNITS[unit]
     alive = torch.ones(_unit_shape(sites, unit), dtype=torch.bool)
     for role in roles:
@@ -173,19 +174,11 @@ def alive_units(guide: Guide, unit: Unit, masks: dict[str, Tensor] | None = None
     return alive
 
 
-def mask_draws(guide: Guide, draws: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
-    """Draws of all masks from a guide, by site name."""
-    device = next(guide.parameters()).device
-    for draw in range(draws):
-        with evaluating(guide), seeded(device, seed * 1_000_003 + draw):
-            yield guide.draw_masks()
-
-
-def inclusion_table(guide: Guide, interval: float = 0.9, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """One row for each site and block, in the order in which the network uses them.
 
     Args:
-        guide: a guide with masks.
+        posterior: a posterior with masks.
         interval: mass of the credible intervals, within (0, 1).
         draws, seed: of the masks behind the intervals.
 
@@ -195,16 +188,15 @@ def inclusion_table(guide: Guide, interval: float = 0.9, draws: int = DRAWS, see
         weights kept; ``median``, that share in the median-probability model.
 
     Raises:
-        InputError: if the guide has no masks, or the interval or the draws are out of range.
+        InputError: if the posterior has no masks, or the interval or the draws are out of range.
     """
     if not 0 < interval < 1:
         raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
-    if draws < 1:
-        raise InputError(f"draws={draws}: need at least one")
-    inside = _probabilities(guide)
-    masked = [site for site in guide.model.sites if site.name in inside]
+    check_draws(draws)
+    inside = _probabilities(posterior)
+    masked = [site for site in posterior.model.sites if site.name in inside]
     shares: dict[str, list[Tensor]] = {site.name: [] for site in masked}
-    for masks in mask_draws(guide, draws, seed):
+    for masks in posterior.mask_draws(draws, seed):
         for site in masked:
             shares[site.name].append(_by_block(site, masks[site.name]))
     levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2])
@@ -239,11 +231,11 @@ def inclusion_table(guide: Guide, interval: float = 0.9, draws: int = DRAWS, see
     )
 
 
-def threshold_table(guide: Guide, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
+def threshold_table(posterior: Posterior, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
     """What is kept, and how much of it wrongly, if weights above a threshold of inclusion are kept.
 
     Args:
-        guide: a guide with masks.
+        posterior: a posterior with masks.
         thresholds: within [0, 1]; .5 is the median-probability model.
 
     Returns:
@@ -252,10 +244,10 @@ def threshold_table(guide: Guide, thresholds: Sequence[float] = THRESHOLDS) -> p
         (0 where nothing is kept); ``false_omission_rate``, that of those dropped which are in.
 
     Raises:
-        InputError: if the guide has no masks, or a threshold is out of range.
+        InputError: if the posterior has no masks, or a threshold is out of range.
     """
-    inside = _probabilities(guide)
-    flat = [inside[s.name].cpu().double().expand(s.shape).flatten() for s in guide.model.sites if s.name in inside]
+    inside = _probabilities(posterior)
+    flat = [inside[s.name].cpu().double().expand(s.shape).flatten() for s in posterior.model.sites if s.name in inside]
     probs = torch.cat(flat)
     rows = []
     for threshold in thresholds:
@@ -273,14 +265,14 @@ def threshold_table(guide: Guide, thresholds: Sequence[float] = THRESHOLDS) -> p
     return pd.DataFrame(rows)
 
 
-def stability(guides: Sequence[Guide]) -> pd.DataFrame:
+def stability(posteriors: Sequence[Posterior]) -> pd.DataFrame:
     """How well the inclusion probabilities of independent fits agree.
 
     Hidden units have no names: fits from different first weights may keep the same function in other units, and
     agree only by block. Fits from the same first weights can be compared weight by weight.
 
     Args:
-        guides: fits of the same model, two or more.
+        posteriors: of the same model, two or more.
 
     Returns:
         A row for each site and one for ``all`` weights: ``rank_correlation``, the mean over pairs of fits of
@@ -294,17 +286,17 @@ def stability(guides: Sequence[Guide]) -> pd.DataFrame:
     """
     from torchmetrics.functional import spearman_corrcoef  # takes seconds to import
 
-    if len(guides) < 2:
-        raise InputError(f"guides: {len(guides)} given; agreement takes at least two")
-    every = [_probabilities(guide) for guide in guides]
+    if len(posteriors) < 2:
+        raise InputError(f"posteriors: {len(posteriors)} given; agreement takes at least two")
+    every = [_probabilities(posterior) for posterior in posteriors]
     shapes = [{name: tuple(p.shape) for name, p in inside.items()} for inside in every]
     if any(other != shapes[0] for other in shapes):
-        raise InputError("guides: their masks have different sites or shapes; fit the same model each time")
+        raise InputError("posteriors: their masks have different sites or shapes; fit the same model each time")
     stacked = {name: torch.stack([inside[name].cpu().flatten() for inside in every]) for name in every[0]}
     stacked["all"] = torch.cat(list(stacked.values()), 1)
     rows = []
     for name, probs in stacked.items():
-        pairs = [float(spearman_corrcoef(probs[i], probs[j])) for i, j in combinations(range(len(guides)), 2)]
+        pairs = [float(spearman_corrcoef(probs[i], probs[j])) for i, j in combinations(range(len(posteriors)), 2)]
         within = (probs * (1 - probs)).mean(0).clamp_min(1e-4)
         ratio = ((within + probs.var(0)) / within).sqrt()
         kept = probs >= 0.5
@@ -319,10 +311,11 @@ def stability(guides: Sequence[Guide]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _probabilities(guide: Guide) -> dict[str, Tensor]:
-    if not guide.mask_shapes:
-        raise InputError(f"guide={type(guide).__name__} has no masks, and so no inclusion probabilities")
-    return guide.inclusion_probabilities()
+def _probabilities(posterior: Posterior) -> dict[str, Tensor]:
+    if not posterior.guides[0].mask_shapes:
+        family = type(posterior.guides[0]).__name__
+        raise InputError(f"posterior: its guide, {family}, has no masks, and so no inclusion probabilities")
+    return posterior.inclusion_probabilities()
 
 
 def _unit_shape(sites: dict[str, WeightSite], unit: Unit) -> list[int]:

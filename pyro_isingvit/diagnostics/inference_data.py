@@ -6,29 +6,33 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
 
 from ..data import Images
+from ..draws import check_draws, draw_labels, prior_draws
 from ..errors import InputError
 from ..inference.result import FitResult
+from ..logit_scale import scale_logits
 from ..models import IsingViT
-from ..network.sites import LAYER, WeightSite
-from ..predict import draw_labels, evaluating, log_probs, posterior_draws, prior_draws, scale_logits, seeded
+from ..network import LAYER, WeightSite
+from ..posterior import Posterior
 from .arviz_adapter import inference_data
 
 PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "xarray")
 
 
 def to_inference_data(
-    result: FitResult,
+    posterior: Posterior,
     data: Images | None = None,
     draws: int = 100,
     weights: Sequence[str] = (),
     predictions: Tensor | None = None,
     prior: int = 0,
     seed: int = 0,
+    log: FitResult | None = None,
 ) -> Any:
     """Draws from a posterior, and what they say of data, for ArviZ.
 
@@ -36,7 +40,7 @@ def to_inference_data(
     (R-hat, effective sample size, `plot_trace`, `plot_rank`, `plot_autocorr`, energy) does not apply to them.
 
     Args:
-        result: a fit of a guide with masks.
+        posterior: one with masks.
         data: labelled images, for ``log_likelihood``, ``posterior_predictive`` and ``observed_data``.
         draws: number of draws, in one chain.
         weights: sites whose weights to keep too, e.g. ``["head.out"]``.
@@ -44,6 +48,7 @@ def to_inference_data(
         prior: number of draws for ``prior`` and, with data, ``prior_predictive``: from the prior with its
             interaction, by Gibbs sampling where it is an Ising one.
         seed: of the draws.
+        log: of the fit, for its history and configuration.
 
     Returns:
         ArviZ's `InferenceData` (0.23) or xarray's `DataTree` (1.x). Its groups:
@@ -52,9 +57,9 @@ def to_inference_data(
           ``<site>.weight`` of the chosen ones, and ``density``, the share of weights kept of each ``part``
           (a role, or a block of one);
         * ``sample_stats``: ``log_ratio``, log p - log q of each draw up to a constant, without the
-          likelihood, and ``elbo``, the history of the tempered evidence bound in nats over ``step``;
+          likelihood; and with ``log`` also ``elbo``, the history of the tempered evidence bound in nats over ``step``;
         * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``label``, over ``image``;
-          the likelihood is that of training, not tempered; labels are drawn with the result's ``logit_scale``;
+          the likelihood is that of training, not tempered; labels are drawn with the posterior's ``logit_scale``;
         * ``predictions``: ``label`` over ``new_image``;
         * ``prior``, ``prior_predictive``: as their posterior counterparts.
 
@@ -62,16 +67,17 @@ def to_inference_data(
         InputError: if the guide has no masks, or an argument is out of range.
         NotImplementedError: if prior draws are asked of a prior that has none, see `Prior.draw_masks`.
     """
-    _check(result, draws, weights, prior)
+    _check(posterior, draws, weights, prior)
     labels = torch.Generator().manual_seed(seed)
-    with evaluating(result.model, result.guide), seeded(next(result.guide.parameters()).device):
-        groups = _of_posterior(result, data, draws, weights, predictions, seed, labels)
-        groups |= _of_prior(result.model, data, prior, seed, labels) if prior else {}
-    return inference_data(groups, _attributes(result))
+    groups = _of_posterior(posterior, data, draws, weights, predictions, seed, labels)
+    if log is not None:
+        groups["sample_stats"] = _with_elbo(groups["sample_stats"], log.history, posterior.model.num_data or 1)
+    groups |= _of_prior(posterior.model, data, prior, seed, labels) if prior else {}
+    return inference_data(groups, _attributes(posterior, log))
 
 
 def _of_posterior(
-    result: FitResult,
+    posterior: Posterior,
     data: Images | None,
     draws: int,
     weights: Sequence[str],
@@ -80,22 +86,23 @@ def _of_posterior(
     labels: torch.Generator,
 ) -> dict[str, xr.Dataset]:
     """The groups that are made of draws from the guide, by name; see `to_inference_data`."""
-    model, scale = result.model, result.logit_scale
-    posterior = _Draws(model.sites, weights)
+    scale = posterior.logit_scale
+    kept = _Draws(posterior.model.sites, weights)
     log_ratio: list[float] = []
     log_likelihood: list[Tensor] = []
     replicated: list[Tensor] = []
     predicted: list[Tensor] = []
-    for draw in posterior_draws(model, result.guide, draws, seed):
-        posterior.add(draw.masks, draw.weights)
+    for draw in posterior.draws(draws, seed):
+        kept.add(draw.masks, draw.weights)
         log_ratio.append(draw.log_ratio)
         if data is not None:
-            each = log_probs(model, data.images, draw.weights)
+            each = draw.log_probs(data.images)
             log_likelihood.append(each.gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1))
             replicated.append(draw_labels(scale_logits(each, scale), labels))
         if predictions is not None:
-            predicted.append(draw_labels(scale_logits(log_probs(model, predictions, draw.weights), scale), labels))
-    groups = {"posterior": posterior.dataset(), "sample_stats": _sample_stats(result, log_ratio)}
+            predicted.append(draw_labels(scale_logits(draw.log_probs(predictions), scale), labels))
+    ratios = xr.Dataset({"log_ratio": (("chain", "draw"), np.asarray([log_ratio]))}, _chain(len(log_ratio)))
+    groups = {"posterior": kept.dataset(), "sample_stats": ratios}
     if data is not None:
         groups["log_likelihood"] = _labels(log_likelihood, "image")
         groups["posterior_predictive"] = _labels(replicated, "image")
@@ -113,22 +120,21 @@ def _of_prior(
     """Likewise, of draws from the prior."""
     before = _Draws(model.sites, ())
     replicated: list[Tensor] = []
-    for masks, drawn in prior_draws(model, draws, seed):
-        before.add(masks, drawn)
+    for draw in prior_draws(model, draws, seed):
+        before.add(draw.masks, draw.weights)
         if data is not None:
-            replicated.append(draw_labels(log_probs(model, data.images, drawn), labels))
+            replicated.append(draw_labels(draw.log_probs(data.images), labels))
     groups = {"prior": before.dataset()}
     if data is not None:
         groups["prior_predictive"] = _labels(replicated, "image")
     return groups
 
 
-def _check(result: FitResult, draws: int, weights: Sequence[str], prior: int) -> None:
-    sites = [site.name for site in result.model.sites]
-    if not result.guide.mask_shapes:
-        raise InputError(f"guide={type(result.guide).__name__} has no masks to show")
-    if draws < 1:
-        raise InputError(f"draws={draws}: need at least one")
+def _check(posterior: Posterior, draws: int, weights: Sequence[str], prior: int) -> None:
+    sites = [site.name for site in posterior.model.sites]
+    if not posterior.guides[0].mask_shapes:
+        raise InputError(f"posterior: its guide, {type(posterior.guides[0]).__name__}, has no masks to show")
+    check_draws(draws)
     if prior < 0:
         raise InputError(f"prior={prior}: give a number of draws, or 0 for none")
     unknown = sorted(set(weights) - set(sites))
@@ -136,28 +142,24 @@ def _check(result: FitResult, draws: int, weights: Sequence[str], prior: int) ->
         raise InputError(f"weights={list(weights)}: no site {unknown}; there are {sites}")
 
 
-def _sample_stats(result: FitResult, log_ratio: list[float]) -> xr.Dataset:
-    stats = xr.Dataset({"log_ratio": (("chain", "draw"), np.asarray([log_ratio]))}, _chain(len(log_ratio)))
-    history = result.history
-    if history is None:
-        return stats
-    elbo = -history["loss"] * (result.model.num_data or 1) / history["temperature"]
+def _with_elbo(stats: xr.Dataset, history: pd.DataFrame, num_data: int) -> xr.Dataset:
+    elbo = -history["loss"] * num_data / history["temperature"]
     stats = stats.assign(elbo=("step", elbo.to_numpy()), phase=("step", history["phase"].to_numpy(str)))
     return stats.assign_coords(step=history["step"].to_numpy())
 
 
-def _attributes(result: FitResult) -> dict[str, Any]:
-    return {
+def _attributes(posterior: Posterior, log: FitResult | None) -> dict[str, Any]:
+    attributes = {
         "inference_library": "pyro_isingvit",
         "inference_library_version": version("pyro-isingvit"),
         "versions": json.dumps({name: version(name) for name in PACKAGES}),
         "draws_are": "independent draws from a variational guide, not a Markov chain",
-        "guide": type(result.guide).__name__,
-        "prior": type(result.model.prior).__name__,
-        "temperature": result.temperature,
-        "logit_scale": result.logit_scale,
-        "fit": json.dumps(dict(result.config)),
+        "guide": type(posterior.guides[0]).__name__,
+        "prior": type(posterior.model.prior).__name__,
+        "temperature": posterior.model.temperature,
+        "logit_scale": posterior.logit_scale,
     }
+    return attributes if log is None else attributes | {"fit": json.dumps(dict(log.config))}
 
 
 def part_names(site: WeightSite) -> list[str]:

@@ -18,7 +18,7 @@ from rich.progress import track
 from ..data import Data, Images
 from ..inference.result import FitResult
 from ..network.stem import as_floats
-from ..predict import Prediction
+from ..posterior import Posterior, Prediction
 from .attention import Attention, attention
 from .calibration import metrics, paired_difference
 from .checks import LEVEL, LeaveOneOut, leave_one_out, posterior_predictive_check, prior_predictive_check
@@ -116,24 +116,25 @@ def examine(
         draws, seed: of the predictions.
         progress: whether to show a progress bar.
     """
-    methods = {ISING: (result, draws)} | ({} if deterministic is None else {PLAIN: (deterministic, 1)})
+    posterior = result.posterior
+    methods = {ISING: (posterior, draws)} | ({} if deterministic is None else {PLAIN: (deterministic.posterior, 1)})
     test, few = data.test, data.test[torch.arange(min(IMAGES, len(data.test)))]
     train, labels = data.train[torch.arange(min(IMAGES, len(data.train)))], test.labels.cpu()
     predictions = {m: fit.predict(test.images, n, seed=seed) for m, (fit, n) in methods.items()}
     shown = _shown(predictions[ISING])
     if scores is None:
         scores = {m: metrics(p.probs, labels) for m, p in predictions.items()}
-        scores[MEDIAN] = metrics(result.predict_plug_in(test.images), labels)
+        scores[MEDIAN] = metrics(posterior.predict_plug_in(test.images), labels)
     difference = None
     if deterministic is not None:
         difference = paired_difference(predictions[ISING].probs, predictions[PLAIN].probs, labels)
     costly: dict[str, Callable[[], Any]] = {
         "shift": lambda: {m: under_shift(fit, few, draws=n, seed=seed) for m, (fit, n) in methods.items()},
         "outside": lambda: _outside(methods, few, seed),
-        "attention": lambda: attention(result, test.images[shown], draws, seed),
-        "checks": lambda: posterior_predictive_check(result, test, draws=CHECK_DRAWS, seed=seed),
-        "prior_checks": lambda: _prior_checks(result, test, seed),
-        "loo": lambda: leave_one_out(result, train, LOO_DRAWS, seed),
+        "attention": lambda: attention(posterior, test.images[shown], draws, seed),
+        "checks": lambda: posterior_predictive_check(posterior, test, draws=CHECK_DRAWS, seed=seed),
+        "prior_checks": lambda: _prior_checks(posterior, test, seed),
+        "loo": lambda: leave_one_out(posterior, train, LOO_DRAWS, seed),
     }
     found = {name: compute() for name, compute in track(costly.items(), "examine", disable=not progress)}
     return Findings(
@@ -143,9 +144,9 @@ def examine(
         scores=scores,
         difference=difference,
         predictions=predictions,
-        inclusion=inclusion_table(result.guide),
-        thresholds=threshold_table(result.guide),
-        units=_units(result),
+        inclusion=inclusion_table(posterior),
+        thresholds=threshold_table(posterior),
+        units=_units(posterior),
         shown=shown,
         **found,
     )
@@ -187,9 +188,10 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
     page = environment.get_template("report.html.j2").render(
         found=findings,
         result=result,
-        network=result.model.network.config,
-        densities=result.densities(),
-        weights=sum(site.numel for site in result.model.sites),
+        posterior=result.posterior,
+        network=result.posterior.model.network.config,
+        densities=result.posterior.densities(),
+        weights=sum(site.numel for site in result.posterior.model.sites),
         verdicts=verdicts(findings),
         level=LEVEL,
         loo_draws=LOO_DRAWS,
@@ -261,6 +263,7 @@ def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
 
 def _figures(findings: Findings) -> dict[str, Figure]:
     result, test = findings.result, findings.data.test
+    posterior = result.posterior
     labels, shown = test.labels.cpu(), findings.shown
     ising = findings.predictions[ISING]
     few = Prediction(*(getattr(ising, name)[shown] for name in Prediction.__dataclass_fields__))
@@ -272,9 +275,9 @@ def _figures(findings: Findings) -> dict[str, Figure]:
         "selective": figure_of(plot_selective(findings.predictions, labels)),
         "entropy": figure_of(plot_uncertainty(ising, labels)),
         "mutual_information": figure_of(plot_uncertainty(ising, labels, "mutual_information")),
-        "inclusion": figure_of(plot_inclusion(result.guide)),
-        "thresholds": figure_of(plot_thresholds(result.guide)),
-        "heads": figure_of(plot_heads(result.guide)),
+        "inclusion": figure_of(plot_inclusion(posterior)),
+        "thresholds": figure_of(plot_thresholds(posterior)),
+        "heads": figure_of(plot_heads(posterior)),
         "samples": figure_samples(few, test.images[shown], labels[shown]),
         "attention": figure_attention(findings.attention, test.images[shown]),
         "checks": figure_of(plot_check(findings.checks)),
@@ -282,19 +285,19 @@ def _figures(findings: Findings) -> dict[str, Figure]:
     if result.path is not None and result.finished is not None:
         figures["path"] = figure_path(result.path, result.finished)
     for site in ("patch_embed", "head.out"):
-        if site in result.guide.mask_shapes:
-            figures[f"mask_{site.replace('.', '_')}"] = figure_of(plot_mask(result.guide, site))
+        if site in posterior.inclusion_probabilities():
+            figures[f"mask_{site.replace('.', '_')}"] = figure_of(plot_mask(posterior, site))
     names = list(findings.shift[ISING]["shift"].unique())
     return figures | {f"shift_{name}": figure_of(plot_shift(findings.shift, name)) for name in names}
 
 
-def _units(result: FitResult) -> pd.DataFrame:
-    names = {site.name for site in result.model.sites}
+def _units(posterior: Posterior) -> pd.DataFrame:
+    names = {site.name for site in posterior.model.sites}
     rows = []
     for unit, (_, roles) in UNITS.items():
         if all(role in names for role in roles):
-            probs = unit_inclusion(result.guide, unit)  # type: ignore[arg-type]
-            median = alive_units(result.guide, unit)  # type: ignore[arg-type]
+            probs = unit_inclusion(posterior, unit)  # type: ignore[arg-type]
+            median = alive_units(posterior, unit)  # type: ignore[arg-type]
             rows.append(
                 {
                     "unit": unit,
@@ -313,14 +316,14 @@ def _shown(prediction: Prediction) -> torch.Tensor:
     return torch.tensor([*range(first), *unsure[: SAMPLES - first]])
 
 
-def _prior_checks(result: FitResult, test: Images, seed: int) -> pd.DataFrame | None:
+def _prior_checks(posterior: Posterior, test: Images, seed: int) -> pd.DataFrame | None:
     try:
-        return prior_predictive_check(result.model, test, draws=PRIOR_DRAWS, seed=seed)
+        return prior_predictive_check(posterior.model, test, draws=PRIOR_DRAWS, seed=seed)
     except NotImplementedError:
         return None
 
 
-def _outside(methods: Mapping[str, tuple[FitResult, int]], few: Images, seed: int) -> pd.DataFrame:
+def _outside(methods: Mapping[str, tuple[Posterior, int]], few: Images, seed: int) -> pd.DataFrame:
     elsewhere = {
         "turned by 90°": rotate(as_floats(few.images), 90).clamp(0, 1),
         "of static": static(as_floats(few.images), seed),

@@ -16,10 +16,10 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..data import Images
+from ..draws import seeded
 from ..errors import InputError
-from ..inference.result import FitResult
 from ..network.stem import as_floats
-from ..predict import Prediction, seeded
+from ..posterior import Posterior, Prediction
 from .calibration import metrics
 
 STRENGTHS = (1, 2, 3, 4, 5)
@@ -65,12 +65,12 @@ SHIFTS: Mapping[str, Shift] = {
 
 
 def under_shift(
-    result: FitResult, data: Images, shifts: Mapping[str, Shift] = SHIFTS, draws: int = 50, seed: int = 0
+    posterior: Posterior, data: Images, shifts: Mapping[str, Shift] = SHIFTS, draws: int = 50, seed: int = 0
 ) -> pd.DataFrame:
     """Scores of the posterior predictive as images are shifted more and more.
 
     Args:
-        result: a fit.
+        posterior: of a fit.
         data: labelled images.
         shifts: by name.
         draws, seed: of the posterior.
@@ -82,7 +82,7 @@ def under_shift(
         InputError: if a shift changes the shape of the images.
     """
     rows = []
-    plain = result.predict(data.images, draws, seed=seed)
+    plain = posterior.predict(data.images, draws, seed=seed)
     for name, shift in shifts.items():
         for strength in (0, *STRENGTHS):
             prediction = plain
@@ -93,7 +93,7 @@ def under_shift(
                     raise InputError(
                         f"shifts[{name!r}] made {tuple(images.shape)} of {tuple(data.images.shape)}: keep the shape"
                     )
-                prediction = result.predict(images.clamp(0, 1), draws, seed=seed)
+                prediction = posterior.predict(images.clamp(0, 1), draws, seed=seed)
             scores = metrics(prediction.probs, data.labels.cpu())
             rows.append(
                 {"shift": name, "strength": strength}

@@ -9,25 +9,29 @@ References:
     Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (magnitude pruning).
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import Config
 from ..data import Data
-from ..guides import Guide, LikelihoodGuided, PointEstimate, SparseVariationalDropout
+from ..draws import seeded
+from ..guides import LikelihoodGuided, PointEstimate, SparseVariationalDropout
 from ..inference.config import FitConfig
 from ..inference.fit import fit, fit_path
 from ..inference.result import FitResult
 from ..inference.search import Mark
+from ..logit_scale import best_logit_scale, scale_logits
 from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
 from ..models.priors.structured import UNIT_LEVELS
 from ..network import ViT
-from ..predict import best_scale, scale_logits, seeded
+from ..posterior import Posterior
+from ..scores import nll
 from .recipes import RunConfig
 
 Name = Literal[
@@ -53,7 +57,7 @@ class Method(Config):
             every point of `fit_path`); ``deterministic``; ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``;
             ``magnitude-pruning`` (the deterministic network cut to each density, then trained on for a quarter of the
             steps). The outcomes of the last and of paths are temperature-scaled; each other one there is without it and
-            with it. All are scaled by one rule: posteriors by `FitResult.calibrate`, probabilities by `best_scale`.
+            with it. All are scaled by one rule, see `pyro_isingvit.logit_scale`.
         rate: of dropout or DropConnect.
         members: of the ensemble.
         densities: that magnitude pruning cuts to.
@@ -102,43 +106,43 @@ def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = Tru
     return _METHODS[method.name](config, method, data, progress)
 
 
-def build(config: RunConfig) -> tuple[IsingViT, LikelihoodGuided]:
-    """The model and guide of a run, the network's first weights drawn by the run's seed."""
+def build(config: RunConfig) -> LikelihoodGuided:
+    """The guide of a run, with its model, the network's first weights drawn by the run's seed."""
     network, prior = _network(config), config.prior
     options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
     if prior.structured:
         model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), UNIT_LEVELS, **options))
     else:
         model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), **options))
-    return model, LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
+    return LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
 
 
-def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> tuple[IsingViT, PointEstimate]:
+def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> PointEstimate:
     """Likewise, without masks or uncertainty."""
     network = _network(config)
     model = IsingViT(network, Flat(network.weight_sites()))
-    return model, PointEstimate(model, dropconnect)
+    return PointEstimate(model, dropconnect)
 
 
 def fit_deterministic(config: RunConfig, data: Data, progress: bool = True, dropconnect: float = 0.0) -> FitResult:
     """The same network trained by maximum likelihood with the same recipe, from the same first weights."""
-    model, guide = build_deterministic(config, dropconnect)
-    return fit(model, guide, data.train, data.validation, _plain(config.fit), progress)
+    guide = build_deterministic(config, dropconnect)
+    return fit(guide, data.train, data.validation, _plain(config.fit), progress)
 
 
 def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
-    result = fit(*build(config), data.train, data.validation, config.fit, progress)
+    result = fit(build(config), data.train, data.validation, config.fit, progress)
     yield from _posterior("ising", result, config, data)
-    yield from _median("ising", result, data)
+    yield from _median("ising", result.posterior, result.seconds, data)
 
 
 def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
-    path = fit_path(*build(config), data.train, data.validation, config.fit, progress)
+    path = fit_path(build(config), data.train, data.validation, config.fit, progress)
     for row in range(len(path.stops)):
         mark = ", ".join(name for name in get_args(Mark) if path.table[name][row])
-        result = path.at(row)
-        yield replace(_mixture("ising-path", result, config, data), mark=mark)
-        _, scaled = _median("ising-path", result, data)
+        posterior = path.at(row)
+        yield replace(_mixture("ising-path", posterior, path.seconds, config, data), mark=mark)
+        _, scaled = _median("ising-path", posterior, path.seconds, data)
         yield replace(scaled, method=f"ising-path{MEDIAN}")
 
 
@@ -160,7 +164,7 @@ def _dropconnect(config: RunConfig, method: Method, data: Data, progress: bool) 
 def _sparse_vd(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     network = _network(config)
     model = IsingViT(network, LogUniform(network.weight_sites()))
-    result = fit(model, SparseVariationalDropout(model), data.train, data.validation, config.fit, progress)
+    result = fit(SparseVariationalDropout(model), data.train, data.validation, config.fit, progress)
     yield from _posterior("sparse-vd", result, config, data)
 
 
@@ -170,7 +174,7 @@ def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> 
     for member in range(method.members):
         settings = config.fit.model_copy(update={"seed": config.fit.seed + 1_000_003 * member})
         result = fit_deterministic(config.model_copy(update={"fit": settings}), data, progress)
-        parts.append((result.predict_plug_in(data.test.images), result.predict_plug_in(data.validation.images)))
+        parts.append(_plug_in_probs(result.posterior, data))
         seconds += result.seconds
     test, validation = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))
     outcome = _point(f"ensemble of {method.members}", test, validation, data, seconds, density=float(method.members))
@@ -180,18 +184,13 @@ def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> 
 
 def _magnitude_pruning(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     whole = fit_deterministic(config, data, progress)
-    start = {name: value.clone() for name, value in whole.guide.state_dict().items()}
-    shared = {name: value.clone() for name, value in whole.model.state_dict().items()}
     settings = _plain(config.fit).model_copy(update={"steps": max(1, config.fit.steps // 4)})
     for density in method.densities:
-        model, guide = whole.model, whole.guide
-        guide.load_state_dict(start)
-        model.load_state_dict(shared)
-        model.fix_masks(magnitude_masks(guide, density))
-        result = fit(model, guide, data.train, data.validation, settings, progress)
-        masks = model.fixed_masks
-        test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
-        assert masks is not None
+        masks = magnitude_masks(whole.posterior, density)
+        guide = copy.deepcopy(whole.posterior.guide)
+        guide.model.fix_masks(masks)
+        result = fit(guide, data.train, data.validation, settings, progress)
+        test, validation = _plug_in_probs(result.posterior, data)
         share = sum(float(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
         seconds = whole.seconds + result.seconds
         outcome = _point("magnitude-pruning", test, validation, data, seconds, density=share)
@@ -210,10 +209,9 @@ _METHODS: dict[str, Callable[[RunConfig, Method, Data, bool], Iterator[Outcome]]
 }
 
 
-@torch.no_grad()
-def magnitude_masks(guide: Guide, density: float) -> dict[str, Tensor]:
+def magnitude_masks(posterior: Posterior, density: float) -> dict[str, Tensor]:
     """Masks that keep the largest weights of the network, a share ``density`` of all, by site name."""
-    weights = guide.mean_weights({})
+    weights = posterior.mean_weights({})
     every = torch.cat([weight.abs().flatten() for weight in weights.values()])
     keep = max(1, round(density * len(every)))
     threshold = every.kthvalue(len(every) - keep + 1).values
@@ -230,29 +228,34 @@ def _plain(settings: FitConfig) -> FitConfig:
 
 
 def _nll(probs: Tensor, labels: Tensor) -> float:
-    return float(nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels.cpu()))
+    return float(nll(probs, labels.cpu()).mean())
 
 
 def _posterior(name: str, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
     """The posterior predictive, and temperature-scaled."""
-    yield _mixture(name, replace(result, logit_scale=1.0), config, data)
-    yield _mixture(f"{name}{SCALED}", result.calibrate(data.validation), config, data)
+    posterior, seconds = result.posterior, result.seconds
+    yield _mixture(name, replace(posterior, logit_scale=1.0), seconds, config, data)
+    yield _mixture(f"{name}{SCALED}", posterior.calibrate(data.validation), seconds, config, data)
 
 
-def _mixture(name: str, result: FitResult, config: RunConfig, data: Data) -> Outcome:
-    test, validation = (
-        result.predict(part.images, config.draws, seed=config.fit.seed).probs for part in (data.test, data.validation)
-    )
-    nll, shares = _nll(validation, data.validation.labels), result.densities()
+def _mixture(name: str, posterior: Posterior, seconds: float, config: RunConfig, data: Data) -> Outcome:
+    parts, seed = (data.test, data.validation), config.fit.seed
+    test, validation = (posterior.predict(part.images, config.draws, seed=seed).probs for part in parts)
+    loss, shares = _nll(validation, data.validation.labels), posterior.densities()
     densities = shares["median_density"], shares["expected_density"]
-    return Outcome(name, test, nll, *densities, result.temperature, result.seconds)
+    return Outcome(name, test, loss, *densities, posterior.model.temperature, seconds)
 
 
-def _median(name: str, result: FitResult, data: Data) -> Iterator[Outcome]:
+def _plug_in_probs(posterior: Posterior, data: Data) -> tuple[Tensor, Tensor]:
+    """Of the test and of the validation images, by the network with the posterior mean weights."""
+    return posterior.predict_plug_in(data.test.images), posterior.predict_plug_in(data.validation.images)
+
+
+def _median(name: str, posterior: Posterior, seconds: float, data: Data) -> Iterator[Outcome]:
     """The median-probability model's network, and temperature-scaled."""
-    test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
-    nll, density = _nll(validation, data.validation.labels), result.densities()["median_density"]
-    outcome = Outcome(f"{name}{MEDIAN}", test, nll, density, density, result.temperature, result.seconds)
+    test, validation = _plug_in_probs(posterior, data)
+    loss, density = _nll(validation, data.validation.labels), posterior.densities()["median_density"]
+    outcome = Outcome(f"{name}{MEDIAN}", test, loss, density, density, posterior.model.temperature, seconds)
     yield outcome
     yield _scaled(outcome, validation, data)
 
@@ -262,14 +265,14 @@ def _scaled(outcome: Outcome, validation: Tensor, data: Data) -> Outcome:
     labels = data.validation.labels
     tiny = torch.finfo(validation.dtype).tiny  # and no more, else networks that are too sure would be scaled too little
     of_test, of_validation = (probs.clamp_min(tiny).log() for probs in (outcome.probs, validation))
-    scale = best_scale(of_validation, labels)
+    scale = best_logit_scale(of_validation, labels)
     test, validation = (scale_logits(each, scale).exp() for each in (of_test, of_validation))
     return replace(outcome, method=f"{outcome.method}{SCALED}", probs=test, validation_nll=_nll(validation, labels))
 
 
 def _plug_in(name: str, result: FitResult, data: Data) -> Iterator[Outcome]:
     """The network with the posterior mean weights, and temperature-scaled."""
-    test, validation = (result.predict_plug_in(part.images) for part in (data.test, data.validation))
+    test, validation = _plug_in_probs(result.posterior, data)
     outcome = _point(name, test, validation, data, result.seconds)
     yield outcome
     yield _scaled(outcome, validation, data)

@@ -1,7 +1,8 @@
 """From a run folder to a small network, with what it cost and what it costs now."""
 
+import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..draws import BATCH
 from ..errors import InputError
-from ..inference.result import FitResult
-from ..network import ViT
-from ..predict import BATCH, evaluating, posterior_draws, seeded
+from ..posterior import Posterior
 from ..pruning import Cost, costs, export, fine_tune, prune, prune_draws
 from ..pruning.compact import CompactViT
 from ..pruning.cut import scale_within
@@ -108,12 +108,13 @@ def prune_run(
     config, data, result = open_run(folder, data_root)
     chosen: dict[str, Any] = {"level": level, "threshold": threshold, "density": density}
     seed = config.fit.seed
-    network = prune(result, **chosen) if draws is None else prune_draws(result, draws, **chosen, seed=seed)
+    posterior = result.posterior
+    network = prune(posterior, **chosen) if draws is None else prune_draws(posterior, draws, **chosen, seed=seed)
     if fine_tune_steps:
         settings = config.fit.model_copy(update={"steps": fine_tune_steps})
         fine_tune(network, data.train, data.validation, settings, progress)
-    whole = median_network(result) if draws is None else WholeDraws(result, draws, seed)
-    both = {"before": whole.cpu().eval(), "after": network}
+    whole = posterior.network() if draws is None else WholeDraws(posterior, draws, seed)
+    both = {"before": whole.cpu(), "after": network}
     prices = costs(both, data.test.images)
     probs = {name: predict_with(one, data.test.images) for name, one in both.items()}
     before, after = (Judged(prices[name], _scores(probs[name], data.test.labels)) for name in ("before", "after"))
@@ -125,33 +126,19 @@ def prune_run(
     return Pruned(levels, network, before, after)
 
 
-def median_network(result: FitResult) -> nn.Module:
-    """The median-probability model with posterior mean weights, dense as it was trained."""
-    fixed = result.model.fixed_masks
-    with evaluating(result.model, result.guide):
-        weights = result.guide.mean_weights(result.guide.median_masks() if fixed is None else dict(fixed))
-    return _dense(result, weights)
-
-
 class WholeDraws(nn.Module):
     """Draws from a posterior as dense networks, one after the other: logits (draws, batch, classes)."""
 
-    def __init__(self, result: FitResult, draws: int, seed: int) -> None:
+    def __init__(self, posterior: Posterior, draws: int, seed: int) -> None:
         super().__init__()
-        with evaluating(result.model, result.guide), seeded(next(result.guide.parameters()).device):
-            each = posterior_draws(result.model, result.guide, draws, seed)
-            network, scale = result.model.network, result.logit_scale
-            self.networks = nn.ModuleList(_dense(result, scale_within(network, draw.weights, scale)) for draw in each)
+        self.networks, scale = nn.ModuleList(), posterior.logit_scale
+        for draw in posterior.draws(draws, seed):
+            network = copy.deepcopy(draw.model.network)
+            network.load_state_dict(network.state_dict() | scale_within(network, draw.weights, scale))
+            self.networks.append(network.requires_grad_(True).eval())
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([network(images) for network in self.networks])
-
-
-def _dense(result: FitResult, weights: Mapping[str, Tensor]) -> ViT:
-    network = result.model.network
-    plain = ViT(network.config)
-    plain.load_state_dict(network.state_dict() | dict(weights))
-    return plain
 
 
 @torch.no_grad()

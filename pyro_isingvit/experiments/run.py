@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..data import Data, Images, read, split
 from ..errors import InputError
 from ..inference.fit import fit
 from ..inference.result import FitResult
-from .methods import build, build_deterministic, fit_deterministic
+from .methods import build, fit_deterministic
 from .recipes import RunConfig
 
 PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "numpy")
@@ -36,7 +36,7 @@ class Run:
         data: its images.
         result: the fitted posterior.
         deterministic: the network of the same recipe without masks or uncertainty, where compared. Both are calibrated
-            on the validation images, see `FitResult.calibrate`.
+            on the validation images, see `Posterior.calibrate`.
         scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network`` (one network,
             as it was trained: the median-probability model) and, where compared, ``deterministic``.
     """
@@ -84,9 +84,8 @@ def run(
     if everything is None:
         everything = read(config.dataset, config.data_root, image_size=config.image_size)
     data = load(config, everything)
-    model, guide = build(config)
-    result = fit(model, guide, data.train, data.validation, config.fit, progress).calibrate(data.validation)
-    plain = fit_deterministic(config, data, progress).calibrate(data.validation) if compare else None
+    result = _calibrated(fit(build(config), data.train, data.validation, config.fit, progress), data)
+    plain = _calibrated(fit_deterministic(config, data, progress), data) if compare else None
     finished = Run(config, data, result, plain, _scores(result, plain, data.test, config))
     _write(finished, out, everything.fingerprint)
     return finished
@@ -105,7 +104,7 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
     """
     config, data, result = open_run(folder, data_root, draws)
     plain = Path(folder) / "deterministic"
-    deterministic = FitResult.load(plain, *build_deterministic(config)) if plain.is_dir() else None
+    deterministic = FitResult.load(plain) if plain.is_dir() else None
     return Run(config, data, result, deterministic, _scores(result, deterministic, data.test, config))
 
 
@@ -131,7 +130,7 @@ def open_run(
             f"run={str(folder)!r}: was fitted on other images ({facts['images']}, not {everything.fingerprint}), so "
             "that its test images cannot be told from its training images; give the data_root of those, or fit again"
         )
-    return config, load(config, everything), FitResult.load(folder, *build(config))
+    return config, load(config, everything), FitResult.load(folder)
 
 
 def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:
@@ -193,6 +192,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
+def _calibrated(result: FitResult, data: Data) -> FitResult:
+    return replace(result, posterior=result.posterior.calibrate(data.validation))
+
+
 def _metrics(probs: torch.Tensor, test: Images) -> dict[str, float]:
     from ..diagnostics.calibration import metrics  # torchmetrics takes seconds to import
 
@@ -200,18 +203,18 @@ def _metrics(probs: torch.Tensor, test: Images) -> dict[str, float]:
 
 
 def _scores(result: FitResult, plain: FitResult | None, test: Images, config: RunConfig) -> Scores:
-    shares = result.densities()
+    shares = result.posterior.densities()
     density, expected = shares["median_density"], shares["expected_density"]
     both = {"density": density, "expected_density": expected, "seconds": result.seconds}
     alone = {"density": density, "expected_density": density, "seconds": result.seconds}
-    mixture = result.predict(test.images, config.draws, seed=config.fit.seed).probs
+    mixture = result.posterior.predict(test.images, config.draws, seed=config.fit.seed).probs
     scores = {
         "ising": _metrics(mixture, test) | both,
-        "median network": _metrics(result.predict_plug_in(test.images), test) | alone,
+        "median network": _metrics(result.posterior.predict_plug_in(test.images), test) | alone,
     }
     if plain is not None:
         whole = {"density": 1.0, "expected_density": 1.0, "seconds": plain.seconds}
-        scores["deterministic"] = _metrics(plain.predict(test.images, 1).probs, test) | whole
+        scores["deterministic"] = _metrics(plain.posterior.predict(test.images, 1).probs, test) | whole
     return scores
 
 
@@ -237,7 +240,7 @@ def _write(finished: Run, out: Path, images: str) -> None:
     figure_training(result.history).savefig(draft / "training.png", dpi=150)
     if result.path is not None and result.finished is not None:
         figure_path(result.path, result.finished).savefig(draft / "path.png", dpi=150)
-    figure_of(plot_inclusion(result.guide)).savefig(draft / "inclusion.png", dpi=150)
+    figure_of(plot_inclusion(result.posterior)).savefig(draft / "inclusion.png", dpi=150)
     if out.exists():
         shutil.rmtree(out)
     draft.rename(out)

@@ -10,10 +10,11 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..data import Images
+from ..draws import evaluating, seeded
 from ..errors import InputError
 from ..guides import Guide
 from ..models import IsingViT
-from ..predict import evaluating, seeded
+from ..posterior import Posterior
 from .config import FitConfig
 from .pair import check_pair
 from .result import FitResult
@@ -22,7 +23,6 @@ from .trainer import Trainer
 
 
 def fit(
-    model: IsingViT,
     guide: Guide,
     train: Images,
     validation: Images | None = None,
@@ -35,15 +35,15 @@ def fit(
     median-probability model. A model without masks trains in one phase.
 
     Args:
-        model, guide: the pair; they are trained in place and moved to the device.
+        guide: the variational distribution, with its model. Both are trained in place and moved to the device.
         train: images to learn from.
         validation: images to decide on; needed for ``temperature="auto"`` and ``"sparsest"``, which calibrate the
-            result by them too, see `FitResult.calibrate`. Never the test images.
+            posterior by them too, see `Posterior.calibrate`. Never the test images.
         config: how to train; `FitConfig()` if None.
         progress: whether to show a progress bar.
 
     Returns:
-        The fitted pair with its history; it predicts, saves and loads.
+        The posterior, which is a copy of what was fitted, and the log of the fit.
 
     Raises:
         InputError: if the arguments do not fit together.
@@ -51,7 +51,7 @@ def fit(
     """
     config = config or FitConfig()
     path = finished = None
-    with _training(model, guide, train, validation, config, progress) as trainer:
+    with _training(guide, train, validation, config, progress) as trainer:
         if not _sparsifies(guide):
             trainer.run(config.steps, "weights")
         else:
@@ -68,15 +68,15 @@ def fit(
             else:
                 trainer.run(ising, "ising")
             if fine_tune:
-                model.fix_masks(guide.median_masks())
+                guide.model.fix_masks(guide.median_masks())
                 trainer.run(fine_tune, "fine-tune")
-    facts = config.model_dump(mode="json")
-    result = FitResult(model, guide, trainer.history, path, trainer.seconds, facts, finished)
-    return result if finished is None else result.calibrate(cast(Images, validation))
+    posterior = Posterior.of(guide)
+    if finished is not None:
+        posterior = posterior.calibrate(cast(Images, validation))
+    return FitResult(posterior, trainer.history, path, finished, trainer.seconds, config.model_dump(mode="json"))
 
 
 def fit_path(
-    model: IsingViT,
     guide: Guide,
     train: Images,
     validation: Images,
@@ -90,7 +90,7 @@ def fit_path(
     does in short before its Ising phase is done here with all steps, and every point is kept.
 
     Args:
-        model, guide, train, validation, config, progress: see `fit`. The configuration's temperature stays ``"auto"``.
+        guide, train, validation, config, progress: see `fit`. The configuration's temperature stays ``"auto"``.
 
     Returns:
         The curve, and the posterior at each point of it.
@@ -106,7 +106,7 @@ def fit_path(
     ):
         if value != free:
             raise InputError(f"{name}={value}: a path goes through all temperatures and densities; leave it {free!r}")
-    with _training(model, guide, train, validation, config, progress) as trainer:
+    with _training(guide, train, validation, config, progress) as trainer:
         trainer.run_pilot()
         left = config.steps - trainer.step
         if left < len(FACTORS):
@@ -115,18 +115,18 @@ def fit_path(
             )
         stops = follow_path(trainer, validation, left // len(FACTORS))
     table, facts = path_table(stops), config.model_dump(mode="json")
-    return FitPath(model, guide, table, stops, trainer.history, trainer.seconds, facts)
+    return FitPath(Posterior.of(guide), table, stops, trainer.history, trainer.seconds, facts)
 
 
 @contextmanager
 def _training(
-    model: IsingViT, guide: Guide, train: Images, validation: Images | None, config: FitConfig, progress: bool
+    guide: Guide, train: Images, validation: Images | None, config: FitConfig, progress: bool
 ) -> Iterator[Trainer]:
-    """A trainer of the pair on its device, with everything in place for the time of a fit."""
-    device = config.torch_device()
+    """A trainer on the device, with everything in place for the time of a fit."""
+    device, model = config.torch_device(), guide.model
     model.to(device).train()
     guide.to(device).train()
-    _check(model, guide, train, validation, config)
+    _check(guide, train, validation, config)
     with (
         _holding(guide, config.target_density),
         _computing(model, getattr(torch, config.precision)),
@@ -136,7 +136,7 @@ def _training(
     ):
         wanted = config.temperature
         model.temperature = pilot_temperature(guide, len(train)) if isinstance(wanted, str) else wanted
-        trainer = Trainer(model, guide, train.to(device), validation, config, bar)
+        trainer = Trainer(guide, train.to(device), validation, config, bar)
         yield trainer
         trainer.seconds = time.perf_counter() - trainer.started
 
@@ -168,9 +168,8 @@ def _sparsifies(guide: Guide) -> bool:
     return bool(guide.mask_shapes) or guide.sparsifies
 
 
-def _check(model: IsingViT, guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
-    if guide.model is not model:
-        raise InputError(f"guide={type(guide).__name__} was made for another model: make it from this one")
+def _check(guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
+    model = guide.model
     if isinstance(config.temperature, str) and validation is None:
         raise InputError(
             f'temperature="{config.temperature}" is decided on held-out images: pass validation, or a number, e.g. 1e-3'
@@ -191,4 +190,4 @@ def _check(model: IsingViT, guide: Guide, train: Images, validation: Images | No
                 f"{name}.classes={part.classes}: the network has {classes}; set ViTConfig(classes={part.classes})"
             )
     with seeded(device), evaluating(model, guide):
-        check_pair(model, guide, train.images[:1].to(device), train.labels[:1].to(device))
+        check_pair(guide, train.images[:1].to(device), train.labels[:1].to(device))

@@ -9,21 +9,22 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..guides import Guide
-from ..models import IsingSpikeSlab, IsingViT, Prior
+from ..models import IsingSpikeSlab, Prior
 
 
-def check_pair(model: IsingViT, guide: Guide, images: Tensor, labels: Tensor) -> None:
+def check_pair(guide: Guide, images: Tensor, labels: Tensor) -> None:
     """Draw once from a guide and run the model against it.
 
     Args:
-        model, guide: the pair.
+        guide: with its model.
         images, labels: a batch, on their device.
 
     Raises:
         InputError: if the guide misses a site or samples one too many, or a draw is of the wrong shape, not
             finite, or a mask other than zeros and ones.
     """
-    _check_normalised(model, guide)
+    model = guide.model
+    _check_normalised(guide)
     with pyro.validation_enabled(False):
         drawn = _latent(poutine.trace(guide).get_trace(images, labels))
         family, prior = type(guide).__name__, type(model.prior).__name__
@@ -48,8 +49,8 @@ def check_pair(model: IsingViT, guide: Guide, images: Tensor, labels: Tensor) ->
         )
 
 
-def _check_normalised(model: IsingViT, guide: Guide) -> None:
-    prior, sampled = model.prior, guide.mask_hypers
+def _check_normalised(guide: Guide) -> None:
+    prior, sampled = guide.model.prior, guide.mask_hypers
     masks = {name: torch.zeros(shape, device=prior.zero.device) for name, shape in guide.mask_shapes.items()}
     if sampled and type(prior).log_normaliser in (Prior.log_normaliser, IsingSpikeSlab.log_normaliser):
         with guide.hypers_at_median():

@@ -12,8 +12,8 @@ from ..data import Images
 from ..errors import InputError, TrainingError
 from ..guides import Guide
 from ..models import IsingViT
-from ..predict import best_logit_scale, predict
-from .result import FitResult, densities
+from ..posterior import Posterior
+from ..scores import mean_scores, nll
 from .trainer import Snapshot, Trainer
 
 FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0, 16.0)
@@ -87,12 +87,14 @@ class Stop(Judged):
 
     states: tuple[dict[str, Tensor], dict[str, Tensor]]
 
-    def restore(self, model: IsingViT, guide: Guide) -> None:
-        """Put model, guide and temperature back to where they were here."""
+    def posterior(self, template: Posterior) -> Posterior:
+        """The posterior here, calibrated; the template's guide in another state."""
+        guide = copy.deepcopy(template.guide)
         of_model, of_guide = self.states
-        model.load_state_dict(of_model)
+        guide.model.load_state_dict(of_model)
         guide.load_state_dict(of_guide)
-        model.temperature = self.temperature
+        guide.model.temperature = self.temperature
+        return Posterior((guide,), self.row["logit_scale"])
 
 
 def follow_path(trainer: Trainer, validation: Images, steps: int, patience: float = float("inf")) -> list[Stop]:
@@ -125,7 +127,7 @@ def follow_path(trainer: Trainer, validation: Images, steps: int, patience: floa
             states = [copy.deepcopy(part.state_dict()) for part in parts]
             for part, state in zip(parts, average.states, strict=True):
                 part.load_state_dict(state)
-            judged = _judge(model, guide, validation)
+            judged = _judge(guide, validation)
         except TrainingError:
             if not stops:
                 raise
@@ -196,7 +198,7 @@ def finish(
         model.temperature = temperatures[i]
         try:
             trainer.run(steps, "ising")
-            judged = _judge(model, guide, validation)
+            judged = _judge(guide, validation)
         except TrainingError:
             if i == first:
                 raise
@@ -217,20 +219,19 @@ def finish(
     return table().assign(chosen=lambda every: every.index == chosen).reset_index(drop=True)
 
 
-def _judge(model: IsingViT, guide: Guide, validation: Images) -> Judged:
+def _judge(guide: Guide, validation: Images) -> Judged:
     """The posterior as it is now, calibrated: else a temperature would be chosen for how sure it is of what it says.
 
     Raises:
         TrainingError: if it predicts no finite NLL.
     """
     labels = validation.labels.cpu()
-    scale = best_logit_scale(model, guide, validation, DRAWS)
-    probs = predict(model, guide, validation.images, draws=DRAWS, logit_scale=scale).probs
-    each = nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels, reduction="none")
-    nll, accuracy = float(each.mean()), float((probs.argmax(-1) == labels).float().mean())
-    brier = float((probs - nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
-    row = {"temperature": model.temperature, "logit_scale": scale, "nll": nll, "brier": brier, "accuracy": accuracy}
-    return Judged(each, row | densities(guide))
+    posterior = Posterior((guide,)).calibrate(validation, DRAWS)
+    probs = posterior.predict(validation.images, DRAWS).probs
+    scores = mean_scores(probs, labels)
+    row = {"temperature": guide.model.temperature, "logit_scale": posterior.logit_scale}
+    row |= {name: scores[name] for name in ("nll", "brier", "accuracy")}
+    return Judged(nll(probs, labels), row | posterior.densities())
 
 
 @dataclass(frozen=True)
@@ -238,33 +239,30 @@ class FitPath:
     """What `fit_path` returns: the whole curve of accuracy and NLL against density from one fit.
 
     Attributes:
-        model, guide: the pair; `at` sets it to a point of the path.
+        last: the posterior at the end of the path, not averaged.
         table: one row a temperature, see `path_table`.
         stops: what the rows are made of.
         history, seconds, config: see `FitResult`.
     """
 
-    model: IsingViT
-    guide: Guide
+    last: Posterior
     table: pd.DataFrame
     stops: Sequence[Stop]
     history: pd.DataFrame
     seconds: float
     config: Mapping[str, Any]
 
-    def at(self, row: int) -> FitResult:
-        """The posterior at a row of the table. Model and guide are put there, so results of other rows go with them.
+    def at(self, row: int) -> Posterior:
+        """The posterior at a row of the table, calibrated on the validation images; it owns its tensors.
 
         Raises:
             InputError: if there is no such row.
         """
         if not 0 <= row < len(self.stops):
             raise InputError(f"row={row}: the path has rows 0 to {len(self.stops) - 1}")
-        self.stops[row].restore(self.model, self.guide)
-        scale = self.stops[row].row["logit_scale"]
-        return FitResult(self.model, self.guide, self.history, self.table, self.seconds, self.config, logit_scale=scale)
+        return self.stops[row].posterior(self.last)
 
-    def pick(self, mark: Mark = "least_nll") -> FitResult:
+    def pick(self, mark: Mark = "least_nll") -> Posterior:
         """The posterior at a marked row of the table, see `path_table`."""
         return self.at(int(self.table[mark].to_numpy().argmax()))
 

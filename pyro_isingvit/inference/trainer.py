@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from ..data import Images
 from ..errors import TrainingError
 from ..guides import Guide
-from ..models import IsingViT
 from ..network.stem import as_floats
-from ..predict import predict_plug_in
+from ..posterior import Posterior
+from ..scores import mean_scores
 from .config import FitConfig
 from .elbo import TraceGraph_ELBO
-from .result import densities
 
 LOGS = 50
 """Rows of the history."""
@@ -46,14 +45,13 @@ class Trainer:
 
     def __init__(
         self,
-        model: IsingViT,
         guide: Guide,
         train: Images,
         validation: Images | None,
         config: FitConfig,
         bar: Progress,
     ) -> None:
-        device = train.images.device
+        device, model = train.images.device, guide.model
         self.model, self.guide, self.train, self.config = model, guide, train, config
         self.step, self.started, self.seconds = 0, time.perf_counter(), 0.0
         self.position, self.stride = 0.0, 1.0  # along the schedule of the learning rate, and what a step adds
@@ -139,16 +137,16 @@ class Trainer:
                 f"loss={loss} at step {self.step}, {phase} phase, temperature={self.model.temperature:g}: lower "
                 f"learning_rate={self.config.learning_rate} or clip={self.config.clip}"
             )
-        probs = predict_plug_in(self.model, self.guide, self.watched.images)
-        labels = self.watched.labels.cpu()
+        posterior, labels = Posterior((self.guide,)), self.watched.labels.cpu()
+        scores = mean_scores(posterior.predict_plug_in(self.watched.images), labels)
         row = {
             "step": self.step,
             "phase": phase,
             "temperature": self.model.temperature,
             "loss": loss,
-            "accuracy": float((probs.argmax(-1) == labels).float().mean()),
-            "nll": float(nn.functional.nll_loss(probs.clamp_min(1e-12).log(), labels)),
-            **densities(self.guide),
+            "accuracy": scores["accuracy"],
+            "nll": scores["nll"],
+            **posterior.densities(),
             "seconds": time.perf_counter() - self.started,
         }
         self.rows.append(row)

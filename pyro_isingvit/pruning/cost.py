@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..predict import evaluating
+from ..draws import evaluating
 
 ROUNDS, ROUND_SECONDS = 5, 0.2
 """Latencies are the least median of so many rounds of so many seconds, networks in turn in each round."""

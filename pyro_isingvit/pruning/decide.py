@@ -14,10 +14,8 @@ from torch import Tensor
 
 from ..diagnostics.inclusion import BLOCK_UNITS, UNITS, Unit, alive_units, log_dead
 from ..errors import InputError
-from ..guides import Guide
-from ..inference.result import FitResult
 from ..network import ViT
-from ..predict import evaluating
+from ..posterior import Posterior
 from .compact import CompactViT
 from .cut import shrink
 
@@ -67,7 +65,7 @@ class Decision:
 
 
 def prune(
-    result: FitResult,
+    posterior: Posterior,
     level: Level | Sequence[Level] = DEFAULT_LEVELS,
     threshold: float = 0.5,
     density: float | Mapping[Level, float] | None = None,
@@ -81,7 +79,7 @@ def prune(
     `shrink`), whatever the level.
 
     Args:
-        result: a fitted posterior with masks. If they are fixed (by ``fine_tune``), what is out is out, and what is in
+        posterior: one with masks. If they are fixed (by ``fine_tune``), what is out is out, and what is in
             stays unless the density has no room for it.
         level: what is decided on, one or several: ``"weight"``, ``"hidden"`` (units of the MLPs), ``"head_dim"`` (units
             of queries and keys, and of values), ``"head"``, ``"block"``, ``"patch"`` (features of a patch),
@@ -98,38 +96,38 @@ def prune(
     Raises:
         InputError: if a value is out of range, the guide has no masks, or nothing is left of the network.
     """
-    decision = decide(result.guide, level, threshold, density)
-    with evaluating(result.model, result.guide):
-        weights = result.guide.mean_weights(decision.masks)
-    return shrink(result.model.network, weights, decision.kept)
+    decision = decide(posterior, level, threshold, density)
+    weights = posterior.mean_weights(decision.masks)
+    return shrink(posterior.model.network, weights, decision.kept)
 
 
 def decide(
-    guide: Guide,
+    posterior: Posterior,
     level: Level | Sequence[Level] = DEFAULT_LEVELS,
     threshold: float = 0.5,
     density: float | Mapping[Level, float] | None = None,
 ) -> Decision:
     """What stays of a network by its posterior; see `prune` for arguments and errors."""
     levels = _levels(level if not isinstance(density, Mapping) else tuple(density))
-    _check(guide, levels, threshold, density)
+    _check(posterior, levels, threshold, density)
     shares: Mapping[Level, float | None] = density if isinstance(density, Mapping) else dict.fromkeys(levels, density)
     groups: list[tuple[Level, ...]] = [(one,) for one in levels] if isinstance(density, Mapping) else [levels]
-    masks = _weights_that_stay(guide, threshold, shares.get("weight"))
+    masks = _weights_that_stay(posterior, threshold, shares.get("weight"))
     kept: dict[Unit, Tensor] = {}
     for group in groups:
         units = [unit for one in group if one != "weight" for unit in UNITS_OF[one]]
-        kept |= _units_that_stay(guide, units, set(masks), threshold, shares[group[0]])
+        kept |= _units_that_stay(posterior, units, set(masks), threshold, shares[group[0]])
     return Decision(levels, masks, kept)
 
 
 def _check(
-    guide: Guide, levels: Sequence[Level], threshold: float, density: float | Mapping[Level, float] | None
+    posterior: Posterior, levels: Sequence[Level], threshold: float, density: float | Mapping[Level, float] | None
 ) -> None:
+    guide, network = posterior.guide, posterior.model.network
     if not guide.mask_shapes:
         raise InputError(f"guide={type(guide).__name__} has no masks, and so nothing that says what to prune")
-    if not isinstance(guide.model.network, ViT):
-        raise InputError(f"network={type(guide.model.network).__name__}: only a ViT can be cut")
+    if not isinstance(network, ViT):
+        raise InputError(f"network={type(network).__name__}: only a ViT can be cut")
     if not 0 < threshold < 1:
         raise InputError(f"threshold={threshold}: a probability lies strictly between 0 and 1, e.g. 0.5")
     if density is None:
@@ -143,11 +141,11 @@ def _check(
             raise InputError(f"density={density}: give a share for each level, above 0 and up to 1, e.g. 0.3")
 
 
-def _weights_that_stay(guide: Guide, threshold: float, density: float | None) -> dict[str, Tensor]:
+def _weights_that_stay(posterior: Posterior, threshold: float, density: float | None) -> dict[str, Tensor]:
     """Masks of single weights, by site name."""
-    shapes = {site.name: site.shape for site in guide.model.sites}
-    probs = {name: p.expand(shapes[name]) for name, p in guide.inclusion_probabilities().items()}
-    fixed = guide.model.fixed_masks
+    shapes = {site.name: site.shape for site in posterior.model.sites}
+    probs = {name: p.expand(shapes[name]) for name, p in posterior.inclusion_probabilities().items()}
+    fixed = posterior.model.fixed_masks
     if fixed is not None:
         within = {name: mask.expand(shapes[name]) > 0 for name, mask in fixed.items()}
         probs = {name: torch.where(mask, probs.get(name, torch.ones(())), -1.0) for name, mask in within.items()}
@@ -161,20 +159,20 @@ def _weights_that_stay(guide: Guide, threshold: float, density: float | None) ->
 
 
 def _units_that_stay(
-    guide: Guide, units: Sequence[Unit], masked: set[str], threshold: float, density: float | None
+    posterior: Posterior, units: Sequence[Unit], masked: set[str], threshold: float, density: float | None
 ) -> dict[Unit, Tensor]:
     """Booleans over the units of some kinds, ranked together. Without masks there is nothing to say against a unit: it
     stays, and is not counted."""
     # -log P(dead) ranks as P(alive) does, and also among those that are almost surely alive.
-    scores = {unit: -log_dead(guide, unit) for unit in units}
-    fixed = guide.model.fixed_masks
+    scores = {unit: -log_dead(posterior, unit) for unit in units}
+    fixed = posterior.model.fixed_masks
     if fixed is not None:
-        scores = {unit: torch.where(alive_units(guide, unit, fixed), score, -1) for unit, score in scores.items()}
+        scores = {unit: torch.where(alive_units(posterior, unit, fixed), score, -1) for unit, score in scores.items()}
     least = threshold if fixed is None else 0.0
     kept = {unit: score >= -math.log1p(-least) for unit, score in scores.items()}
     ranked = {unit: score for unit, score in scores.items() if all(set(roles) & masked for roles in _said_of(unit))}
     if density is not None and ranked:
-        weights = {site.name: site.numel for site in guide.model.sites}
+        weights = {site.name: site.numel for site in posterior.model.sites}
         sizes = {unit: sum(weights[role] for role in OWNS[unit]) // ranked[unit].numel() for unit in ranked}
         kept |= keep_best(ranked, sizes, density)
     return kept

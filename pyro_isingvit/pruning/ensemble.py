@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..inference.result import FitResult
-from ..predict import evaluating, posterior_draws, seeded
+from ..posterior import Posterior
 from .compact import CompactViT
 from .cut import Cut, Head, Part, assemble, scale_within, take_apart
 from .decide import DEFAULT_LEVELS, Level, decide
@@ -18,7 +17,7 @@ _SHARED = ("stem.", "patch_index")
 
 
 def prune_draws(
-    result: FitResult,
+    posterior: Posterior,
     draws: int = 10,
     level: Level | Sequence[Level] = DEFAULT_LEVELS,
     threshold: float = 0.5,
@@ -26,10 +25,10 @@ def prune_draws(
     seed: int = 0,
 ) -> CompactViT:
     """Draws from a posterior as one network, each without the parts that `prune` decides against, and without its own
-    dead ones, calibrated as the result is. At the levels of units, single weights are each draw's own.
+    dead ones, calibrated as the posterior is. At the levels of units, single weights are each draw's own.
 
     Args:
-        result, level, threshold, density: see `prune`.
+        posterior, level, threshold, density: see `prune`.
         draws: from the posterior; the ensemble's members.
         seed: of the draws.
 
@@ -41,17 +40,16 @@ def prune_draws(
     """
     if draws < 2:
         raise InputError(f"draws={draws}: an ensemble has at least two; prune makes a single network")
-    decision = decide(result.guide, level, threshold, density)
-    network, cuts = result.model.network, []
-    with evaluating(result.model, result.guide), seeded(next(result.guide.parameters()).device):
-        out = result.guide.mean_weights({name: torch.zeros_like(mask) for name, mask in decision.masks.items()})
-        for draw in posterior_draws(result.model, result.guide, draws, seed):
-            weights = draw.weights
-            if "weight" in decision.levels:
-                weights = weights | {
-                    name: torch.where(mask > 0, weights[name], out[name]) for name, mask in decision.masks.items()
-                }
-            cuts.append(take_apart(network, scale_within(network, weights, result.logit_scale), decision.kept))
+    decision = decide(posterior, level, threshold, density)
+    network, cuts = posterior.model.network, []
+    out = posterior.mean_weights({name: torch.zeros_like(mask) for name, mask in decision.masks.items()})
+    for draw in posterior.draws(draws, seed):
+        weights = draw.weights
+        if "weight" in decision.levels:
+            weights = weights | {
+                name: torch.where(mask > 0, weights[name], out[name]) for name, mask in decision.masks.items()
+            }
+        cuts.append(take_apart(network, scale_within(network, weights, posterior.logit_scale), decision.kept))
     return _stack([assemble(one) for one in _alike(cuts)])
 
 

@@ -4,12 +4,13 @@ import copy
 import math
 from typing import cast
 
+import pandas as pd
+
 from ..data import Images
 from ..errors import InputError, TrainingError
 from ..guides import PointEstimate
 from ..inference.config import FitConfig
 from ..inference.fit import fit
-from ..inference.result import FitResult
 from ..models import Flat, IsingViT
 from ..network import ViT, WeightSite
 from .compact import CompactViT
@@ -30,7 +31,7 @@ def fine_tune(
     validation: Images | None = None,
     config: FitConfig | None = None,
     progress: bool = True,
-) -> FitResult:
+) -> pd.DataFrame:
     """Train a cut network on by maximum likelihood, in `fit`. Weights that are zero stay zero.
 
     It is changed in place, is on the CPU afterwards, and is what it was if training fails.
@@ -40,7 +41,7 @@ def fine_tune(
         train, validation, config, progress: see `fit`; the configuration's ``steps`` are those of the fine-tuning.
 
     Returns:
-        What `fit` returned: its history, mainly.
+        The history of the training, see `FitResult`.
 
     Raises:
         InputError: if the network is no single `CompactViT`, or see `fit`.
@@ -56,9 +57,8 @@ def fine_tune(
     # What was cut stays cut.
     model.fix_masks({site.name: (network.get_parameter(site.name) != 0).float() for site in sites})
     try:
-        result = fit(model, PointEstimate(model), train, validation, settings, progress)
-        assert model.fixed_masks is not None
-        after = network.state_dict() | result.guide.mean_weights(model.fixed_masks)
+        result = fit(PointEstimate(model), train, validation, settings, progress)
+        after = result.posterior.network().state_dict()
         finite = all(bool(value.isfinite().all()) for value in after.values())
         if not finite or not math.isfinite(result.history["nll"].iloc[-1]):
             raise TrainingError(f"the network is no longer finite: lower learning_rate={settings.learning_rate}")
@@ -68,6 +68,4 @@ def fine_tune(
     finally:
         network.requires_grad_(True).cpu().eval()
     network.load_state_dict(after)
-    result.model.cpu()
-    result.guide.cpu()
-    return result
+    return result.history

@@ -4,23 +4,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ...errors import InputError
-from ...guides import Guide
-from ...network.sites import LAYER
+from ...network import LAYER
+from ...posterior import Posterior
 from ..inclusion import inclusion, inclusion_table, threshold_table, unit_inclusion
 from .style import ACCENT, DARK, GREY, LIGHT, MAP, bare, figure_of, new_axes, note_right
 
 ATTENTION = ("encoder.query", "encoder.key", "encoder.value", "encoder.out")
 
 
-def plot_inclusion(guide: Guide, ax: Axes | None = None) -> Axes:
+def plot_inclusion(posterior: Posterior, ax: Axes | None = None) -> Axes:
     """Mean inclusion probability of each role and block (bars), the 90 % interval of the share kept (lines), and the
     share in the median-probability model (dots).
 
     Args:
-        guide: a guide with masks.
+        posterior: one with masks.
         ax: where to draw; that of a new figure if None.
     """
-    table = inclusion_table(guide)
+    table = inclusion_table(posterior)
     names = [
         site if pd.isna(layer) else f"block {int(layer) + 1}  {site.removeprefix('encoder.')}"
         for site, layer in zip(table["site"], table["layer"], strict=True)
@@ -38,21 +38,21 @@ def plot_inclusion(guide: Guide, ax: Axes | None = None) -> Axes:
     return bare(ax)
 
 
-def plot_heads(guide: Guide, ax: Axes | None = None) -> Axes:
+def plot_heads(posterior: Posterior, ax: Axes | None = None) -> Axes:
     """Mean inclusion probability of the attention weights of each head, and the probability that it is alive.
 
     Args:
-        guide: a guide of a `ViT` with masks.
+        posterior: of a `ViT`, with masks.
         ax: where to draw; that of a new figure if None.
 
     Raises:
         InputError: if no attention weights have masks.
     """
-    probs = inclusion(guide)
+    probs = inclusion(posterior)
     roles = [role for role in ATTENTION if role in probs]
     if not roles:
-        raise InputError("guide: none of its attention weights has a mask, so that there is nothing to draw by head")
-    alive = unit_inclusion(guide, "head")
+        raise InputError("posterior: none of its attention weights has a mask, so there is nothing to draw by head")
+    alive = unit_inclusion(posterior, "head")
     rows, names = [], []
     for block in range(alive.sizes[LAYER]):
         for role in roles:
@@ -76,11 +76,11 @@ def plot_heads(guide: Guide, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_mask(guide: Guide, site: str, layer: int | None = None, ax: Axes | None = None) -> Axes:
+def plot_mask(posterior: Posterior, site: str, layer: int | None = None, ax: Axes | None = None) -> Axes:
     """Inclusion probability of every weight of a matrix: what it writes down, what it reads across.
 
     Args:
-        guide: a guide with masks.
+        posterior: one with masks.
         site: name of the weight.
         layer: which block, counted from 0, if the site has blocks.
         ax: where to draw; that of a new figure if None.
@@ -88,10 +88,11 @@ def plot_mask(guide: Guide, site: str, layer: int | None = None, ax: Axes | None
     Raises:
         InputError: if there are no such masks, or the block is missing or none.
     """
-    sites = {s.name: s for s in guide.model.sites if s.name in guide.mask_shapes}
+    every = posterior.inclusion_probabilities()
+    sites = {s.name: s for s in posterior.model.sites if s.name in every}
     if site not in sites:
         raise InputError(f"site={site!r}: no masks of that name; there are {list(sites)}")
-    probs = guide.inclusion_probabilities()[site].cpu().expand(sites[site].shape)
+    probs = every[site].cpu().expand(sites[site].shape)
     dims = list(sites[site].dims)
     if LAYER in dims:
         axis = dims.index(LAYER)
@@ -116,14 +117,14 @@ def plot_mask(guide: Guide, site: str, layer: int | None = None, ax: Axes | None
     return ax
 
 
-def plot_thresholds(guide: Guide, ax: Axes | None = None) -> Axes:
+def plot_thresholds(posterior: Posterior, ax: Axes | None = None) -> Axes:
     """Share of the weights kept, and expected false discovery rate among them, against the threshold.
 
     Args:
-        guide: a guide with masks.
+        posterior: one with masks.
         ax: where to draw; that of a new figure if None.
     """
-    table = threshold_table(guide)
+    table = threshold_table(posterior)
     ax = new_axes(5, 3.2) if ax is None else ax
     ax.plot(table["threshold"], table["density"], color=DARK, label="weights kept")
     ax.plot(

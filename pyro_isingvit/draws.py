@@ -1,0 +1,141 @@
+"""Draws of masks and weights from a guide or a prior, one at a time, and what a network says with them."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from .errors import InputError
+from .guides import Guide
+from .models import IsingViT
+
+BATCH = 250
+"""Images in one pass of the network."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Pyro's handlers, torch's generator, and the network while weights are put into it, are shared by all threads."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of everything latent.
+
+    Attributes:
+        masks: by site name; empty if there are none.
+        weights: with the masks applied, by site name.
+        model: whose network they belong to.
+    """
+
+    masks: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    model: IsingViT = field(repr=False)
+    _traces: tuple[Any, ...] = field(default=(), repr=False)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) of a batch of images, on the device of the model."""
+        return network_logits(self.model, images, self.weights)
+
+    def log_probs(self, images: Tensor) -> Tensor:
+        """Log-probabilities (n, classes) of any number of images, on the CPU."""
+        return torch.cat([self.logits(batch).log_softmax(-1).cpu() for batch in images.split(BATCH)])
+
+    @property
+    def log_ratio(self) -> float:
+        """log p(masks, weights) - log q(masks, weights), in nats, up to a constant of the prior."""
+        of_model, of_guide = self._traces
+        with torch.no_grad():
+            return float(of_model.log_prob_sum() - of_guide.log_prob_sum())
+
+
+def network_logits(model: IsingViT, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """Logits (n, classes) of a batch of images by a model's network with given weights, in evaluation mode."""
+    with _ONE_AT_A_TIME, _in_evaluation_mode(model):
+        return model.logits(images.to(model.prior.zero.device), weights)
+
+
+def guide_draw(guide: Guide, seed: int) -> Draw:
+    """A draw from a guide. It depends on the seed alone and leaves modes and random states as they were."""
+    model = guide.model
+    with _ONE_AT_A_TIME, evaluating(model, guide), seeded(model.prior.zero.device, seed):
+        of_guide = poutine.trace(guide).get_trace()
+        of_model = poutine.trace(poutine.replay(model.draw_weights, trace=of_guide)).get_trace()
+    weights = of_model.nodes["_RETURN"]["value"]
+    if model.fixed_masks is not None:
+        masks = dict(model.fixed_masks)
+    else:
+        names = {site.name: site.mask_name for site in model.sites if site.mask_name in of_model.nodes}
+        masks = {name: of_model.nodes[node]["value"] for name, node in names.items()}
+    return Draw(masks, weights, model, (of_model, of_guide))
+
+
+def mask_draw(guide: Guide, seed: int) -> dict[str, Tensor]:
+    """The masks of a draw from a guide alone, by site name; see `guide_draw`."""
+    with _ONE_AT_A_TIME, evaluating(guide), seeded(guide.model.prior.zero.device, seed):
+        return guide.draw_masks()
+
+
+def prior_draws(model: IsingViT, draws: int, seed: int) -> Iterator[Draw]:
+    """Draws from the prior, interactions of the masks included.
+
+    Raises:
+        NotImplementedError: if the prior cannot draw from its interaction, see `Prior.draw_masks`.
+    """
+    device = model.prior.zero.device
+    with _ONE_AT_A_TIME, evaluating(model), seeded(device, seed):
+        every = model.prior.draw_masks(draws)
+    for draw in range(draws):
+        masks = {name: drawn[draw] for name, drawn in every.items()}
+        with _ONE_AT_A_TIME, evaluating(model), seeded(device, draw_seed(seed, draw)):
+            weights = {site.name: model.prior.weight(site, masks.get(site.name)).sample() for site in model.sites}
+        yield Draw(masks, weights, model)
+
+
+def draw_seed(seed: int, draw: int) -> int:
+    """Seed of the draw of a number, counted from 0."""
+    return seed * 1_000_003 + draw
+
+
+def draw_labels(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+    """A label (n,) for each row of log-probabilities (n, classes)."""
+    return torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(-1)
+
+
+def check_draws(draws: int, least: int = 1) -> None:
+    """Raises `InputError` if there are too few draws."""
+    if draws < least:
+        raise InputError(f"draws={draws}: need at least {'one' if least == 1 else least}")
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """No gradients, evaluation mode, hidden from outer Pyro handlers; modes are put back at the end."""
+    with _in_evaluation_mode(*modules), poutine.block():
+        yield
+
+
+@contextmanager
+def _in_evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.train()
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Torch's random state is put back at the end; set from ``seed`` at the start if there is one."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

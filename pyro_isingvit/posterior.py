@@ -1,0 +1,258 @@
+"""What a fit gives: a posterior that draws, predicts, says what it keeps, and saves itself."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from . import saved
+from .data import Images
+from .draws import BATCH, Draw, check_draws, draw_seed, evaluating, guide_draw, mask_draw, network_logits
+from .errors import InputError
+from .guides import Guide
+from .logit_scale import most_probable_scale, scaled_log_likelihood
+from .models import IsingViT
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Posterior predictive distribution of n images over k classes.
+
+    Attributes:
+        probs: mean probabilities over the draws, (n, k).
+        lower, upper: bounds of the central credible interval of each probability, (n, k).
+        entropy: of the mean probabilities, in nats, (n,): total uncertainty.
+        mutual_information: between label and weights, in nats, (n,): the part that more data would remove.
+    """
+
+    probs: Tensor
+    lower: Tensor
+    upper: Tensor
+    entropy: Tensor
+    mutual_information: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """Most probable class, (n,)."""
+        return self.probs.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """An approximate posterior over the masks and weights of a network.
+
+    `fit` returns one that owns its tensors: nothing that happens to the network, model or guide of the fit afterwards
+    changes it. `Posterior.of` makes one from any guide.
+
+    Attributes:
+        guides: the variational distribution, with its model; or the members of a mixture, among which draws alternate.
+        logit_scale: factor on the logits of the posterior predictive, see `calibrate`. It has no part in training, in
+            the prior, in log-likelihoods, or in the median-probability model.
+    """
+
+    guides: tuple[Guide, ...]
+    logit_scale: float = 1.0
+
+    @classmethod
+    def of(cls, guide: Guide, logit_scale: float = 1.0) -> Self:
+        """The posterior of a guide as it is now: a copy, in evaluation mode."""
+        guide = copy.deepcopy(guide)
+        guide.eval()
+        guide.model.eval()
+        return cls((guide,), logit_scale)
+
+    def __post_init__(self) -> None:
+        if not self.guides:
+            raise InputError("guides=(): a posterior needs at least one guide; see Posterior.of")
+
+    @property
+    def guide(self) -> Guide:
+        """The variational distribution.
+
+        Raises:
+            InputError: if this is a mixture.
+        """
+        if len(self.guides) > 1:
+            raise InputError(f"posterior: a mixture of {len(self.guides)} guides; use posterior.guides")
+        return self.guides[0]
+
+    @property
+    def model(self) -> IsingViT:
+        """The model whose posterior this is; of a mixture, that of its first member."""
+        return self.guides[0].model
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.model.prior.zero.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy on another device."""
+        guides = copy.deepcopy(self.guides)
+        for guide in guides:
+            guide.to(device)
+            guide.model.to(device)
+        return replace(self, guides=guides)
+
+    def draws(self, draws: int, seed: int = 0) -> Iterator[Draw]:
+        """Independent draws of all masks and weights. The t-th depends on seed and t alone.
+
+        Raises:
+            InputError: if ``draws`` is below 1.
+        """
+        check_draws(draws)
+        return (guide_draw(self.guides[t % len(self.guides)], draw_seed(seed, t)) for t in range(draws))
+
+    def mask_draws(self, draws: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Independent draws of all masks, by site name; see `draws`."""
+        check_draws(draws)
+        return (mask_draw(self.guides[t % len(self.guides)], draw_seed(seed, t)) for t in range(draws))
+
+    def predict(self, images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0) -> Prediction:
+        """Average the network's predictions over draws of masks and weights.
+
+        The t-th draw is the same for all images. Memory beyond the result is that of one batch.
+
+        Args:
+            images: (n, channels, height, width) within [0, 1], on any device.
+            draws: number of draws.
+            interval: mass of the credible intervals, within (0, 1).
+            seed: of the draws.
+
+        Raises:
+            InputError: if a value is out of range.
+        """
+        check_draws(draws)
+        if not 0 < interval < 1:
+            raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
+        levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=self.device)
+        parts: list[tuple[Tensor, ...]] = []
+        for batch in images.split(BATCH):
+            batch = batch.to(self.device)
+            # In place: small results that outlive large buffers would keep the heap from shrinking between draws.
+            each = None
+            for t, draw in enumerate(self.draws(draws, seed)):
+                probs = (self.logit_scale * draw.logits(batch)).softmax(-1)
+                each = probs.new_empty(draws, *probs.shape) if each is None else each
+                each[t] = probs
+                del draw
+            assert each is not None
+            probs = each.mean(0)
+            entropy = torch.special.entr(probs).sum(-1)
+            expected = torch.special.entr(each).sum(-1).mean(0)
+            lower, upper = each.quantile(levels, 0)
+            parts.append((probs, lower, upper, entropy, (entropy - expected).clamp_min(0)))
+        return Prediction(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+    def predict_plug_in(self, images: Tensor) -> Tensor:
+        """Probabilities (n, classes) of the median-probability model with posterior mean weights, on the CPU."""
+        probs = [self._plug_in(guide, images) for guide in self.guides]
+        return probs[0] if len(probs) == 1 else torch.stack(probs).mean(0)
+
+    def network(self) -> nn.Module:
+        """The median-probability model with posterior mean weights, as one plain network in evaluation mode."""
+        network = copy.deepcopy(self.model.network)
+        weights = self._median_weights(self.guide)
+        network.load_state_dict(network.state_dict() | weights)
+        return network.requires_grad_(True).eval()
+
+    def inclusion_probabilities(self) -> dict[str, Tensor]:
+        """Posterior probability of each mask being 1, by site name; of a mixture, the mean over its members."""
+        every = [guide.inclusion_probabilities() for guide in self.guides]
+        if len(every) == 1:
+            return every[0]
+        return {name: torch.stack([probs[name] for probs in every]).mean(0) for name in every[0]}
+
+    def mean_weights(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Posterior mean of every weight given masks, by site name."""
+        with evaluating(self.guide.model, self.guide):
+            return self.guide.mean_weights(dict(masks))
+
+    def median_masks(self) -> dict[str, Tensor]:
+        """Masks of the median-probability model, by site name: 1 where the inclusion probability is at least one half;
+        those that are fixed, where they are."""
+        fixed = self.model.fixed_masks
+        if fixed is not None:
+            return dict(fixed)
+        return {name: (p >= 0.5).to(p.dtype) for name, p in self.inclusion_probabilities().items()}
+
+    def densities(self) -> dict[str, float]:
+        """Share of the weights that is kept: ``expected_density`` (mean inclusion probability) and ``median_density``
+        (of the median-probability model). Empty if there are no masks.
+        """
+        probabilities = self.inclusion_probabilities()
+        if not probabilities:
+            return {}
+        expected = median = total = 0.0
+        for site in self.model.sites:
+            if site.name in probabilities:
+                full = probabilities[site.name].expand(site.shape)
+                expected, median = expected + float(full.sum()), median + float((full >= 0.5).sum())
+            total += site.numel
+        return {"expected_density": expected / total, "median_density": median / total}
+
+    def calibrate(self, held_out: Images, draws: int = 20, seed: int = 0) -> Self:
+        """The same posterior with the logit scale that suits held-out images, see `logit_scale.most_probable_scale`.
+
+        `TemperatureSearch` has done so with the validation images.
+
+        Args:
+            held_out: images that it was not trained on.
+            draws: number of draws.
+            seed: of the draws.
+
+        Raises:
+            InputError: if there are no draws, or the classes are not the network's.
+            TrainingError: if the predictions are not finite.
+        """
+        check_draws(draws)
+        parts = []
+        for images, labels in zip(held_out.images.split(BATCH), held_out.labels.split(BATCH), strict=True):
+            images, summed = images.to(self.device), None
+            for draw in self.draws(draws, seed):
+                logits = draw.logits(images)
+                if logits.shape[-1] != held_out.classes:
+                    raise InputError(f"held_out.classes={held_out.classes}: the network has {logits.shape[-1]}")
+                each = scaled_log_likelihood(logits, labels)
+                summed = each if summed is None else summed.logaddexp(each)
+            assert summed is not None
+            parts.append(summed)
+        return replace(self, logit_scale=most_probable_scale(torch.cat(parts, 1)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``posterior.json``, which says what this is the posterior of, and ``posterior.safetensors``. No pickle.
+
+        Raises:
+            InputError: if the folder already holds a posterior.
+        """
+        saved.write(Path(folder), self.guides, self.logit_scale)
+
+    @classmethod
+    def load(cls, folder: str | Path, guide: Guide | None = None) -> Self:
+        """Read what `save` wrote, onto the CPU.
+
+        Args:
+            folder: that `save` wrote.
+            guide: built as for the fit, with its model; needed where network, prior or guide are your own classes. It
+                is compared with what was saved, and copied.
+
+        Raises:
+            InputError: if a file is missing, damaged or of another format, the guide is not as it was saved, or a class
+                of your own is needed and ``guide`` is not given.
+        """
+        guides, logit_scale = saved.read(Path(folder), guide)
+        return cls(guides, logit_scale)
+
+    def _plug_in(self, guide: Guide, images: Tensor) -> Tensor:
+        weights = self._median_weights(guide)
+        each = [network_logits(guide.model, batch, weights).softmax(-1).cpu() for batch in images.split(BATCH)]
+        return torch.cat(each)
+
+    def _median_weights(self, guide: Guide) -> dict[str, Tensor]:
+        fixed = guide.model.fixed_masks
+        with evaluating(guide.model, guide):
+            return guide.mean_weights(guide.median_masks() if fixed is None else dict(fixed))

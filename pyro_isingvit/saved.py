@@ -1,0 +1,207 @@
+"""A posterior on disk: what it is of, in JSON, and its tensors. No pickle, and nothing of the file is executed."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from pyro.infer import autoguide
+from torch import Tensor, nn
+
+from . import guides as guide_classes
+from .curvature import ESTIMATORS
+from .errors import InputError
+from .guides import Guide
+from .interactions import Coupling, CouplingGraph
+from .models import IsingViT, priors
+from .network import ViT, ViTConfig, WeightSite
+from .settings import LEARNED, describe, plain
+
+FORMAT = 4
+"""Version of what `write` writes."""
+
+DESCRIPTION, TENSORS = "posterior.json", "posterior.safetensors"
+
+
+def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
+    """Write a posterior's guides; see `Posterior.save`."""
+    if (folder / TENSORS).exists():
+        raise InputError(f"folder={str(folder)!r} holds a posterior already: choose another or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for number, guide in enumerate(guides):
+        parts = {"model": guide.model.state_dict(), "guide": guide.state_dict()}
+        if guide.model.fixed_masks is not None:
+            parts["fixed_masks"] = guide.model.fixed_masks
+        for part, state in parts.items():
+            for name, tensor in state.items():
+                tensors[f"{number}/{part}/{name}"] = tensor.detach().cpu().contiguous()
+    facts = {"format": FORMAT, "version": version("pyro-isingvit"), **description(guides[0])}
+    members = [{"temperature": guide.model.temperature, "num_data": guide.model.num_data} for guide in guides]
+    facts |= {"logit_scale": logit_scale, "members": members}
+    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n")
+    safetensors.torch.save_file(tensors, folder / TENSORS)
+
+
+def read(folder: Path, guide: Guide | None) -> tuple[tuple[Guide, ...], float]:
+    """Guides and logit scale; see `Posterior.load`."""
+    facts = _facts(folder)
+    if guide is not None:
+        difference = _difference(plain(description(guide)), {name: facts[name] for name in _PARTS})
+        if difference:
+            raise InputError(f"folder={str(folder)!r} is not of the guide given: {difference}; build it as for the fit")
+    tensors = _tensors(folder / TENSORS)
+    guides = []
+    for number, member in enumerate(facts["members"]):
+        one = _rebuild(facts, folder) if guide is None else copy.deepcopy(guide)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "guide": {}}
+        for name, tensor in tensors.items():
+            index, part, key = name.split("/", 2)
+            if index == str(number):
+                parts.setdefault(part, {})[key] = tensor
+        try:
+            one.model.load_state_dict(parts["model"])
+            one.load_state_dict(parts["guide"])
+        except RuntimeError as error:
+            problem = " ".join(str(error).split())[:200]
+            raise InputError(f"{folder / TENSORS}: not the tensors of {DESCRIPTION} ({problem}); fit again") from None
+        device = one.model.prior.zero.device
+        fixed = parts.get("fixed_masks")
+        one.model.fix_masks(None if fixed is None else {name: mask.to(device) for name, mask in fixed.items()})
+        one.model.temperature, one.model.num_data = member["temperature"], member["num_data"]
+        one.eval()
+        one.model.eval()
+        guides.append(one)
+    return tuple(guides), float(facts["logit_scale"])
+
+
+_PARTS = ("network", "sites", "prior", "guide")
+
+
+def description(guide: Guide) -> dict[str, Any]:
+    """What a guide is a posterior of: classes and settings of network, prior and guide, and the weight sites."""
+    model = guide.model
+    return {
+        "network": describe(model.network),
+        "sites": [plain(site) for site in model.sites],
+        "prior": describe(model.prior),
+        "guide": describe(guide),
+    }
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    for name in (DESCRIPTION, TENSORS):
+        if not (folder / name).is_file():
+            raise InputError(f"folder={str(folder)!r}: no {name} there; give a folder that Posterior.save wrote")
+    path = folder / DESCRIPTION
+    try:
+        facts = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not JSON ({error}); fit again") from None
+    if facts.get("format") != FORMAT:
+        raise InputError(f"{path}: format={facts.get('format')!r}; this version reads {FORMAT}; fit again")
+    missing = [name for name in (*_PARTS, "members", "logit_scale") if name not in facts]
+    if missing:
+        raise InputError(f"{path}: says nothing of {missing}; fit again")
+    return facts
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(safetensors.torch.load_file(path))
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: cannot be read ({error}); fit again") from None
+
+
+def _difference(given: Any, known: Any, where: str = "") -> str | None:
+    """Where two descriptions differ first. Settings that training changes are alike whatever their value."""
+    if isinstance(given, Mapping) and isinstance(known, Mapping):
+        if LEARNED in given and LEARNED in known:
+            return None
+        for name in [*known, *(name for name in given if name not in known)]:
+            inner = where if name == "settings" else f"{where}.{name}".lstrip(".")
+            found = _difference(given.get(name), known.get(name), inner)
+            if found:
+                return found
+        return None
+    return None if given == known else f"{where} is {given!r} and was {known!r}"
+
+
+def _rebuild(facts: Mapping[str, Any], folder: Path) -> Guide:
+    """Network, prior, model and guide of a description, all of classes that ship with the package."""
+    try:
+        network = _network(facts["network"])
+        sites = [_site(each) for each in facts["sites"]]
+        prior = _made(facts["prior"], vars(priors), priors.Prior, sites)
+        model = IsingViT(network, prior)
+        return _made(facts["guide"], vars(guide_classes), Guide, model)
+    except _NotOursError as stranger:
+        raise InputError(
+            f"folder={str(folder)!r} is of {stranger}, which this package cannot rebuild: build the guide as for the "
+            "fit, and pass guide="
+        ) from None
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / DESCRIPTION}: does not describe a posterior ({error!r}); fit again") from None
+
+
+class _NotOursError(Exception):
+    """A class that does not ship with the package, or a setting that JSON does not hold."""
+
+
+def _network(facts: Mapping[str, Any]) -> ViT:
+    if facts["class"] != "ViT":
+        raise _NotOursError(f"network={facts['class']}")
+    return ViT(ViTConfig(**facts["settings"]))
+
+
+def _made(facts: Mapping[str, Any], known: Mapping[str, Any], base: type, *arguments: Any) -> Any:
+    cls = known.get(facts["class"])
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise _NotOursError(f"{base.__name__.lower()}={facts['class']}")
+    return cls(*arguments, **{name: _setting(name, value) for name, value in facts["settings"].items()})
+
+
+def _setting(name: str, value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("<"):
+        raise _NotOursError(f"{name}={value}")
+    if isinstance(value, Mapping) and LEARNED in value:
+        return value[LEARNED]
+    special: dict[str, Callable[[Any], Any]] = {"couplings": _graph, "estimator": _estimator, "family": _family}
+    if name in special and value is not None:
+        return special[name](value)
+    return value
+
+
+def _graph(facts: Mapping[str, Any]) -> CouplingGraph:
+    settings = facts["settings"]
+    return CouplingGraph([_site(each) for each in settings["sites"]], [_coupling(c) for c in settings["couplings"]])
+
+
+def _coupling(facts: Mapping[str, Any]) -> Coupling:
+    def layers(value: Any) -> Any:
+        return slice(*value["slice"]) if isinstance(value, Mapping) else value
+
+    ends = {name: layers(facts[name]) for name in ("first_layers", "second_layers")}
+    return Coupling(**{**facts, **ends, "units": tuple(facts["units"])})
+
+
+def _site(facts: Mapping[str, Any]) -> WeightSite:
+    fields: dict[str, Any] = {name: value if name == "name" else tuple(value) for name, value in facts.items()}
+    return WeightSite(**fields)
+
+
+def _family(name: str) -> Any:
+    if name not in autoguide.__all__:
+        raise _NotOursError(f"family={name}")
+    return getattr(autoguide, name)
+
+
+def _estimator(facts: Mapping[str, Any]) -> Callable[[IsingViT], nn.Module]:
+    found = {cls.__name__: cls for cls in ESTIMATORS.values()}.get(facts["class"])
+    if found is None:
+        raise _NotOursError(f"estimator={facts['class']}")
+    return lambda model: found(model, **facts["settings"])

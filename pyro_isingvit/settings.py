@@ -1,0 +1,72 @@
+"""How a prior, guide or estimator says what it is: its class, and the arguments that it was made with."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+LEARNED = "learned"
+"""Key of a setting that training changes, such as a coupling that is a parameter."""
+
+
+class Described:
+    """A class that keeps every argument of its constructor as an attribute of the same name, but for ``network``,
+    ``sites`` and ``model``.
+
+    What a saved posterior is of is told from these attributes; see `pyro_isingvit.saved`.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain values that JSON can hold.
+
+        Arguments that a subclass hands on (``**options``) are those of the class before it.
+        """
+        found: dict[str, Any] = {}
+        for cls in type(self).__mro__:
+            if cls is Described:
+                break
+            if "__init__" not in vars(cls):
+                continue
+            parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
+            for parameter in parameters:
+                known = parameter.name not in ("network", "sites", "model") and hasattr(self, parameter.name)
+                if parameter.kind is not parameter.VAR_KEYWORD and known:
+                    found.setdefault(parameter.name, plain(getattr(self, parameter.name)))
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                break
+        return found
+
+
+def describe(part: Any) -> dict[str, Any]:
+    """Class and settings of a network, prior, guide or estimator. Classes of this package go by their bare name."""
+    cls = type(part)
+    ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    name = cls.__qualname__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+    if isinstance(part, Described):
+        return {"class": name, "settings": part.settings()}
+    return {"class": name, "settings": plain(getattr(part, "config", {}))}
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON can hold it. What it cannot hold is described by its name."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, nn.Parameter):
+        return {LEARNED: value.tolist()}
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Described):
+        return describe(value)
+    if isinstance(value, slice):
+        return {"slice": [value.start, value.stop]}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
