@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
-from pyro_isingvit.parameters import announce_parameters
+from pyro_isingvit.programs import announce_parameters
 from pyro_isingvit.settings import plain
 
 from .base import Guide
@@ -54,7 +54,7 @@ class Auto(Guide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         announce_parameters("guide", self)
-        self.model.watcher, self.model.plated = None, False
+        self.model.follow(self)
         with pyro.settings.context(module_local_params=True):
             values = self.family()
         return {site.name: values[site.weight_name] for site in self.model.sites}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.models.ising_vit import IsingViT, Watcher
-from pyro_isingvit.network import WeightSite
-from pyro_isingvit.parameters import announce_parameters
+from pyro_isingvit.models.ising_vit import IsingViT, Pass
+from pyro_isingvit.network import Linear, WeightSite
+from pyro_isingvit.programs import announce_parameters, full_precision
 from pyro_isingvit.settings import Described
 
 INITIAL_HYPER_SCALE = 0.1
@@ -41,11 +41,11 @@ class Guide(Described, nn.Module):
         InputError: if the prior's masks have a shape that does not fit their site.
     """
 
-    watcher: Watcher | None = None
-    """What `IsingViT.watcher` is to be while this guide is trained."""
-
     plated = False
-    """What `IsingViT.plated` is to be."""
+    """Whether masks and weights are sampled in plates over their dimensions."""
+
+    seen: Pass | None = None
+    """The last pass of training that was watched and not learned from yet."""
 
     sparsifies = False
     """Whether training has phases, from a whole network to a sparse one, though no site has masks."""
@@ -91,6 +91,31 @@ class Guide(Described, nn.Module):
         return self._model[0]
 
     @property
+    def watches(self) -> bool:
+        """Whether `learn` wants the passes of training; here it does not."""
+        return False
+
+    def see(self, passing: Pass) -> Linear | None:
+        """Told of each pass of training that it watches, before the network runs.
+
+        Returns:
+            What is to apply the network's linear layers, see `pyro_isingvit.network.Linear`; None for the usual.
+        """
+        self.seen = passing
+        return None
+
+    def learn(self) -> None:
+        """Learn what is not learned by gradient from the last pass that was seen, once; nothing here.
+
+        `fit` calls it after each step of the optimiser, and a guide itself when it next runs, which is after that step
+        too: so that training by `pyro.infer.SVI`, which knows nothing of it, comes to the same.
+        """
+
+    def forget(self) -> None:
+        """Drop what was seen and not learned from yet."""
+        self.seen = None
+
+    @property
     def mask_hypers(self) -> list[str]:
         """Latent variables that the prior of the masks samples on its own."""
         return list(self._hypers["mask"])
@@ -132,18 +157,20 @@ class Guide(Described, nn.Module):
         """The Pyro program. Takes the model's arguments and ignores them; returns the weights by site name."""
         announce_parameters("guide", self)
         model = self.model
-        model.watcher = self.watcher if self.training else None
-        model.plated = self.plated
-        if model.fixed_masks is None:
-            self._draw_hypers("mask")
-            masks = self.draw_masks()
-        else:
-            masks = model.fixed_masks
-        self._draw_hypers("weight")
-        return {
-            site.name: model.sample(site, site.weight_name, self.weight(site, masks.get(site.name)))
-            for site in model.sites
-        }
+        model.follow(self)
+        with full_precision(model.prior.zero.device):
+            if self.training:
+                self.learn()
+            if model.fixed_masks is None:
+                self._draw_hypers("mask")
+                masks = self.draw_masks()
+            else:
+                masks = model.fixed_masks
+            self._draw_hypers("weight")
+            return {
+                site.name: model.sample(site, site.weight_name, self.weight(site, masks.get(site.name)))
+                for site in model.sites
+            }
 
     def mask_log_prob(self, masks: Mapping[str, Tensor]) -> Tensor:
         """log q of masks, by site name, of all sites together; a scalar.
@@ -197,6 +224,9 @@ class Guide(Described, nn.Module):
             }
         with poutine.block(), poutine.condition(data=data):
             yield
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"seen": None}  # tensors within a graph can be neither copied nor pickled
 
     def _discover(self, kind: str, part: Callable[..., Any], *args: Any) -> Any:
         """Run a method of the prior and remember the latent variables it samples."""

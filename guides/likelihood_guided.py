@@ -13,9 +13,7 @@ References:
     LeCun, Denker & Solla, "Optimal Brain Damage", NeurIPS 1989.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -24,9 +22,9 @@ from torch.distributions import kl_divergence
 
 from pyro_isingvit.curvature import ESTIMATORS, SquaredGradient
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.models.ising_vit import IsingViT
+from pyro_isingvit.models.ising_vit import IsingViT, Pass
 from pyro_isingvit.models.priors import Prior
-from pyro_isingvit.network import WeightSite
+from pyro_isingvit.network import Linear, WeightSite
 
 from .mean_field import MeanField
 
@@ -37,9 +35,9 @@ LOGIT_BOUND = 8.0
 class LikelihoodGuided(MeanField):
     """`MeanField` with coordinate updates of the masks and scales in place of their gradients.
 
-    It learns as batch normalisation does: while in training mode, each call takes in the gradients of the
-    last backward pass. So it needs no call of its own and runs under `fit` and `pyro.infer.SVI` alike. The
-    loss has to be the ELBO itself, in nats and of one particle. While the model's masks are fixed only the
+    It learns from the gradients of each backward pass, after the step of the optimiser: the means move first, and then
+    masks and scales, given the new means. `fit` calls `learn` then; under `pyro.infer.SVI` it needs no call of its own.
+    The loss has to be the ELBO itself, in nats and of one particle. While the model's masks are fixed only the
     curvature is followed.
 
     Args:
@@ -98,22 +96,23 @@ class LikelihoodGuided(MeanField):
             raise InputError(f"target_density={density}: a share of the weights lies between 0 and 1, e.g. 0.3")
         self.target_density = density
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        if self.training:
-            self._learn()
-        return super().forward(*args, **kwargs)
+    @property
+    def watches(self) -> bool:
+        return self.training
 
-    def watcher(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
-        return self.estimator.capture(weights)
+    def see(self, passing: Pass) -> Linear | None:
+        super().see(passing)
+        return self.estimator.watch(passing.weights)
 
     @torch.no_grad()
-    def _learn(self) -> None:
-        model, seen = self.model, self.model.seen
+    def learn(self) -> None:
+        """Take in the gradients of the last pass that was seen; every few batches update masks and scales."""
+        seen = self.seen
         if seen is None or any(weight.grad is None for weight in seen.weights.values()):
             return
-        model.seen = None
+        self.forget()
         self.estimator.update(self, seen)
-        if model.fixed_masks is None:
+        if self.model.fixed_masks is None:
             self._since_refresh += 1
             if self._since_refresh >= self.refresh_every:
                 self.estimator.prepare(self, seen)

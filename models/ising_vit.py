@@ -1,9 +1,10 @@
 """A network as a probabilistic program: masks, their Ising factor, weights, labels."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import pyro
 import torch
@@ -15,24 +16,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.network import ViT, WeightSite
-from pyro_isingvit.parameters import announce_parameters
+from pyro_isingvit.network import Linear, ViT, WeightSite
+from pyro_isingvit.programs import announce_parameters, full_precision
 
 from .priors import Prior
 
-Watcher = Callable[[Mapping[str, Tensor]], AbstractContextManager[Any]]
-"""Called with the weights as they enter the network, by site name; the forward pass runs within what it returns."""
-
 
 @dataclass(frozen=True)
-class Seen:
-    """What the network saw in one pass of training.
+class Pass:
+    """One pass of the network in training, as a companion sees it.
 
     Attributes:
         images, labels: the batch.
-        weights: as they entered the network, by site name. After the backward pass, ``grad`` of each is the
-            gradient through the likelihood alone, without the prior and entropy of the weight.
-        temperature, num_data: of the model, then.
+        weights: as they enter the network, by site name. After the backward pass, ``grad`` of each is the gradient of
+            the loss through the likelihood alone, without the prior and the entropy of the weight.
+        temperature, num_data: of the model at the time.
     """
 
     images: Tensor
@@ -40,6 +38,24 @@ class Seen:
     weights: dict[str, Tensor]
     temperature: float
     num_data: int
+
+
+class Companion(Protocol):
+    """What the program runs with: a `Guide`, which has all of this.
+
+    Attributes:
+        plated: whether masks and weights are sampled in plates over their dimensions, so that Pyro knows which
+            terms of the loss are local.
+        watches: whether it wants to see the passes of training.
+    """
+
+    plated: bool
+
+    @property
+    def watches(self) -> bool: ...
+
+    def see(self, passing: Pass) -> Linear | None:
+        """Called before the network runs. Returns what is to apply its linear layers, None for the usual."""
 
 
 class IsingViT(nn.Module):
@@ -65,13 +81,11 @@ class IsingViT(nn.Module):
         temperature: T > 0; `fit` sets it.
 
     Attributes:
-        watcher: of the network's passes in training, for a guide to learn from; a `Guide` sets it each time
-            it runs. None if nobody watches.
-        seen: of the last pass that was watched.
-        plated: whether masks and weights are sampled in plates over their dimensions, so that Pyro knows which
-            terms are local; a `Guide` sets it each time it runs.
-        precision: of the matrix products of the network's passes; weights, priors and the loss stay in float32.
-            `fit` sets it for the time of training.
+        num_data, temperature: N and T, as above; both may be changed.
+        fixed_masks: by site name, while masks are fixed; see `fix_masks`.
+
+    Under `torch.autocast` the network's matrix products are in lower precision; masks, weights, priors and the loss
+    stay in float32.
 
     Raises:
         InputError: if a site of the prior is no weight of the network, or of another shape there.
@@ -90,10 +104,7 @@ class IsingViT(nn.Module):
         self.network, self.prior = network, prior
         self.num_data, self.temperature = num_data, temperature
         self.fixed_masks: dict[str, Tensor] | None = None
-        self.watcher: Watcher | None = None
-        self.plated = False
-        self.precision: torch.dtype = torch.float32
-        self.seen: Seen | None = None
+        self._companions: tuple[Companion, ...] = ()  # at most one; in a tuple, since it is no part of the model
         self._varies = any(p.requires_grad for p in prior.parameters()) or _samples(prior)
         for site in self.sites:
             network.get_parameter(site.name).requires_grad_(False)
@@ -102,13 +113,12 @@ class IsingViT(nn.Module):
         """Images (batch, channels, height, width) in [0, 1] and labels (batch,) or None; returns the logits."""
         weights = self.draw_weights()
         batch = len(images)
-        context: AbstractContextManager[Any] = nullcontext()
-        if self.watcher is not None and torch.is_grad_enabled():
-            weights = {name: _entering(weight) for name, weight in weights.items()}
-            self.seen = Seen(images, labels, weights, self.temperature, self.num_data or batch)
-            context = self.watcher(weights)
-        with context:
-            logits = self.logits(images, weights).float()
+        linear = None
+        for companion in self._companions:
+            if companion.watches and torch.is_grad_enabled():
+                weights = {name: _entering(weight) for name, weight in weights.items()}
+                linear = companion.see(Pass(images, labels, weights, self.temperature, self.num_data or batch))
+        logits = self.logits(images, weights, linear)
         with (
             pyro.plate("data", self.num_data or batch, subsample=images),
             poutine.scale(scale=1 / self.temperature),
@@ -119,15 +129,20 @@ class IsingViT(nn.Module):
     def draw_weights(self) -> dict[str, Tensor]:
         """The latent part of the program: every mask and weight. Returns the weights by site name."""
         announce_parameters("model", self)
-        masks = self._draw_masks() if self.fixed_masks is None else self.fixed_masks
-        return {
-            site.name: self.sample(site, site.weight_name, self.prior.weight(site, masks.get(site.name)))
-            for site in self.sites
-        }
+        with full_precision(self.prior.zero.device):
+            masks = self._draw_masks() if self.fixed_masks is None else self.fixed_masks
+            return {
+                site.name: self.sample(site, site.weight_name, self.prior.weight(site, masks.get(site.name)))
+                for site in self.sites
+            }
+
+    def follow(self, companion: Companion | None) -> None:
+        """Run with a companion from now on, or with none. A `Guide` calls this each time it runs."""
+        self._companions = () if companion is None else (companion,)
 
     def sample(self, site: WeightSite, name: str, fn: TorchDistributionMixin, **infer: Any) -> Tensor:
-        """`pyro.sample` of a site's masks or weights, in plates over its dimensions if the model is plated."""
-        if not self.plated:
+        """`pyro.sample` of a site's masks or weights, in plates over its dimensions if the companion is plated."""
+        if not any(companion.plated for companion in self._companions):
             return pyro.sample(name, fn, infer=infer)
         with ExitStack() as plates:
             for dim, size in zip(site.dims, site.shape, strict=True):
@@ -135,12 +150,26 @@ class IsingViT(nn.Module):
                 plates.enter_context(IndepMessenger(f"{site.name}.{dim}", size, site.axis(dim)))
             return pyro.sample(name, fn.to_event(-fn.event_dim), infer=infer)
 
-    def logits(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """The network's logits (batch, classes) with the given weights, by site name, in place of its own."""
-        lower = self.precision != torch.float32
-        with torch.autocast(images.device.type, self.precision, enabled=lower):
-            logits = functional_call(self.network, dict(weights), (images,))
-        return logits.float() if lower else logits
+    def logits(self, images: Tensor, weights: Mapping[str, Tensor], linear: Linear | None = None) -> Tensor:
+        """The network's logits (batch, classes) with given weights, by site name, in place of its own.
+
+        Args:
+            images: (batch, channels, height, width).
+            weights: by site name.
+            linear: applies the network's linear layers, see `pyro_isingvit.network.Linear`; None for the usual.
+
+        Raises:
+            InputError: if ``linear`` is given, and the network's ``forward`` does not take it.
+        """
+        options: dict[str, Any] = {}
+        if linear is not None:
+            if "linear" not in inspect.signature(self.network.forward).parameters:
+                raise InputError(
+                    f"network={type(self.network).__name__}: its forward takes no linear=, by which an estimator "
+                    "watches its layers; add it as in ViT, or use estimator='squared_gradient'"
+                )
+            options["linear"] = linear
+        return functional_call(self.network, dict(weights), (images,), options).float()
 
     def fix_masks(self, masks: Mapping[str, Tensor] | None) -> None:
         """Condition on masks, by site name: they are sampled neither here nor in guides. None frees them again."""
@@ -171,10 +200,7 @@ class IsingViT(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {
-            "seen": None,
-            "watcher": None,
-        }  # tensors within a graph can be neither copied nor pickled
+        return self.__dict__ | {"_companions": ()}  # a copy has a guide of its own
 
     def extra_repr(self) -> str:
         return f"num_data={self.num_data}, temperature={self.temperature}"

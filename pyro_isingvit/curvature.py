@@ -13,22 +13,20 @@ References:
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.overrides import TorchFunctionMode
 
 from .errors import InputError
-from .network import WeightSite
+from .network import Linear, WeightSite
 from .settings import Described
 
 if TYPE_CHECKING:
     from .guides import LikelihoodGuided
-    from .models.ising_vit import IsingViT, Seen
+    from .models.ising_vit import IsingViT, Pass
 
 
 class SquaredGradient(Described, nn.Module):
@@ -48,18 +46,19 @@ class SquaredGradient(Described, nn.Module):
         self.sites, self.decay, self._device = list(model.sites), decay, model.prior.zero.device
         self.squares, self.squares_weight = self._averages(self.sites), self._weight()
 
-    def capture(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
-        """Around the network's forward pass in training, with the weights as they enter it."""
-        return nullcontext()
+    def watch(self, weights: Mapping[str, Tensor]) -> Linear | None:
+        """Before the network's forward pass in training, with the weights as they enter it: what is to apply its linear
+        layers; None for the usual."""
+        return None
 
-    def update(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
+    def update(self, guide: "LikelihoodGuided", seen: "Pass") -> None:
         """After each backward pass of training. ``grad`` of ``seen.weights`` is that of the loss, in nats."""
         gradients = [_gradient(seen, site) for site in self.sites]
         # The loss is N / T times the mean loss of the batch, so N * B * mean ** 2 is its square times this:
         scale = seen.temperature**2 * len(seen.images) / seen.num_data
         self._take_in(self.squares, self.squares_weight, torch._foreach_mul(gradients, gradients), scale)
 
-    def prepare(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
+    def prepare(self, guide: "LikelihoodGuided", seen: "Pass") -> None:
         """Before each update of the masks."""
 
     def curvature(self, site: WeightSite) -> Tensor:
@@ -95,7 +94,7 @@ class LevenbergMarquardt(SquaredGradient):
 
     For a weight from input j to unit i, :math:`F_{ij} = N\,\mathrm{E}[\sum_t \delta_{ti}^2 x_{tj}^2]` over
     images and their tokens t: the Gauss-Newton diagonal without terms between tokens. It is captured in the
-    ordinary backward pass, for weights that enter by `torch.nn.functional.linear`.
+    ordinary backward pass, by a `Linear` of its own.
     """
 
     def __init__(self, model: "IsingViT", decay: float = 0.98) -> None:
@@ -103,22 +102,21 @@ class LevenbergMarquardt(SquaredGradient):
         self._caught: dict[str, Tensor] = {}
         self._met: set[str] = set()
 
-    def capture(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+    def watch(self, weights: Mapping[str, Tensor]) -> Linear | None:
         self._caught = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
-        def linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            entered, caught = weights[name], self._caught[name]
-            self._met.add(name)
-            into = caught.as_strided(weight.shape, weight.stride(), weight.storage_offset() - entered.storage_offset())
-            return _CatchingLinear.apply(x, weight, bias, into)
+        def linear(site: str, layer: int | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            self._met.add(site)
+            caught = self._caught[site] if layer is None else self._caught[site][layer]
+            return _CatchingLinear.apply(x, weight, bias, caught.view(weight.shape))
 
-        return _LinearMode(weights, linear)
+        return linear
 
-    def update(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
+    def update(self, guide: "LikelihoodGuided", seen: "Pass") -> None:
         scale = seen.temperature**2 * len(seen.images) / seen.num_data
         unmet = [site.name for site in self.sites if site.name not in self._met]
         if unmet:
-            raise InputError(f"levenberg_marquardt: {unmet} do not enter by torch.nn.functional.linear; use another")
+            raise InputError(f"levenberg_marquardt: the network does not apply {unmet} by linear=; use another")
         caught = [self._caught[site.name] for site in self.sites]
         self._take_in(self.squares, self.squares_weight, caught, scale)
 
@@ -138,10 +136,10 @@ class HessianDiagonal(SquaredGradient):
         super().__init__(model, decay)
         self.every, self.chunk, self._calls = every, chunk, 0
 
-    def update(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
+    def update(self, guide: "LikelihoodGuided", seen: "Pass") -> None:
         """Nothing: all is done in `prepare`."""
 
-    def prepare(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
+    def prepare(self, guide: "LikelihoodGuided", seen: "Pass") -> None:
         if not self.squares_weight:  # none yet, or a training begins anew
             self._calls = 0
         if self._calls % self.every == 0:
@@ -172,7 +170,7 @@ class PairedDraws(SquaredGradient):
         self.draws, self.last = draws, self.sites[-1]
         self.pairs, self.pairs_weight = self._averages([self.last]), self._weight()
 
-    def prepare(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
+    def prepare(self, guide: "LikelihoodGuided", seen: "Pass") -> None:
         model, name, scale = guide.model, self.last.name, seen.num_data / len(seen.images)
         assert seen.labels is not None
         total = torch.zeros(self.last.shape, device=seen.images.device)
@@ -181,12 +179,14 @@ class PairedDraws(SquaredGradient):
             weights = {n: slab * masks[n] for n, slab in slabs.items()}
             inputs: list[Tensor] = []
 
-            def linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: Any = inputs) -> Tensor:
-                inputs.append(x)
+            def linear(
+                site: str, layer: int | None, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: Any = inputs
+            ) -> Tensor:
+                if site == self.last.name:
+                    inputs.append(x)
                 return F.linear(x, weight, bias)
 
-            with _LinearMode({name: weights[name]}, linear):
-                logits = model.logits(seen.images, weights)
+            logits = model.logits(seen.images, weights, linear)
             if len(inputs) != 1:
                 raise InputError(f"paired_draws: the last site, {name!r}, is not one linear layer to the logits")
             total += keep_minus_drop(logits, inputs[0], slabs[name], weights[name], seen.labels)
@@ -205,7 +205,7 @@ class StraightThrough(SquaredGradient):
         super().__init__(model, decay)
         self.slopes, self.slopes_weight = self._averages(self.sites), self._weight()
 
-    def update(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
+    def update(self, guide: "LikelihoodGuided", seen: "Pass") -> None:
         super().update(guide, seen)
         slopes = [guide.loc[site.key] * _gradient(seen, site) for site in self.sites]
         self._take_in(self.slopes, self.slopes_weight, slopes, -seen.temperature)
@@ -231,7 +231,7 @@ class DisARM(SquaredGradient):
         super().__init__(model, decay)
         self.scores, self.scores_weight = self._averages(self.sites), self._weight()
 
-    def update(self, guide: "LikelihoodGuided", seen: "Seen") -> None:
+    def update(self, guide: "LikelihoodGuided", seen: "Pass") -> None:
         super().update(guide, seen)
         model, scale = guide.model, seen.num_data / len(seen.images)
         assert seen.labels is not None
@@ -275,7 +275,7 @@ ESTIMATORS: dict[str, Callable[..., SquaredGradient]] = {
 """All estimators by name; each is called with the model and options."""
 
 
-def hessian_diagonal(model: "IsingViT", seen: "Seen", chunk: int = 128) -> dict[str, Tensor]:
+def hessian_diagonal(model: "IsingViT", seen: "Pass", chunk: int = 128) -> dict[str, Tensor]:
     """The exact diagonal of the Hessian of the negative log-likelihood of a batch, in every weight, by site name."""
     assert seen.labels is not None
     labels = seen.labels
@@ -348,24 +348,7 @@ class _CatchingLinear(torch.autograd.Function):
         return signal @ weight, rows.mT @ inputs, rows.sum(0) if ctx.biased else None, None
 
 
-class _LinearMode(TorchFunctionMode):
-    """Sends each `torch.nn.functional.linear` whose weight is (a part of) a named one to a function."""
-
-    def __init__(self, weights: Mapping[str, Tensor], linear: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.names = {weight.untyped_storage().data_ptr(): name for name, weight in weights.items()}
-        self.linear = linear
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear:
-            x, weight, bias = (*args, *(kwargs or {}).values(), None)[:3]
-            name = self.names.get(weight.untyped_storage().data_ptr())
-            if name is not None:
-                return self.linear(name, x, weight, bias)
-        return func(*args, **(kwargs or {}))
-
-
-def _gradient(seen: "Seen", site: WeightSite) -> Tensor:
+def _gradient(seen: "Pass", site: WeightSite) -> Tensor:
     gradient = seen.weights[site.name].grad
     assert gradient is not None
     return gradient

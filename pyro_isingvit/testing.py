@@ -31,7 +31,7 @@ from .inference.elbo import TraceGraph_ELBO
 from .inference.fit import fit
 from .inference.pair import check_pair
 from .models import IndependentSpikeSlab, IsingSpikeSlab, IsingViT, Prior
-from .network import ViT, ViTConfig, WeightSite
+from .network import Linear, ViT, ViTConfig, WeightSite, linear
 from .posterior import Posterior
 
 TINY = ViTConfig(image_size=(4, 4), patch_size=(2, 2), classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
@@ -63,8 +63,9 @@ class TwoLayers(nn.Module):
             WeightSite("second", (2, 2), ("class", "hidden"), ("hidden",), ("class",)),
         ]
 
-    def forward(self, images: Tensor) -> Tensor:
-        return F.linear(torch.tanh(F.linear(2 * images.flatten(1) - 1, self.first)), self.second)
+    def forward(self, images: Tensor, linear: Linear = linear) -> Tensor:
+        hidden = torch.tanh(linear("first", None, 2 * images.flatten(1) - 1, self.first, None))
+        return linear("second", None, hidden, self.second, None)
 
 
 class Conformance:

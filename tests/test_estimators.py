@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pyro_isingvit import Images, LikelihoodGuided, TraceGraph_ELBO
 from pyro_isingvit.curvature import ESTIMATORS, hessian_diagonal, keep_minus_drop
 from pyro_isingvit.models import IndependentSpikeSlab, IsingViT
-from pyro_isingvit.models.ising_vit import Seen
+from pyro_isingvit.models.ising_vit import Pass
 from pyro_isingvit.testing import TwoLayers
 
 IMAGES = 40
@@ -57,7 +57,7 @@ def seen_of(model, guide, data):
     """One pass of training, backwards too."""
     guide.train()
     TraceGraph_ELBO()(model, guide)(data.images, data.labels).backward()
-    return model.seen
+    return guide.seen
 
 
 def test_disarm_is_unbiased(toy):
@@ -106,7 +106,7 @@ def test_keep_minus_drop_equals_two_passes():
 
 def test_hessian_diagonal_equals_torchs(tiny_model, stripes):
     weights = {site.name: torch.randn(site.shape) * 0.5 for site in tiny_model.sites}
-    seen = Seen(stripes.images[:6], stripes.labels[:6], weights, 1.0, 60)
+    seen = Pass(stripes.images[:6], stripes.labels[:6], weights, 1.0, 60)
     ours = hessian_diagonal(tiny_model, seen, chunk=7)
     for name in ("patch_embed", "encoder.query", "head.out"):
 
@@ -160,7 +160,8 @@ def test_squared_gradient_is_the_fisher_information_of_batches(toy):
     loss = TraceGraph_ELBO()(model, guide)
     for i in [i for _ in range(5) for i in range(IMAGES)]:
         loss(data.images[i : i + 1], data.labels[i : i + 1]).backward()
-        seen, model.seen = model.seen, None
+        seen = guide.seen
+        guide.forget()
         with torch.no_grad():
             guide.estimator.update(guide, seen)
     exact = {site.name: 0.0 for site in model.sites}
@@ -210,10 +211,11 @@ def test_second_order_pulls_rank_weights_alike(toy):
         loss = TraceGraph_ELBO()(model, guide)
         for i in range(IMAGES):
             loss(data.images[i : i + 1], data.labels[i : i + 1]).backward()
-            seen, model.seen = model.seen, None
+            seen = guide.seen
+            guide.forget()
             with torch.no_grad():
                 guide.estimator.update(guide, seen)
-        whole = Seen(data.images, data.labels, seen.weights, 1.0, IMAGES)
+        whole = Pass(data.images, data.labels, seen.weights, 1.0, IMAGES)
         with torch.no_grad():
             guide.estimator.prepare(guide, whole)
         pulls[name] = torch.cat([guide.estimator.pull(s, guide.slab(s)).flatten() for s in model.sites]).detach()

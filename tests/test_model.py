@@ -1,7 +1,6 @@
 """The model's log joint term by term, its sites, and what Pyro users expect of it."""
 
 import copy
-from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -129,21 +128,26 @@ def test_fixed_masks_are_conditioned_on(tiny_model, stripes):
         assert (trace.nodes["head.out.weight"]["value"] != 0).all()
 
 
+class Watching(MeanField):
+    """A guide that is shown the passes of training."""
+
+    watches = True
+
+
 def test_gradients_seen_are_the_likelihoods_alone(tiny_network, stripes):
     """The gradient of the sampled weight itself also holds its prior's: here that is made huge."""
     prior = IndependentSpikeSlab(tiny_network.weight_sites(), slab_scale=1e-3)
     model = IsingViT(tiny_network, prior)
-    guide = MeanField(model, initial_scale=1e-6)
-    guide.watcher = lambda weights: nullcontext()
+    guide = Watching(model, initial_scale=1e-6)
     model.fix_masks({site.name: torch.ones(site.shape) for site in model.sites})
     TraceGraph_ELBO()(model, guide)(stripes.images, stripes.labels).backward()
     plain = {site.name: guide.loc[site.key].detach().clone().requires_grad_() for site in model.sites}
     F.cross_entropy(model.logits(stripes.images, plain), stripes.labels, reduction="sum").backward()
-    assert model.seen.images is stripes.images
-    assert model.seen.weights.keys() == plain.keys()
-    for name, weight in model.seen.weights.items():
+    assert guide.seen.images is stripes.images
+    assert guide.seen.weights.keys() == plain.keys()
+    for name, weight in guide.seen.weights.items():
         torch.testing.assert_close(weight.grad, plain[name].grad, atol=1e-3, rtol=1e-3)
-    assert copy.deepcopy(model).seen is None
+    assert copy.deepcopy(guide).seen is None
 
 
 def test_prior_predictive_labels(tiny_model, stripes):

@@ -135,7 +135,7 @@ def test_each_training_starts_at_the_end_of_the_pilot(stripes, rigged, monkeypat
         return [tensor.clone() for tensor in (*tensors, *moments)]
 
     def watched(trainer, steps, phase, after_step=None):
-        before = state(trainer), trainer.model.seen, trainer.step, trainer.position
+        before = state(trainer), trainer.guide.seen, trainer.step, trainer.position
         run(trainer, steps, phase, after_step)
         after = state(trainer), trainer.step, trainer.position, trainer.optimizer.param_groups[0]["lr"]
         seen.append((phase, before, after))

@@ -13,7 +13,6 @@ from ..data import Images
 from ..draws import evaluating, seeded
 from ..errors import InputError
 from ..guides import Guide
-from ..models import IsingViT
 from ..posterior import Posterior
 from .config import FitConfig
 from .pair import check_pair
@@ -129,7 +128,6 @@ def _training(
     _check(guide, train, validation, config)
     with (
         _holding(guide, config.target_density),
-        _computing(model, getattr(torch, config.precision)),
         seeded(device, config.seed),
         pyro.validation_enabled(False),
         Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress) as bar,
@@ -152,16 +150,6 @@ def _holding(guide: Guide, density: float | None) -> Iterator[None]:
     finally:
         if density is not None:
             guide.hold_density(before)
-
-
-@contextmanager
-def _computing(model: IsingViT, precision: torch.dtype) -> Iterator[None]:
-    """In a precision, for the time of a fit."""
-    before, model.precision = model.precision, precision
-    try:
-        yield
-    finally:
-        model.precision = before
 
 
 def _sparsifies(guide: Guide) -> bool:

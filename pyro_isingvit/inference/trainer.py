@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -56,7 +57,8 @@ class Trainer:
         self.step, self.started, self.seconds = 0, time.perf_counter(), 0.0
         self.position, self.stride = 0.0, 1.0  # along the schedule of the learning rate, and what a step adds
         self.rows: list[dict[str, Any]] = []
-        model.num_data, model.seen = len(train), None
+        model.num_data = len(train)
+        guide.forget()
         self.loss = TraceGraph_ELBO()(model, guide)
         rate = config.learning_rate
         shared = [p for p in model.parameters() if p.requires_grad]
@@ -66,6 +68,8 @@ class Trainer:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         held_out = train if validation is None else validation.to(device)
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
+        precision = getattr(torch, config.precision)
+        self.autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
         self.batches = _batches(len(train), config.batch_size, device)
         self.bar, self.task = bar, bar.add_task("", total=config.steps)
 
@@ -93,7 +97,7 @@ class Trainer:
             images, labels = self.train.images[batch], self.train.labels[batch]
             if config.augment is not None:
                 images = config.augment(as_floats(images))
-            with pyro.validation_enabled(i == 0):
+            with pyro.validation_enabled(i == 0), self.autocast():
                 loss = self.loss(images, labels)
             loss.backward()
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
@@ -126,7 +130,7 @@ class Trainer:
         """Put all back but for the temperature, random numbers and when a guide's next update is due."""
         for part, state in zip(self._parts, snapshot.states, strict=True):
             part.load_state_dict(copy.deepcopy(state))
-        self.model.seen = None
+        self.guide.forget()
         self.step, self.position, self.stride = snapshot.step, snapshot.position, snapshot.stride
         self.rows = list(snapshot.rows)
         self.bar.reset(self.task, completed=self.step)

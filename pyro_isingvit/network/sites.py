@@ -1,13 +1,26 @@
 """What the model samples: one `WeightSite` for each role of a network's weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..errors import InputError
 
 LAYER = "layer"
 """The dimension that runs over the blocks of the encoder."""
+
+
+Linear = Callable[[str, int | None, Tensor, Tensor, Tensor | None], Tensor]
+"""What applies a linear layer of a network: the name of its site, the block (None where the site has no blocks), the
+input (..., inputs), the weight (outputs, inputs), the bias (outputs,) or None; returns (..., outputs)."""
+
+
+def linear(site: str, layer: int | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The usual `Linear`."""
+    return F.linear(x, weight, bias)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import InputError
-from .sites import LAYER, WeightSite
+from .sites import LAYER, Linear, WeightSite, linear
 from .stem import Stem, as_floats, check_stem, stem_features
 
 
@@ -125,8 +125,8 @@ class Encoder(nn.Module):
         self.mlp_norm = nn.Parameter(torch.ones(depth, dim))
         self.mlp_norm_bias = nn.Parameter(torch.zeros(depth, dim))
 
-    def forward(self, x: Tensor, attention: list[Tensor] | None = None) -> Tensor:
-        """(batch, tokens, dim) -> (batch, tokens, dim); see `ViT.forward` for ``attention``."""
+    def forward(self, x: Tensor, attention: list[Tensor] | None = None, linear: Linear = linear) -> Tensor:
+        """(batch, tokens, dim) -> (batch, tokens, dim); see `ViT.forward` for ``attention`` and ``linear``."""
         batch, tokens, dim = x.shape
         heads = self.query.shape[1]
         query, key, value = (w.flatten(1, 2).unbind() for w in (self.query, self.key, self.value))
@@ -141,18 +141,18 @@ class Encoder(nn.Module):
 
         for i in range(len(query)):
             z = F.layer_norm(x, (dim,), norm1[i], norm1_bias[i])
-            q = split(F.linear(z, query[i], query_bias[i]))
-            k = split(F.linear(z, key[i], key_bias[i]))
-            v = split(F.linear(z, value[i], value_bias[i]))
+            q = split(linear("encoder.query", i, z, query[i], query_bias[i]))
+            k = split(linear("encoder.key", i, z, key[i], key_bias[i]))
+            v = split(linear("encoder.value", i, z, value[i], value_bias[i]))
             # Spelled out: tokens are few, and torch's fused kernel on CPUs is slow in bfloat16 and differentiable once.
             looks = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1).to(v.dtype)
             if attention is not None:
                 attention.append(looks)
             z = (looks @ v).transpose(1, 2).flatten(2)
-            x = x + self.drop(F.linear(z, out[i], out_bias[i]))
+            x = x + self.drop(linear("encoder.out", i, z, out[i], out_bias[i]))
             z = F.layer_norm(x, (dim,), norm2[i], norm2_bias[i])
-            z = self.drop(F.gelu(F.linear(z, up[i], up_bias[i])))
-            x = x + self.drop(F.linear(z, down[i], down_bias[i]))
+            z = self.drop(F.gelu(linear("encoder.up", i, z, up[i], up_bias[i])))
+            x = x + self.drop(linear("encoder.down", i, z, down[i], down_bias[i]))
         return x
 
 
@@ -167,9 +167,10 @@ class Classifier(nn.Module):
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.out_bias = nn.Parameter(torch.zeros(config.classes))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, linear: Linear = linear) -> Tensor:
         """(batch, dim) -> (batch, classes)."""
-        return F.linear(F.relu(F.linear(x, self.hidden, self.hidden_bias)), self.out, self.out_bias)
+        hidden = F.relu(linear("head.hidden", None, x, self.hidden, self.hidden_bias))
+        return linear("head.out", None, hidden, self.out, self.out_bias)
 
 
 class ViT(nn.Module):
@@ -229,7 +230,9 @@ class ViT(nn.Module):
             for name, (dims, reads, writes) in table.items()
         ]
 
-    def forward_features(self, images: Tensor, attention: list[Tensor] | None = None) -> Tensor:
+    def forward_features(
+        self, images: Tensor, attention: list[Tensor] | None = None, linear: Linear = linear
+    ) -> Tensor:
         """Images (batch, channels, height, width) to normalised tokens (batch, tokens, dim); see `forward`.
 
         Raises:
@@ -243,23 +246,24 @@ class ViT(nn.Module):
                 "resize them or change ViTConfig"
             )
         patches = self.stem((as_floats(images) - config.pixel_mean) / config.pixel_std)
-        x = F.linear(patches, self.patch_embed, self.patch_embed_bias)
+        x = linear("patch_embed", None, patches, self.patch_embed, self.patch_embed_bias)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
         if self.position is not None:
             x = x + self.position
-        return self.norm(self.encoder(self.encoder.drop(x), attention))
+        return self.norm(self.encoder(self.encoder.drop(x), attention, linear))
 
-    def forward_head(self, features: Tensor) -> Tensor:
+    def forward_head(self, features: Tensor, linear: Linear = linear) -> Tensor:
         """Tokens (batch, tokens, dim) to logits (batch, classes)."""
-        return self.head(features.mean(1) if self.class_token is None else features[:, 0])
+        return self.head(features.mean(1) if self.class_token is None else features[:, 0], linear)
 
-    def forward(self, images: Tensor, attention: list[Tensor] | None = None) -> Tensor:
+    def forward(self, images: Tensor, attention: list[Tensor] | None = None, linear: Linear = linear) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] to logits (batch, classes).
 
         Args:
             images: the batch.
             attention: a list to which each block adds its attention maps (batch, heads, tokens, tokens), the
                 last axis over what is attended to; None computes none.
+            linear: applies the linear layers that are weight sites, so that they can be watched.
         """
-        return self.forward_head(self.forward_features(images, attention))
+        return self.forward_head(self.forward_features(images, attention, linear), linear)

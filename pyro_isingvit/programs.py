@@ -1,7 +1,10 @@
-"""Show a module's parameters to Pyro's handlers without the global parameter store."""
+"""What model and guide share as Pyro programs: parameters outside the global store, and full precision."""
 
 import weakref
+from contextlib import AbstractContextManager
+from typing import Any
 
+import torch
 from pyro.distributions import constraints
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.trace_messenger import TraceMessenger
@@ -24,3 +27,8 @@ def announce_parameters(prefix: str, module: nn.Module) -> None:
             effectful(type="param")(lambda *_, value=parameter, **__: value)(
                 full, parameter, constraint=constraints.real, name=full
             )
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Computations in float32 within `torch.autocast`."""
+    return torch.autocast(device.type, enabled=False)
