@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import pandas as pd
+import pyro
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from pyro_isingvit import (
     PointEstimate,
     Prior,
     StructuredSpikeSlab,
+    TraceGraph_ELBO,
     TrainingError,
     ViT,
     fit,
@@ -264,3 +266,52 @@ def test_arguments_that_do_not_fit_together_are_refused(stripes):
 def test_impossible_guides_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         pair(**options)
+
+
+def steps_by(train_step, data, guide, learns):
+    """Twenty steps on the same batches and random numbers, and whether `learn` is called after each."""
+    torch.manual_seed(1)
+    for i in range(20):
+        torch.manual_seed(100 + i)
+        batch = torch.arange(20) + 20 * (i % 3)
+        train_step(data.images[batch], data.labels[batch])
+        if learns:
+            guide.learn()
+
+
+def test_a_guide_learns_alike_under_svi_and_by_hand_once_from_each_pass(stripes):
+    """Under `pyro.infer.SVI`, which does not call `learn`, a pass is learned when the guide next runs."""
+    guides = []
+    for learns in (False, True):
+        model, guide = pair(refresh_every=3)
+        model.num_data, model.temperature = 60, 0.1
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), pyro.infer.TraceGraph_ELBO())
+        steps_by(svi.step, stripes, guide, learns)
+        guides.append(guide)
+    assert guides[0].seen is not None
+    assert guides[1].seen is None
+    guides[0].learn()
+    for name, value in guides[0].state_dict().items():
+        assert torch.equal(value, guides[1].state_dict()[name]), name
+    before = {name: value.clone() for name, value in guides[0].state_dict().items()}
+    guides[0].learn()  # nothing left
+    assert all(torch.equal(value, before[name]) for name, value in guides[0].state_dict().items())
+
+
+def test_the_last_batch_of_a_fit_is_learned_in_it(stripes):
+    guide = pair()[1]
+    learned = []
+    guide.learn = lambda: learned.append(guide.seen is not None) or type(guide).learn(guide)
+    fit(guide, stripes, config=FitConfig(**QUICK), progress=False)
+    assert learned.count(True) == QUICK["steps"]
+    assert guide.seen is None
+
+
+def test_what_is_forgotten_is_not_learned(stripes):
+    model, guide = pair()
+    model.num_data = 60
+    TraceGraph_ELBO()(model, guide)(stripes.images, stripes.labels).backward()
+    before = {name: value.clone() for name, value in guide.estimator.state_dict().items()}
+    guide.forget()
+    guide.learn()
+    assert all(torch.equal(value, before[name]) for name, value in guide.estimator.state_dict().items())

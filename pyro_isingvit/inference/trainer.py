@@ -107,6 +107,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters, config.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            # After the step, as where nobody calls it (see `Guide.learn`): so both ways of training are one.
+            self.guide.learn()
             self.step += 1
             self.position += self.stride
             total, count = total + loss.detach() * scale, count + 1
