@@ -147,7 +147,7 @@ def prune_command(
     level: Annotated[
         list[str] | None,
         typer.Option(
-            help="What stays or goes: weight, hidden, head_dim, head, block, patch, head_hidden. May be repeated.",
+            help="What to keep or cut: weight, hidden, head_dim, head, block, patch, classifier_hidden. Repeatable.",
             show_default="hidden and head_dim",
         ),
     ] = None,

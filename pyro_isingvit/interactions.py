@@ -62,7 +62,7 @@ VIT_COUPLINGS = (
     Coupling("encoder.up", "encoder.down", (LAYER, "hidden")),
     Coupling("encoder.value", "encoder.out", (LAYER, "head", "head_dim")),
     Coupling("encoder.query", "encoder.key", (LAYER, "head", "head_dim")),
-    Coupling("head.hidden", "head.out", ("head_hidden",)),
+    Coupling("classifier.hidden", "classifier.out", ("classifier_hidden",)),
     # Through the residual stream, from every writer to the next readers:
     *(Coupling("patch_embed", f"encoder.{role}", ("dim",), 1.0, None, 0) for role in ("query", "key", "value")),
     Coupling("encoder.out", "encoder.up", (LAYER, "dim")),
@@ -70,7 +70,7 @@ VIT_COUPLINGS = (
         Coupling("encoder.down", f"encoder.{role}", (LAYER, "dim"), 1.0, EARLIER, LATER)
         for role in ("query", "key", "value")
     ),
-    Coupling("encoder.down", "head.hidden", ("dim",), 1.0, -1, None),
+    Coupling("encoder.down", "classifier.hidden", ("dim",), 1.0, -1, None),
 )
 """The couplings of a `ViT`: within a block through its hidden and attention units, and along the residual stream."""
 

@@ -38,7 +38,7 @@ TINY = ViTConfig(image_size=(4, 4), patch_size=(2, 2), classes=3, dim=4, depth=2
 """A network for every check that runs it: 286 weights."""
 
 ENUMERABLE = ViTConfig(
-    image_size=(1, 2), patch_size=(1, 1), classes=2, dim=1, depth=1, heads=1, mlp_ratio=1, head_hidden=1
+    image_size=(1, 2), patch_size=(1, 1), classes=2, dim=1, depth=1, heads=1, mlp_ratio=1, classifier_hidden=1
 )
 """A network of ten weights, all of whose masks can be listed."""
 

@@ -4,7 +4,7 @@ import torch
 
 import pyro_isingvit as iv
 
-CONFIG = iv.ViTConfig(image_size=8, patch_size=4, dim=8, depth=2, heads=2, mlp_ratio=1.5, head_hidden=5)
+CONFIG = iv.ViTConfig(image_size=8, patch_size=4, dim=8, depth=2, heads=2, mlp_ratio=1.5, classifier_hidden=5)
 WITH_TOKEN = CONFIG.model_copy(update={"pooling": "cls"})
 PLAIN = WITH_TOKEN.model_copy(update={"position_embedding": False})
 WITH_STEM = CONFIG.model_copy(update={"stem": "convolutions"})
@@ -16,7 +16,7 @@ LEVEL_DIMS = {
     "head": {f"encoder.{role}": "head" for role in ("query", "key", "value", "out")},
     "block": {f"encoder.{role}": "layer" for role in ("query", "key", "value", "out", "up", "down")},
     "patch": {"patch_embed": "patch"},
-    "head_hidden": {"head.hidden": "head_hidden", "head.out": "head_hidden"},
+    "classifier_hidden": {"classifier.hidden": "classifier_hidden", "classifier.out": "classifier_hidden"},
 }
 """For each level, the dimension of a role along which its masks differ."""
 

@@ -123,7 +123,7 @@ def fit_briefly(model, guide, stripes):
 
 class Forgetful(MeanField):
     def forward(self, *args, **kwargs):
-        with pyro.poutine.block(hide=["head.out.weight"]):
+        with pyro.poutine.block(hide=["classifier.out.weight"]):
             return super().forward(*args, **kwargs)
 
 
@@ -160,7 +160,7 @@ def test_a_guide_that_does_not_match_is_named(tiny_model, stripes, family, messa
 
 class Hovering(HierarchicalSpikeSlab):
     def potential(self, masks):
-        return masks["head.out"].sum() * masks["head.hidden"].sum()
+        return masks["classifier.out"].sum() * masks["classifier.hidden"].sum()
 
 
 def test_latent_inclusion_beneath_an_interaction_is_named(tiny_network, stripes):

@@ -108,7 +108,7 @@ def test_hessian_diagonal_equals_torchs(tiny_model, stripes):
     weights = {site.name: torch.randn(site.shape) * 0.5 for site in tiny_model.sites}
     seen = Pass(stripes.images[:6], stripes.labels[:6], weights, 1.0, 60)
     ours = hessian_diagonal(tiny_model, seen, chunk=7)
-    for name in ("patch_embed", "encoder.query", "head.out"):
+    for name in ("patch_embed", "encoder.query", "classifier.out"):
 
         def loss(weight, name=name):
             logits = tiny_model.logits(seen.images, weights | {name: weight})

@@ -140,7 +140,7 @@ def far_patch(folder):
         (lambda f: (f / "config.json").write_text("{"), "not JSON"),
         (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "not JSON"),
         (lambda f: change(f, format="gguf"), "no network of format 'pyro_isingvit.compact'"),
-        (lambda f: change(f, version=99), "version=99, and this code reads 2"),
+        (lambda f: change(f, version=99), "version=99, and this code reads 3"),
         (lambda f: change(f, layers=[{"block": 0}]), "does not describe a network"),
         (lambda f: change(f, colour="red"), "does not describe a network"),
         (lambda f: change(f, dim=-1), "does not describe a network"),

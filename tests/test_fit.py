@@ -97,7 +97,7 @@ def test_same_seed_same_result_and_no_trace_on_the_global_generator(stripes):
     other = quick_fit(stripes, **augmented | {"seed": 4})
     for name, value in first.posterior.guide.state_dict().items():
         assert torch.equal(value, second.posterior.guide.state_dict()[name]), name
-    assert not torch.equal(first.posterior.guide.loc["head_out"], other.posterior.guide.loc["head_out"])
+    assert not torch.equal(first.posterior.guide.loc["classifier_out"], other.posterior.guide.loc["classifier_out"])
     assert torch.equal(first.posterior.predict(stripes.images).probs, second.posterior.predict(stripes.images).probs)
     columns = [c for c in first.history if c != "seconds"]
     pd.testing.assert_frame_equal(first.history[columns], second.history[columns])

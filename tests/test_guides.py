@@ -171,7 +171,7 @@ def test_backward_order_puts_those_behind_first(tiny_network):
     place = {node: i for i, node in enumerate(order)}
     assert place["encoder.down", 0] < place["encoder.up", 0] < place["encoder.out", 0]
     assert place["encoder.query", 1] < place["encoder.down", 0]
-    assert place["head.out", None] < place["head.hidden", None] < place["encoder.down", 1]
+    assert place["classifier.out", None] < place["classifier.hidden", None] < place["encoder.down", 1]
 
 
 def test_plates_keep_the_terms_of_a_mask_to_itself(tiny_model, stripes):

@@ -58,7 +58,7 @@ def spread(guide):
 def test_table_has_a_row_for_each_site_and_block(guide):
     table = inclusion_table(of(guide))
     assert table["site"].iloc[0] == "patch_embed"
-    assert table["site"].iloc[-1] == "head.out"
+    assert table["site"].iloc[-1] == "classifier.out"
     assert table["layer"].dropna().tolist() == [0] * 6 + [1] * 6
     row = table[(table["site"] == "encoder.up") & (table["layer"] == 1)].iloc[0]
     logit = guide.logit["encoder_up"][1]
@@ -87,7 +87,9 @@ def test_inclusion_is_labelled(guide):
     layers = inclusion(of(guide), by="layer")
     assert layers["encoder.out"].dims == ("layer",)
     assert float(layers["encoder.out"][1]) == pytest.approx(probs["encoder.out"][1].mean().item())
-    assert float(inclusion(of(guide), by="role")["head.out"]) == pytest.approx(probs["head.out"].mean().item())
+    assert float(inclusion(of(guide), by="role")["classifier.out"]) == pytest.approx(
+        probs["classifier.out"].mean().item()
+    )
 
 
 def test_shared_masks_have_the_dimensions_that_differ(tiny_network):

@@ -41,7 +41,7 @@ def test_groups(stripes):
         stripes,
         draws=200,
         log=result,
-        weights=["head.out"],
+        weights=["classifier.out"],
         predictions=stripes.images[:7],
         prior=50,
         seed=1,
@@ -52,9 +52,9 @@ def test_groups(stripes):
     probs = result.posterior.guide.inclusion_probabilities()["encoder.up"].numpy()
     # a mean of 200 draws: five standard errors
     assert np.abs(masks.mean(("chain", "draw")).values - probs).max() < 5 * 0.5 / 200**0.5
-    assert data.posterior["head.out.weight"].dims == ("chain", "draw", "class", "head_hidden")
-    out = data.posterior["head.out.mask"].values
-    assert (data.posterior["head.out.weight"].values[~out] == 0).all()
+    assert data.posterior["classifier.out.weight"].dims == ("chain", "draw", "class", "classifier_hidden")
+    out = data.posterior["classifier.out.mask"].values
+    assert (data.posterior["classifier.out.weight"].values[~out] == 0).all()
     density = data.posterior["density"]
     assert density.sel(part="encoder.up[1]").values == pytest.approx(masks.sel(layer=1).mean(("hidden", "dim")).values)
     assert (data.observed_data["label"].values == stripes.labels.numpy()).all()

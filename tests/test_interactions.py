@@ -7,7 +7,7 @@ import torch
 
 from pyro_isingvit import VIT_COUPLINGS, Coupling, CouplingGraph, InputError, IsingSpikeSlab, ViT, ViTConfig
 
-SMALL = ViTConfig(image_size=4, patch_size=2, classes=2, dim=4, depth=2, heads=2, mlp_ratio=1, head_hidden=2)
+SMALL = ViTConfig(image_size=4, patch_size=2, classes=2, dim=4, depth=2, heads=2, mlp_ratio=1, classifier_hidden=2)
 
 
 @pytest.fixture
@@ -139,8 +139,8 @@ def test_impossible_couplings_are_refused(sites, coupling, message):
 
 
 def test_removing_what_is_not_there_is_refused(sites):
-    with pytest.raises(InputError, match=r"no coupling of 'encoder\.up' and 'head\.out'"):
-        CouplingGraph(sites, VIT_COUPLINGS).without("encoder.up", "head.out")
+    with pytest.raises(InputError, match=r"no coupling of 'encoder\.up' and 'classifier\.out'"):
+        CouplingGraph(sites, VIT_COUPLINGS).without("encoder.up", "classifier.out")
 
 
 def test_gibbs_draws_of_the_prior_differ_from_the_base_measure():

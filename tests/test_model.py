@@ -113,19 +113,19 @@ def test_a_second_guide_of_a_class_starts_afresh(tiny_model, stripes):
     svi.step(stripes.images, stripes.labels)
     second = MeanField(tiny_model)
     second(stripes.images)
-    assert (second.logit["head_out"] == 4.0).all()
-    assert not (first.logit["head_out"] == 4.0).all()
+    assert (second.logit["classifier_out"] == 4.0).all()
+    assert not (first.logit["classifier_out"] == 4.0).all()
 
 
 def test_fixed_masks_are_conditioned_on(tiny_model, stripes):
     masks = {site.name: torch.zeros(site.shape) for site in tiny_model.sites}
-    masks["head.out"] = torch.ones_like(masks["head.out"])
+    masks["classifier.out"] = torch.ones_like(masks["classifier.out"])
     tiny_model.fix_masks(masks)
     for program in (tiny_model, MeanField(tiny_model)):
         trace = trace_of(program, stripes.images, stripes.labels)
         assert not any(name.endswith(".mask") for name in trace.nodes)
         assert (trace.nodes["patch_embed.weight"]["value"] == 0).all()
-        assert (trace.nodes["head.out.weight"]["value"] != 0).all()
+        assert (trace.nodes["classifier.out.weight"]["value"] != 0).all()
 
 
 class Watching(MeanField):

@@ -15,7 +15,7 @@ from pyro_isingvit import InputError, ViT, ViTConfig
     [
         {"image_size": 28, "patch_size": 7},
         {"image_size": (8, 12), "patch_size": (2, 3), "channels": 3, "classes": 7, "dim": 12, "heads": 3, "depth": 1},
-        {"image_size": 8, "patch_size": 8, "depth": 3, "mlp_ratio": 0.5, "head_hidden": 5},
+        {"image_size": 8, "patch_size": 8, "depth": 3, "mlp_ratio": 0.5, "classifier_hidden": 5},
         {"image_size": (28, 14), "patch_size": 7, "stem": "convolutions", "channels": 3},
         {"image_size": 8, "patch_size": 2, "stem": "convolutions"},
     ],

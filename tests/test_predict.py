@@ -57,8 +57,8 @@ def test_the_best_scale_is_found(tiny_model, guide, stripes, truth, monkeypatch)
     monkeypatch.setattr("pyro_isingvit.posterior.BATCH", 7)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        guide.loc["head_out"].mul_(12)
-        tiny_model.network.head.out_bias.copy_(torch.tensor([-1.0, 0.0, 1.5]))
+        guide.loc["classifier_out"].mul_(12)
+        tiny_model.network.classifier.out_bias.copy_(torch.tensor([-1.0, 0.0, 1.5]))
     images = torch.rand(400, 1, 4, 4, generator=generator)
     posterior = Posterior((guide,))
     said = replace(posterior, logit_scale=truth).predict(images, 20).probs
@@ -92,7 +92,7 @@ def test_given_probabilities_are_scaled_by_the_same_rule(tiny_model, guide, stri
 
 def test_images_that_are_all_right_do_not_sharpen_without_end(tiny_model, guide, stripes):
     with torch.no_grad():
-        tiny_model.network.head.out_bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+        tiny_model.network.classifier.out_bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
     few = Images(stripes.images[:5], torch.zeros(5, dtype=torch.long), 3)
     assert 1 <= Posterior((guide,)).calibrate(few).logit_scale < 1.1
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_calibrated_is_refused(tiny_model, guide, stripes):
     with pytest.raises(InputError, match=r"held_out\.classes=9: the network has 3"):
         Posterior((guide,)).calibrate(Images(stripes.images, stripes.labels + 6, 9))
     with torch.no_grad():
-        guide.loc["head_out"].fill_(float("nan"))
+        guide.loc["classifier_out"].fill_(float("nan"))
     with pyro.validation_enabled(False), pytest.raises(TrainingError, match="no finite NLL"):
         Posterior((guide,)).calibrate(stripes)
 

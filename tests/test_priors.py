@@ -121,9 +121,9 @@ def test_learned_slab_scale_moves_to_the_scale_of_the_weights(tiny_network):
 
 
 def test_inclusion_by_role_and_block(tiny_network):
-    prior = IndependentSpikeSlab(tiny_network.weight_sites(), {"encoder.up": [0.1, 0.6], "head.out": 0.9})
+    prior = IndependentSpikeSlab(tiny_network.weight_sites(), {"encoder.up": [0.1, 0.6], "classifier.out": 0.9})
     assert prior.mask(prior.sites["encoder.up"]).mean[:, 0, 0].tolist() == pytest.approx([0.1, 0.6])
-    assert prior.mask(prior.sites["head.out"]).mean.unique().item() == pytest.approx(0.9)
+    assert prior.mask(prior.sites["classifier.out"]).mean.unique().item() == pytest.approx(0.9)
     assert prior.mask(prior.sites["encoder.key"]).mean.unique().item() == pytest.approx(0.2)
 
 
@@ -162,8 +162,8 @@ def test_structured_masks_and_their_couplings(tiny_network):
         "encoder.out": (2, 1, 2, 1),
         "encoder.up": (2, 8, 1),
         "encoder.down": (2, 1, 8),
-        "head.hidden": (2, 1),
-        "head.out": (1, 2),
+        "classifier.hidden": (2, 1),
+        "classifier.out": (1, 2),
     }
     masks = {name: torch.ones(shape, requires_grad=True) for name, shape in guide.mask_shapes.items()}
     pulls = dict(
@@ -234,9 +234,9 @@ def test_lattice_energy_is_the_sum_over_neighbours(tiny_network):
 
 def test_horseshoe_density_is_its_formula(tiny_network):
     prior = RegularisedHorseshoe(tiny_network.weight_sites(), global_scale=0.2, slab_scale=2.0)
-    site = prior.sites["head.out"]
+    site = prior.sites["classifier.out"]
     trace = poutine.trace(prior.weight).get_trace(site, None)
-    tau, local = trace.nodes["head.out.global"]["value"], trace.nodes["head.out.local"]["value"]
+    tau, local = trace.nodes["classifier.out.global"]["value"], trace.nodes["classifier.out.local"]["value"]
     fn = trace.nodes["_RETURN"]["value"]
     value = fn.sample()
     shrunk = 2.0 * local / (4.0 + tau**2 * local**2).sqrt()
@@ -249,8 +249,8 @@ def test_horseshoe_density_is_its_formula(tiny_network):
     [
         (lambda s: IndependentSpikeSlab(s, {"encoder.donw": 0.1}), r"no site \['encoder.donw'\]"),
         (lambda s: IndependentSpikeSlab(s, {"encoder.up": [0.1]}), "one value for each of its blocks"),
-        (lambda s: IndependentSpikeSlab(s, {"head.out": [0.1, 0.2]}), "one value for each of its blocks"),
-        (lambda s: IndependentSpikeSlab(s, {"head.out": 1.0}), "inclusion=1.0"),
+        (lambda s: IndependentSpikeSlab(s, {"classifier.out": [0.1, 0.2]}), "one value for each of its blocks"),
+        (lambda s: IndependentSpikeSlab(s, {"classifier.out": 1.0}), "inclusion=1.0"),
         (lambda s: IsingSpikeSlab(s, weighting="mass"), "weighting='mass': choose one of"),
         (lambda s: IsingSpikeSlab(s, direction="up"), "direction='up'"),
         (lambda s: IsingSpikeSlab(s, direction="backward").ising(), "only a symmetric prior"),

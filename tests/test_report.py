@@ -215,7 +215,7 @@ def test_radar_has_a_scale_that_can_be_read(worst):
     [
         (lambda g: plots.plot_mask(g, "encoder.sideways"), "no masks of that name"),
         (lambda g: plots.plot_mask(g, "encoder.up"), "layer=None: encoder.up has blocks 0 to 1"),
-        (lambda g: plots.plot_mask(g, "head.out", 1), "layer=1: head.out has no blocks"),
+        (lambda g: plots.plot_mask(g, "classifier.out", 1), "layer=1: classifier.out has no blocks"),
         (lambda g: plots.plot_radar({}, plots.plot_thresholds(g)), "need polar axes"),
     ],
 )

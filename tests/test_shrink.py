@@ -19,7 +19,7 @@ def random_masks(network, level, share, seed):
             masks[site.name] = (torch.rand(site.shape, generator=generator) < share).float()
         elif site.name in LEVEL_DIMS[level]:
             kept = {"layer", "head", LEVEL_DIMS[level][site.name]} if "layer" in site.dims else set(site.dims)
-            kept = {LEVEL_DIMS[level][site.name]} if level in ("block", "patch", "head_hidden") else kept
+            kept = {LEVEL_DIMS[level][site.name]} if level in ("block", "patch", "classifier_hidden") else kept
             shape = [n if d in kept else 1 for n, d in zip(site.shape, site.dims, strict=True)]
             masks[site.name] = (torch.rand(shape, generator=generator) < share).float().expand(site.shape)
     return masks
@@ -32,7 +32,7 @@ def masked(network, masks):
 def depends_on_the_image(network, masks):
     embed, hidden, out = (
         network.get_parameter(name) * masks.get(name, torch.ones(1))
-        for name in ("patch_embed", "head.hidden", "head.out")
+        for name in ("patch_embed", "classifier.hidden", "classifier.out")
     )
     return bool(embed.any()) and bool((hidden.bool().any(1) & out.bool().any(0)).any())
 
@@ -67,13 +67,13 @@ def test_dead_parts_are_gone():
     weights["encoder.key"][0, 1, 1:] = 0  # one unit of query and key left in head 1
     weights["encoder.query"][0, 0, 2:] = 0  # two units that ask all tokens the same become one
     weights["patch_embed"][:, 5:] = 0
-    weights["head.out"][:, 3:] = 0
+    weights["classifier.out"][:, 3:] = 0
     small = iv.shrink(network, weights)
     attention, mlp = small.config.layers
     assert attention.heads == ((1, 3, 4), (1, 1, 4))
     assert mlp.hidden == 2
     assert small.config.patch_features == 5
-    assert small.config.head_hidden == 3
+    assert small.config.classifier_hidden == 3
     assert (small(IMAGES) - torch.func.functional_call(network, weights, (IMAGES,))).abs().max() < 1e-5
 
 

@@ -195,7 +195,7 @@ def test_a_breakdown_on_the_path_ends_the_path(stripes, monkeypatch):
 def test_a_posterior_of_nan_is_a_breakdown(stripes):
     _, guide = pair()
     with torch.no_grad():
-        guide.loc["head_out"].fill_(float("nan"))
+        guide.loc["classifier_out"].fill_(float("nan"))
     with pyro.validation_enabled(False), pytest.raises(TrainingError, match="no finite NLL of the held-out images"):
         temperature._judge(guide, stripes)
 

@@ -30,7 +30,7 @@ class IndependentSpikeSlab(Prior):
     Args:
         sites: the network's `weight_sites()`.
         inclusion: prior probability that a weight is in, within (0, 1); see `Inclusion`, e.g.
-            ``{"encoder.up": [0.1, 0.3], "head.out": 0.9}``.
+            ``{"encoder.up": [0.1, 0.3], "classifier.out": 0.9}``.
         slab_scale: scale of a weight that is in, in multiples of ``1 / sqrt(fan_in)``.
         spike_scale: the same for one that is out; 0 puts it exactly at zero.
         learn_slab_scale: whether each role's slab scale is a parameter, learned with the guide (empirical Bayes).

@@ -28,8 +28,8 @@ VIT_LEVELS: Mapping[str, tuple[str, ...]] = {
     "encoder.out": HEAD,
     "encoder.up": UNIT,
     "encoder.down": UNIT,
-    "head.hidden": ("head_hidden",),
-    "head.out": ("head_hidden",),
+    "classifier.hidden": ("classifier_hidden",),
+    "classifier.out": ("classifier_hidden",),
 }
 """For each role of a `ViT`, the dimensions along which its masks differ: heads, hidden units, values of a patch."""
 

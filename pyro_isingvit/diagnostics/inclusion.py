@@ -22,14 +22,14 @@ from ..errors import InputError
 from ..network import LAYER, WeightSite
 from ..posterior import Posterior
 
-Unit = Literal["head", "head_dim", "query_key", "hidden", "head_hidden", "patch", "block"]
+Unit = Literal["head", "head_dim", "query_key", "hidden", "classifier_hidden", "patch", "block"]
 
 UNITS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "head": ((LAYER, "head"), ("encoder.value", "encoder.out")),
     "head_dim": ((LAYER, "head", "head_dim"), ("encoder.value", "encoder.out")),
     "query_key": ((LAYER, "head", "head_dim"), ("encoder.query", "encoder.key")),
     "hidden": ((LAYER, "hidden"), ("encoder.up", "encoder.down")),
-    "head_hidden": (("head_hidden",), ("head.hidden", "head.out")),
+    "classifier_hidden": (("classifier_hidden",), ("classifier.hidden", "classifier.out")),
     "patch": (("patch",), ("patch_embed",)),
 }
 """Parts of a `ViT` that can go as a whole: their dimensions, and the roles that lead into them and out (or, of a

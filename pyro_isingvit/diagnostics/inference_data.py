@@ -43,7 +43,7 @@ def to_inference_data(
         posterior: one with masks.
         data: labelled images, for ``log_likelihood``, ``posterior_predictive`` and ``observed_data``.
         draws: number of draws, in one chain.
-        weights: sites whose weights to keep too, e.g. ``["head.out"]``.
+        weights: sites whose weights to keep too, e.g. ``["classifier.out"]``.
         predictions: images (n, channels, height, width) without labels, for ``predictions``.
         prior: number of draws for ``prior`` and, with data, ``prior_predictive``: from the prior with its
             interaction, by Gibbs sampling where it is an Ising one.

@@ -284,7 +284,7 @@ def _figures(findings: Findings) -> dict[str, Figure]:
     }
     if result.path is not None and result.finished is not None:
         figures["path"] = figure_path(result.path, result.finished)
-    for site in ("patch_embed", "head.out"):
+    for site in ("patch_embed", "classifier.out"):
         if site in posterior.inclusion_probabilities():
             figures[f"mask_{site.replace('.', '_')}"] = figure_of(plot_mask(posterior, site))
     names = list(findings.shift[ISING]["shift"].unique())

@@ -32,7 +32,7 @@ class ViTConfig(Config):
         depth: number of blocks.
         heads: attention heads of a block.
         mlp_ratio: hidden units of a block's MLP, in multiples of ``dim``.
-        head_hidden: hidden units of the classifier; ``dim // 2`` if None.
+        classifier_hidden: hidden units of the classifier; ``dim // 2`` if None.
         pooling: what the classifier reads: the mean of all tokens, or a class token of its own.
         position_embedding: whether tokens know where they are (the published model's do not).
         dropout: share of activations that training leaves out: after the patch embedding, and after every linear layer
@@ -49,7 +49,7 @@ class ViTConfig(Config):
     depth: pydantic.PositiveInt = 2
     heads: pydantic.PositiveInt = 4
     mlp_ratio: pydantic.PositiveFloat = 16
-    head_hidden: pydantic.PositiveInt | None = None
+    classifier_hidden: pydantic.PositiveInt | None = None
     pooling: Literal["mean", "cls"] = "mean"
     position_embedding: bool = True
     dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
@@ -95,9 +95,9 @@ class ViTConfig(Config):
         return round(self.dim * self.mlp_ratio)
 
     @property
-    def classifier_hidden(self) -> int:
+    def classifier_units(self) -> int:
         """Hidden units of the classifier."""
-        return self.head_hidden or max(1, self.dim // 2)
+        return self.classifier_hidden or max(1, self.dim // 2)
 
 
 class Encoder(nn.Module):
@@ -161,7 +161,7 @@ class Classifier(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        hidden = config.classifier_hidden
+        hidden = config.classifier_units
         self.hidden = nn.Parameter(torch.empty(hidden, config.dim))
         self.out = nn.Parameter(torch.empty(config.classes, hidden))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
@@ -169,8 +169,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, linear: Linear = linear) -> Tensor:
         """(batch, dim) -> (batch, classes)."""
-        hidden = F.relu(linear("head.hidden", None, x, self.hidden, self.hidden_bias))
-        return linear("head.out", None, hidden, self.out, self.out_bias)
+        hidden = F.relu(linear("classifier.hidden", None, x, self.hidden, self.hidden_bias))
+        return linear("classifier.out", None, hidden, self.out, self.out_bias)
 
 
 class ViT(nn.Module):
@@ -195,7 +195,7 @@ class ViT(nn.Module):
         self.position = nn.Parameter(torch.empty(tokens, config.dim)) if config.position_embedding else None
         self.encoder = Encoder(config)
         self.norm = nn.LayerNorm(config.dim)
-        self.head = Classifier(config)
+        self.classifier = Classifier(config)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -222,8 +222,8 @@ class ViT(nn.Module):
             "encoder.out": ((LAYER, "dim", *inner), inner, ("dim",)),
             "encoder.up": ((LAYER, wide, "dim"), ("dim",), (wide,)),
             "encoder.down": ((LAYER, "dim", wide), (wide,), ("dim",)),
-            "head.hidden": (("head_hidden", "dim"), ("dim",), ("head_hidden",)),
-            "head.out": (("class", "head_hidden"), ("head_hidden",), ("class",)),
+            "classifier.hidden": (("classifier_hidden", "dim"), ("dim",), ("classifier_hidden",)),
+            "classifier.out": (("class", "classifier_hidden"), ("classifier_hidden",), ("class",)),
         }
         return [
             WeightSite(name, tuple(self.get_parameter(name).shape), dims, reads, writes)
@@ -255,7 +255,7 @@ class ViT(nn.Module):
 
     def forward_head(self, features: Tensor, linear: Linear = linear) -> Tensor:
         """Tokens (batch, tokens, dim) to logits (batch, classes)."""
-        return self.head(features.mean(1) if self.class_token is None else features[:, 0], linear)
+        return self.classifier(features.mean(1) if self.class_token is None else features[:, 0], linear)
 
     def forward(self, images: Tensor, attention: list[Tensor] | None = None, linear: Linear = linear) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] to logits (batch, classes).

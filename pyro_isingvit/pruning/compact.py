@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..network.stem import STEMS, Stem, as_floats, check_stem, stem_features
 
-FORMAT, VERSION = "pyro_isingvit.compact", 2
+FORMAT, VERSION = "pyro_isingvit.compact", 3
 """What ``config.json`` has to say of itself."""
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
@@ -63,7 +63,7 @@ class CompactConfig:
         stem: ``"patches"`` or ``"convolutions"``, see `Stem`.
         layers: what is left, in order.
         patch_features: of those that the stem makes, how many are read.
-        head_hidden: hidden units of the classifier.
+        classifier_hidden: hidden units of the classifier.
         pooling: ``"mean"`` of all tokens, or ``"cls"``.
         position_embedding: whether tokens know where they are.
         pixel_mean, pixel_std: images come in [0, 1]; the network standardises them by these.
@@ -78,7 +78,7 @@ class CompactConfig:
     stem: str
     layers: tuple[Layer, ...]
     patch_features: int
-    head_hidden: int
+    classifier_hidden: int
     pooling: str
     position_embedding: bool
     pixel_mean: float
@@ -86,7 +86,7 @@ class CompactConfig:
     members: int = 1
 
     def __post_init__(self) -> None:
-        numbers = (self.channels, self.classes, self.dim, self.patch_features, self.head_hidden, self.members)
+        numbers = (self.channels, self.classes, self.dim, self.patch_features, self.classifier_hidden, self.members)
         sizes = (*self.image_size, *self.patch_size)
         if not all(isinstance(n, int) and n > 0 for n in (*numbers, *sizes)):
             raise ValueError("sizes must be positive integers")
@@ -238,8 +238,8 @@ class CompactViT(_Part):
             for layer in config.layers
         )
         self.norm = Norm(dim, config.members)
-        self.hidden, self.hidden_bias = self.empty(config.head_hidden, dim), self.empty(config.head_hidden)
-        self.out, self.out_bias = self.empty(config.classes, config.head_hidden), self.empty(config.classes)
+        self.hidden, self.hidden_bias = self.empty(config.classifier_hidden, dim), self.empty(config.classifier_hidden)
+        self.out, self.out_bias = self.empty(config.classes, config.classifier_hidden), self.empty(config.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (batch, channels, height, width), floats in [0, 1] or bytes, to logits.

@@ -85,8 +85,8 @@ def shrink(
 
 def scale_within(network: ViT, weights: Mapping[str, Tensor], logit_scale: float) -> dict[str, Tensor]:
     """Parameters of a network, by name: the weights, with a scale of the logits in the last layer and its bias."""
-    bias = network.head.out_bias.detach() * logit_scale
-    return {**weights, "head.out": weights["head.out"] * logit_scale, "head.out_bias": bias}
+    bias = network.classifier.out_bias.detach() * logit_scale
+    return {**weights, "classifier.out": weights["classifier.out"] * logit_scale, "classifier.out_bias": bias}
 
 
 def take_apart(
@@ -112,13 +112,13 @@ def take_apart(
     parts = []
     for block in range(config.depth):
         parts += [_attention(p, block), _mlp(p, block)]
-    live = _alive(p["head.hidden"], p["head.out"])
-    constant = p["head.out"] @ (F.relu(p["head.hidden_bias"]) * ~p["head.hidden"].bool().any(1))
+    live = _alive(p["classifier.hidden"], p["classifier.out"])
+    constant = p["classifier.out"] @ (F.relu(p["classifier.hidden_bias"]) * ~p["classifier.hidden"].bool().any(1))
     classifier = (
-        p["head.hidden"][live],
-        p["head.hidden_bias"][live],
-        p["head.out"][:, live],
-        p["head.out_bias"] + constant,
+        p["classifier.hidden"][live],
+        p["classifier.hidden_bias"][live],
+        p["classifier.out"][:, live],
+        p["classifier.out_bias"] + constant,
     )
     names = ("patch_embed", "patch_embed_bias", "class_token", "position", "norm.weight", "norm.bias")
     rest = {name: value for name, value in p.items() if name in names or name.startswith("stem.")}
@@ -169,7 +169,7 @@ def assemble(cut: Cut) -> CompactViT:
         stem=config.stem,
         layers=tuple(layers),
         patch_features=int(cut.patches.sum()),
-        head_hidden=len(hidden),
+        classifier_hidden=len(hidden),
         pooling=config.pooling,
         position_embedding=config.position_embedding,
         pixel_mean=config.pixel_mean,

@@ -21,7 +21,7 @@ from .cut import shrink
 
 Key = TypeVar("Key", bound=str)
 
-Level = Literal["weight", "hidden", "head_dim", "head", "block", "patch", "head_hidden"]
+Level = Literal["weight", "hidden", "head_dim", "head", "block", "patch", "classifier_hidden"]
 
 DEFAULT_LEVELS: tuple[Level, ...] = ("hidden", "head_dim")
 """Where most weights of a `ViT` are."""
@@ -32,7 +32,7 @@ UNITS_OF: Mapping[Level, tuple[Unit, ...]] = {
     "head": ("head",),
     "block": ("block",),
     "patch": ("patch",),
-    "head_hidden": ("head_hidden",),
+    "classifier_hidden": ("classifier_hidden",),
 }
 """The units, of `diagnostics.inclusion.UNITS`, that a level decides on."""
 
@@ -83,7 +83,7 @@ def prune(
             stays unless the density has no room for it.
         level: what is decided on, one or several: ``"weight"``, ``"hidden"`` (units of the MLPs), ``"head_dim"`` (units
             of queries and keys, and of values), ``"head"``, ``"block"``, ``"patch"`` (features of a patch),
-            ``"head_hidden"`` (units of the classifier).
+            ``"classifier_hidden"`` (units of the classifier).
         threshold: what is alive with at least this probability stays, see `diagnostics.inclusion.unit_inclusion`.
         density: in place of a threshold, the share to keep, at most, of the weights that belong to what is decided on:
             those of the most probable parts, whatever their kind and block (single weights are ranked among

@@ -61,9 +61,12 @@ def _plain_features(p: Parameters) -> Tensor:
 
 
 def _silence_classifier(p: Parameters, gone: Tensor) -> None:
-    centre = p["head.hidden"] @ p["norm.bias"] + p["head.hidden_bias"]
-    p["head.out_bias"] = p["head.out_bias"] + p["head.out"] @ (F.relu(centre) * gone)
-    p["head.hidden"], p["head.out"] = p["head.hidden"] * ~gone.unsqueeze(1), p["head.out"] * ~gone
+    centre = p["classifier.hidden"] @ p["norm.bias"] + p["classifier.hidden_bias"]
+    p["classifier.out_bias"] = p["classifier.out_bias"] + p["classifier.out"] @ (F.relu(centre) * gone)
+    p["classifier.hidden"], p["classifier.out"] = (
+        p["classifier.hidden"] * ~gone.unsqueeze(1),
+        p["classifier.out"] * ~gone,
+    )
 
 
 SILENCE: Mapping[Unit, Callable[[Parameters, Tensor], None]] = {
@@ -73,6 +76,6 @@ SILENCE: Mapping[Unit, Callable[[Parameters, Tensor], None]] = {
     "head": _silence_heads,
     "block": _silence_blocks,
     "patch": _silence_patches,
-    "head_hidden": _silence_classifier,
+    "classifier_hidden": _silence_classifier,
 }
 """For each unit, what puts its mean in its place: the parameters, and booleans of the units that go."""
