@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 import pyro_isingvit as iv
-from pyro_isingvit.curvature import HessianDiagonal
+from pyro_isingvit.guides.estimators import HessianDiagonal
 from pyro_isingvit.diagnostics.calibration import metrics
 from pyro_isingvit.diagnostics.inclusion import alive_units
 from pyro_isingvit.experiments.tables import markdown
@@ -66,7 +66,7 @@ NOTES = """Second-order estimates and coordinate updates prune most and stay acc
   one is not pulled back by those before it as under the symmetric energy.
 * `IndependentSpikeSlab(learn_slab_scale=True)`: the slabs shrink onto small weights, which keeps more of those.
 * `straight_through` prunes everything: the first-order term is noise about a stationary point (see the design of
-  `pyro_isingvit.curvature`). `none` does so because nobody speaks for the weights.
+  `pyro_isingvit.guides.estimators`). `none` does so because nobody speaks for the weights.
 * `disarm` is unbiased, but one pair of draws of 42,144 masks says next to nothing about each.
 * `hessian_diagonal` costs 42,144 products with the Hessian at every evaluation.
 * `MeanField`, `Relaxed`, `BackwardIsing`, `LowRank` and `ScoreFunction` keep most masks: gradients of masks are small

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_isingvit as iv
-from pyro_isingvit.curvature import ESTIMATORS
+from pyro_isingvit.guides.estimators import ESTIMATORS
 from pyro_isingvit.experiments.tables import markdown
 from pyro_isingvit.models.ising_vit import Seen
 from pyro_isingvit.testing import TwoLayers

@@ -20,12 +20,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_isingvit.curvature import ESTIMATORS, SquaredGradient
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT, Pass
 from pyro_isingvit.models.priors import Prior
 from pyro_isingvit.network import Linear, WeightSite
 
+from .estimators import ESTIMATORS, Estimator
 from .mean_field import MeanField
 
 LOGIT_BOUND = 8.0
@@ -45,7 +45,7 @@ class LikelihoodGuided(MeanField):
         initial_logit, initial_scale: see `MeanField`.
         rate: share of the way to its target that a mask's logit goes with each batch.
         refresh_every: batches between updates, which are then as large as that many small ones.
-        estimator: of the likelihood's pull: a name of `pyro_isingvit.curvature.ESTIMATORS`, or what makes one
+        estimator: of the likelihood's pull: a name of `pyro_isingvit.guides.estimators.ESTIMATORS`, or what makes one
             from the model.
         target_density: hold the mean inclusion probability of all weights here, by solving for the external field at
             each update, in place of the prior's own; within (0, 1).
@@ -64,7 +64,7 @@ class LikelihoodGuided(MeanField):
         initial_scale: float = 5e-3,
         rate: float = 0.05,
         refresh_every: int = 10,
-        estimator: str | Callable[[IsingViT], SquaredGradient] = "squared_gradient",
+        estimator: str | Callable[[IsingViT], Estimator] = "squared_gradient",
         target_density: float | None = None,
         fixed_scale: float | None = None,
     ) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .distributions import Ising
 from .errors import InputError
 from .network import LAYER, WeightSite, by_name
+from .network.units import RESIDUAL, SITES, UNITS
 from .settings import Described, plain
 
 Layers = int | slice | None
@@ -58,20 +59,38 @@ class Coupling:
 
 EARLIER, LATER = slice(None, -1), slice(1, None)
 
-VIT_COUPLINGS = (
-    Coupling("encoder.up", "encoder.down", (LAYER, "hidden")),
-    Coupling("encoder.value", "encoder.out", (LAYER, "head", "head_dim")),
-    Coupling("encoder.query", "encoder.key", (LAYER, "head", "head_dim")),
-    Coupling("classifier.hidden", "classifier.out", ("classifier_hidden",)),
-    # Through the residual stream, from every writer to the next readers:
-    *(Coupling("patch_embed", f"encoder.{role}", ("dim",), 1.0, None, 0) for role in ("query", "key", "value")),
-    Coupling("encoder.out", "encoder.up", (LAYER, "dim")),
-    *(
-        Coupling("encoder.down", f"encoder.{role}", (LAYER, "dim"), 1.0, EARLIER, LATER)
-        for role in ("query", "key", "value")
-    ),
-    Coupling("encoder.down", "classifier.hidden", ("dim",), 1.0, -1, None),
-)
+
+def _within_units() -> Iterator[Coupling]:
+    """Where exactly two sites share a unit."""
+    for unit in UNITS.values():
+        if len(unit.sites) == 2 and not unit.parts:
+            yield Coupling(*unit.sites, unit.dims)
+
+
+def _along_the_residual_stream() -> Iterator[Coupling]:
+    """From every site that writes to the residual stream to those that read it next."""
+    names = list(SITES)
+    blocks = [name for name in names if LAYER in SITES[name][0]]
+
+    def next_readers(sites: Iterable[str]) -> list[str]:
+        until = itertools.takewhile(lambda name: name not in RESIDUAL.writers, sites)
+        return [name for name in until if name in RESIDUAL.readers]
+
+    for writer in RESIDUAL.writers:
+        behind = names[names.index(writer) + 1 :]
+        in_block = next_readers(name for name in behind if name in blocks)
+        if writer not in blocks:
+            yield from (Coupling(writer, reader, RESIDUAL.dims, 1.0, None, 0) for reader in in_block)
+        elif in_block:
+            yield from (Coupling(writer, reader, (LAYER, *RESIDUAL.dims)) for reader in in_block)
+        else:  # the last of its block: on to the next block, and from the last block to what follows
+            for reader in next_readers(blocks):
+                yield Coupling(writer, reader, (LAYER, *RESIDUAL.dims), 1.0, EARLIER, LATER)
+            for reader in next_readers(name for name in behind if name not in blocks):
+                yield Coupling(writer, reader, RESIDUAL.dims, 1.0, -1, None)
+
+
+VIT_COUPLINGS = (*_within_units(), *_along_the_residual_stream())
 """The couplings of a `ViT`: within a block through its hidden and attention units, and along the residual stream."""
 
 

@@ -13,7 +13,7 @@ from pyro.infer import autoguide
 from torch import Tensor, nn
 
 from . import guides as guide_classes
-from .curvature import ESTIMATORS
+from .guides.estimators import ESTIMATORS
 from .errors import InputError
 from .guides import Guide
 from .interactions import Coupling, CouplingGraph

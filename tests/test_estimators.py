@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from pyro_isingvit import Images, LikelihoodGuided, TraceGraph_ELBO
-from pyro_isingvit.curvature import ESTIMATORS, hessian_diagonal, keep_minus_drop
+from pyro_isingvit.guides.estimators import ESTIMATORS
+from pyro_isingvit.guides.estimators.hessian_diagonal import hessian_diagonal
+from pyro_isingvit.guides.estimators.paired_draws import keep_minus_drop
 from pyro_isingvit.models import IndependentSpikeSlab, IsingViT
 from pyro_isingvit.models.ising_vit import Pass
 from pyro_isingvit.testing import TwoLayers

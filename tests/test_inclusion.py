@@ -27,7 +27,6 @@ from pyro_isingvit import (
     fit,
 )
 from pyro_isingvit.diagnostics.inclusion import (
-    UNITS,
     alive_units,
     inclusion,
     inclusion_table,
@@ -35,6 +34,7 @@ from pyro_isingvit.diagnostics.inclusion import (
     threshold_table,
     unit_inclusion,
 )
+from pyro_isingvit.network.units import UNITS
 from pyro_isingvit.testing import ENUMERABLE, all_masks
 
 
@@ -102,7 +102,7 @@ def test_shared_masks_have_the_dimensions_that_differ(tiny_network):
     assert np.allclose(alive.values, into * out)  # one mask in, one out
 
 
-@pytest.mark.parametrize("unit", [*UNITS, "block"])
+@pytest.mark.parametrize("unit", list(UNITS))
 def test_unit_inclusion_is_the_frequency_over_draws(guide, unit):
     if unit == "block":  # else both are alive in every draw
         with torch.no_grad():
@@ -110,7 +110,7 @@ def test_unit_inclusion_is_the_frequency_over_draws(guide, unit):
                 logit.sub_(3.5)
     exact = unit_inclusion(of(guide), unit)
     drawn = torch.stack([alive_units(of(guide), unit, masks) for masks in of(guide).mask_draws(2000)]).double().mean(0)
-    assert exact.dims == (("layer",) if unit == "block" else UNITS[unit][0])
+    assert exact.dims == UNITS[unit].dims
     assert np.abs(exact.values - drawn.numpy()).max() < 5 * 0.5 / math.sqrt(2000)
 
 
@@ -159,7 +159,7 @@ def test_a_unit_is_alive_if_something_enters_and_leaves_it(guide):
         guide.logit["encoder_value"][1, 0, 1, 2] = guide.logit["encoder_out"][1, 3, 0, 0] = 1.0
     assert alive_units(of(guide), "hidden").nonzero().tolist() == [[0, 3]]
     assert alive_units(of(guide), "head").nonzero().tolist() == [[1, 0]]
-    assert not alive_units(of(guide), "head_dim").any()  # what enters and what leaves are different ones
+    assert not alive_units(of(guide), "value").any()  # what enters and what leaves are different ones
 
 
 def test_thresholds(guide):

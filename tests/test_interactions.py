@@ -155,3 +155,25 @@ def test_gibbs_draws_of_the_prior_differ_from_the_base_measure():
 def test_two_phases_are_warned_of(sites):
     with pytest.warns(UserWarning, match="coupling=3.0 with inclusion=0.2: the prior has two phases"):
         IsingSpikeSlab(sites, coupling=3.0)
+
+
+def test_the_table_of_units_gives_the_couplings_of_a_vit():
+    """Spelled out once more: within units, then from each writer of the residual stream to the next readers."""
+    assert [coupling.name for coupling in VIT_COUPLINGS] == [
+        "encoder.up~encoder.down",
+        "encoder.value~encoder.out",
+        "encoder.query~encoder.key",
+        "classifier.hidden~classifier.out",
+        "patch_embed~encoder.query[0]",
+        "patch_embed~encoder.key[0]",
+        "patch_embed~encoder.value[0]",
+        "encoder.out~encoder.up",
+        "encoder.down[:-1]~encoder.query[1:]",
+        "encoder.down[:-1]~encoder.key[1:]",
+        "encoder.down[:-1]~encoder.value[1:]",
+        "encoder.down[-1]~classifier.hidden",
+    ]
+    units = {coupling.name: coupling.units for coupling in VIT_COUPLINGS}
+    assert units["encoder.value~encoder.out"] == ("layer", "head", "head_dim")
+    assert units["patch_embed~encoder.query[0]"] == units["encoder.down[-1]~classifier.hidden"] == ("dim",)
+    assert units["encoder.out~encoder.up"] == units["encoder.down[:-1]~encoder.key[1:]"] == ("layer", "dim")

@@ -33,14 +33,14 @@ def test_weights_by_threshold_and_by_density():
 def test_units_by_probability(level):
     """Those that stay are the more probable ones, as many as asked for."""
     from pyro_isingvit.diagnostics.inclusion import unit_inclusion
-    from pyro_isingvit.pruning.decide import UNITS_OF
+    from pyro_isingvit.network.units import units_at
 
     result = posterior_of(iv.StructuredSpikeSlab)
-    for unit in UNITS_OF[level]:
+    for unit in [unit.name for unit in units_at(level)]:
         alive = torch.from_numpy(unit_inclusion(result, unit).values)
         assert torch.equal(decide(result, level, threshold=0.4).kept[unit], alive >= 0.4)
         kept = decide(result, level, density=0.5).kept[unit]
-        assert len(UNITS_OF[level]) > 1 or kept.sum() == max(1, kept.numel() // 2)
+        assert len(units_at(level)) > 1 or kept.sum() == max(1, kept.numel() // 2)
         assert kept.all() or alive[kept].min() >= alive[~kept].max() - 1e-12
 
 
@@ -74,7 +74,7 @@ def test_units_without_masks_stay():
     network = network_of(CONFIG, 9)
     model = iv.IsingViT(network, Partly(network.weight_sites()))
     kept = decide(iv.Posterior((iv.MeanField(model),)), ("hidden", "head_dim"), density=0.25).kept
-    assert kept["head_dim"].all()
+    assert kept["value"].all()
     assert kept["query_key"].all()
     assert kept["hidden"].sum() == 6
     for level in ("block", "head"):

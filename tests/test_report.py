@@ -12,12 +12,13 @@ from pyro_isingvit import Data, FitConfig, IsingSpikeSlab, IsingViT, LikelihoodG
 from pyro_isingvit.diagnostics import plots
 from pyro_isingvit.diagnostics.calibration import metrics, paired_difference
 from pyro_isingvit.diagnostics.checks import leave_one_out, posterior_predictive_check, prior_predictive_check
-from pyro_isingvit.diagnostics.inclusion import UNITS, alive_units, inclusion_table, threshold_table, unit_inclusion
+from pyro_isingvit.diagnostics.inclusion import alive_units, inclusion_table, threshold_table, unit_inclusion
 from pyro_isingvit.diagnostics.report import CHECK_DRAWS, LOO_DRAWS, PRIOR_DRAWS, examine, verdicts, write_report
 from pyro_isingvit.diagnostics.shift import outside_scores, rotate, static, under_shift
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.experiments import RunConfig, recipe, report, run
 from pyro_isingvit.experiments.run import evaluate
+from pyro_isingvit.network.units import UNITS
 
 
 @pytest.fixture(scope="module")

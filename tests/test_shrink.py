@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyro_isingvit as iv
-from pyro_isingvit.pruning.silence import SILENCE
+from pyro_isingvit.network.units import UNITS
+from pyro_isingvit.pruning.silence import silence
 from tests.networks import CONFIG, IMAGES, LEVEL_DIMS, PLAIN, WITH_STEM, WITH_TOKEN, network_of
 
 
@@ -95,6 +96,6 @@ def test_a_value_of_a_stem_leaves_what_a_plain_image_has():
     p = {name: value.detach() for name, value in network.named_parameters()}
     before = p["patch_embed"] @ plain + p["patch_embed_bias"]
     gone = torch.arange(len(plain)) % 3 > 0
-    SILENCE["patch"](p, gone)
+    silence(p, UNITS["patch"], gone)
     assert not p["patch_embed"][:, gone].any()
     torch.testing.assert_close(p["patch_embed"] @ plain + p["patch_embed_bias"], before)

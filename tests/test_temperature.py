@@ -212,7 +212,7 @@ def test_what_a_guide_keeps_beside_its_state_starts_afresh(stripes, family, monk
         if phase == "ising":
             run(trainer, 12, phase)
             estimator = getattr(trainer.guide, "estimator", None)
-            starts.append(None if estimator is None else float(estimator.squares_weight))
+            starts.append(None if estimator is None else float(estimator.diagonal.weight))
             steps -= 12
         run(trainer, steps, phase, after_step)
 

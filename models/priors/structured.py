@@ -15,28 +15,24 @@ from pyro_isingvit.distributions import StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
 from pyro_isingvit.network import LAYER, WeightSite, by_name
+from pyro_isingvit.network.units import UNITS
 
 from .ising import IsingSpikeSlab
 
-HEAD, UNIT = (LAYER, "head"), (LAYER, "hidden")
 
-VIT_LEVELS: Mapping[str, tuple[str, ...]] = {
-    "patch_embed": ("patch",),
-    "encoder.query": HEAD,
-    "encoder.key": HEAD,
-    "encoder.value": HEAD,
-    "encoder.out": HEAD,
-    "encoder.up": UNIT,
-    "encoder.down": UNIT,
-    "classifier.hidden": ("classifier_hidden",),
-    "classifier.out": ("classifier_hidden",),
-}
-"""For each role of a `ViT`, the dimensions along which its masks differ: heads, hidden units, values of a patch."""
+def levels_of(*units: str) -> dict[str, tuple[str, ...]]:
+    """The dimensions along which masks differ where all weights of a unit share one, by site.
 
-UNIT_LEVELS: Mapping[str, tuple[str, ...]] = {
-    **VIT_LEVELS,
-    **{f"encoder.{role}": (LAYER, "head", "head_dim") for role in ("query", "key", "value", "out")},
-}
+    Args:
+        units: names of `pyro_isingvit.network.units.UNITS`.
+    """
+    return {site: UNITS[unit].dims for unit in units for site in UNITS[unit].owns}
+
+
+VIT_LEVELS: Mapping[str, tuple[str, ...]] = levels_of("patch", "head", "hidden", "classifier_hidden")
+"""Masks of whole heads, hidden units and features of a patch."""
+
+UNIT_LEVELS: Mapping[str, tuple[str, ...]] = levels_of("patch", "query_key", "value", "hidden", "classifier_hidden")
 """The same with single units of heads in place of whole heads; docs/pruning.md compares them."""
 
 
@@ -55,8 +51,7 @@ class StructuredSpikeSlab(IsingSpikeSlab):
 
     Example: whole heads, but single weights elsewhere.
 
-        >>> heads = {role: HEAD for role in ("encoder.query", "encoder.key", "encoder.value", "encoder.out")}
-        >>> prior = StructuredSpikeSlab(sites, levels=heads)  # doctest: +SKIP
+        >>> prior = StructuredSpikeSlab(sites, levels=levels_of("head"))  # doctest: +SKIP
     """
 
     def __init__(

@@ -20,23 +20,8 @@ from torch import Tensor
 from ..draws import check_draws
 from ..errors import InputError
 from ..network import LAYER, WeightSite
+from ..network.units import UNITS
 from ..posterior import Posterior
-
-Unit = Literal["head", "head_dim", "query_key", "hidden", "classifier_hidden", "patch", "block"]
-
-UNITS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "head": ((LAYER, "head"), ("encoder.value", "encoder.out")),
-    "head_dim": ((LAYER, "head", "head_dim"), ("encoder.value", "encoder.out")),
-    "query_key": ((LAYER, "head", "head_dim"), ("encoder.query", "encoder.key")),
-    "hidden": ((LAYER, "hidden"), ("encoder.up", "encoder.down")),
-    "classifier_hidden": (("classifier_hidden",), ("classifier.hidden", "classifier.out")),
-    "patch": (("patch",), ("patch_embed",)),
-}
-"""Parts of a `ViT` that can go as a whole: their dimensions, and the roles that lead into them and out (or, of a
-dimension of queries and keys, both into it). All of them need a weight for the part to be alive."""
-
-BLOCK_UNITS: tuple[Unit, ...] = ("head_dim", "hidden")
-"""A block is alive if one of these of it is."""
 
 THRESHOLDS = tuple(float(t) for t in np.arange(1, 20) / 20)
 """From .05 to .95."""
@@ -77,38 +62,36 @@ def inclusion(posterior: Posterior, by: Literal["weight", "layer", "role"] = "we
     return xr.Dataset(variables, coords)
 
 
-def unit_inclusion(posterior: Posterior, unit: Unit = "head", draws: int = DRAWS, seed: int = 0) -> xr.DataArray:
+def unit_inclusion(posterior: Posterior, unit: str = "head", draws: int = DRAWS, seed: int = 0) -> xr.DataArray:
     """Posterior probability that a unit is alive: at least one weight into it and one out of it are in.
 
     A product over the masks, exact, where the guide's masks are independent; else the frequency over draws.
 
     Args:
         posterior: a posterior with masks.
-        unit: a key of `UNITS`; or ``"block"``, alive if a head or a hidden unit of it is.
+        unit: a name of `pyro_isingvit.network.units.UNITS`.
         draws, seed: of the masks, where there is no closed form.
 
     Returns:
-        Dimensions as in `UNITS`; ``layer`` of a block.
+        Over the dimensions of the unit.
 
     Raises:
         InputError: if the network has no such unit.
     """
     alive = -torch.expm1(log_dead(posterior, unit, draws, seed))
-    dims = (LAYER,) if unit == "block" else UNITS[unit][0]
+    dims = UNITS[unit].dims
     coords = {dim: np.arange(size) for dim, size in zip(dims, alive.shape, strict=True)}
     return xr.DataArray(alive.numpy(), coords, dims, name=f"P({unit} is alive)")
 
 
-def log_dead(posterior: Posterior, unit: Unit, draws: int = DRAWS, seed: int = 0) -> Tensor:
+def log_dead(posterior: Posterior, unit: str, draws: int = DRAWS, seed: int = 0) -> Tensor:
     """Log of the probability that a unit is not alive, in doubles; see `unit_inclusion`.
 
     Among units that are alive almost surely it still tells which are more so; among those alive in every draw, as if
     their masks were independent.
     """
     sites = {site.name: site for site in posterior.model.sites}
-    possible = [name for name, (_, roles) in UNITS.items() if all(role in sites for role in roles)]
-    if set(BLOCK_UNITS) <= set(possible):
-        possible.append("block")
+    possible = [name for name, known in UNITS.items() if set(known.owns) <= sites.keys()]
     if unit not in possible:
         raise InputError(f"unit={unit!r}: choose one of {possible}")
     inside = posterior.inclusion_probabilities()
@@ -121,25 +104,25 @@ def log_dead(posterior: Posterior, unit: Unit, draws: int = DRAWS, seed: int = 0
     return torch.where(alive < 1, torch.log1p(-alive), product.clamp_max(-math.log(2 * draws)))
 
 
-def _product_log_dead(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: Unit) -> tuple[Tensor, bool]:
+def _product_log_dead(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: str) -> tuple[Tensor, bool]:
     """`log_dead` from inclusion probabilities, with size 1 where units share all of their masks; and whether that is
     exact if masks are independent: not so of a block whose units share some."""
-    if unit == "block":
-        parts = [_product_log_dead(inside, sites, part)[0] for part in BLOCK_UNITS]
-        total = torch.stack(torch.broadcast_tensors(*[part.flatten(1).sum(1) for part in parts])).sum(0)
-        return total, all(_share_alike(inside, sites, part) for part in BLOCK_UNITS)
-    dims, roles = UNITS[unit]
-    log_alive = torch.zeros([1] * len(dims), dtype=torch.float64)
-    for role in roles:
-        if role in inside:
-            log_alive = log_alive + _log1mexp(_log_out(inside[role], sites[role], dims))
+    known = UNITS[unit]
+    if not known.sites:
+        parts = [_product_log_dead(inside, sites, part)[0].flatten(len(known.dims)).sum(-1) for part in known.parts]
+        total = torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+        return total, all(_share_alike(inside, sites, part) for part in known.parts)
+    log_alive = torch.zeros([1] * len(known.dims), dtype=torch.float64)
+    for site in known.sites:
+        if site in inside:
+            log_alive = log_alive + _log1mexp(_log_out(inside[site], sites[site], known.dims))
     return _log1mexp(log_alive), True
 
 
-def _share_alike(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: Unit) -> bool:
-    """Whether the roles of a unit all have masks, shared along the same of its dimensions."""
-    dims, roles = UNITS[unit]
-    shapes = {tuple(_log_out(inside[role], sites[role], dims).shape) if role in inside else None for role in roles}
+def _share_alike(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: str) -> bool:
+    """Whether the sites of a unit all have masks, shared along the same of its dimensions."""
+    dims, names = UNITS[unit].dims, UNITS[unit].sites
+    shapes = {tuple(_log_out(inside[name], sites[name], dims).shape) if name in inside else None for name in names}
     return len(shapes) == 1 and None not in shapes
 
 
@@ -156,21 +139,22 @@ def _log1mexp(log_p: Tensor) -> Tensor:
     return torch.where(near_one, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
-def alive_units(posterior: Posterior, unit: Unit, masks: dict[str, Tensor] | None = None) -> Tensor:
+def alive_units(posterior: Posterior, unit: str, masks: dict[str, Tensor] | None = None) -> Tensor:
     """Which units are alive under given masks, those of the median-probability model if None.
 
     Returns:
-        Booleans over the dimensions of `UNITS`; over the blocks for ``"block"``.
+        Booleans over the dimensions of the unit.
     """
     masks = posterior.median_masks() if masks is None else masks
-    if unit == "block":
-        return torch.stack([alive_units(posterior, part, masks).flatten(1).any(1) for part in BLOCK_UNITS]).any(0)
+    known = UNITS[unit]
+    if not known.sites:
+        each = [alive_units(posterior, part, masks).flatten(len(known.dims)).any(-1) for part in known.parts]
+        return torch.stack(each).any(0)
     sites = {site.name: site for site in posterior.model.sites}
-    dims, roles = UNITS[unit]
     alive = torch.ones(_unit_shape(sites, unit), dtype=torch.bool)
-    for role in roles:
-        if role in masks:
-            alive = alive & (_over_units(sites[role], masks[role].cpu(), dims, "amax") > 0)
+    for name in known.sites:
+        if name in masks:
+            alive = alive & (_over_units(sites[name], masks[name].cpu(), known.dims, "amax") > 0)
     return alive
 
 
@@ -318,10 +302,9 @@ def _probabilities(posterior: Posterior) -> dict[str, Tensor]:
     return posterior.inclusion_probabilities()
 
 
-def _unit_shape(sites: dict[str, WeightSite], unit: Unit) -> list[int]:
-    dims, roles = ((LAYER,), UNITS[BLOCK_UNITS[0]][1]) if unit == "block" else UNITS[unit]
-    site = sites[roles[0]]
-    return [site.shape[site.dims.index(dim)] for dim in dims]
+def _unit_shape(sites: dict[str, WeightSite], unit: str) -> list[int]:
+    site = sites[UNITS[unit].owns[0]]
+    return [site.shape[site.dims.index(dim)] for dim in UNITS[unit].dims]
 
 
 def _over_units(site: WeightSite, values: Tensor, dims: Sequence[str], reduce: Literal["sum", "amax"]) -> Tensor:

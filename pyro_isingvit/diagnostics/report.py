@@ -18,11 +18,12 @@ from rich.progress import track
 from ..data import Data, Images
 from ..inference.result import FitResult
 from ..network.stem import as_floats
+from ..network.units import UNITS
 from ..posterior import Posterior, Prediction
 from .attention import Attention, attention
 from .calibration import metrics, paired_difference
 from .checks import LEVEL, LeaveOneOut, leave_one_out, posterior_predictive_check, prior_predictive_check
-from .inclusion import UNITS, alive_units, inclusion_table, threshold_table, unit_inclusion
+from .inclusion import alive_units, inclusion_table, threshold_table, unit_inclusion
 from .plots import (
     figure_attention,
     figure_path,
@@ -294,10 +295,10 @@ def _figures(findings: Findings) -> dict[str, Figure]:
 def _units(posterior: Posterior) -> pd.DataFrame:
     names = {site.name for site in posterior.model.sites}
     rows = []
-    for unit, (_, roles) in UNITS.items():
-        if all(role in names for role in roles):
-            probs = unit_inclusion(posterior, unit)  # type: ignore[arg-type]
-            median = alive_units(posterior, unit)  # type: ignore[arg-type]
+    for unit, known in UNITS.items():
+        if set(known.owns) <= names:
+            probs = unit_inclusion(posterior, unit)
+            median = alive_units(posterior, unit)
             rows.append(
                 {
                     "unit": unit,

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import InputError
-from .sites import LAYER, Linear, WeightSite, linear
+from .sites import Linear, WeightSite, linear
 from .stem import Stem, as_floats, check_stem, stem_features
+from .units import SITES
 
 
 class ViTConfig(Config):
@@ -213,21 +214,9 @@ class ViT(nn.Module):
 
     def weight_sites(self) -> list[WeightSite]:
         """The weights that a prior may mask, in the order in which the network uses them."""
-        inner, wide = ("head", "head_dim"), "hidden"
-        table = {
-            "patch_embed": (("dim", "patch"), ("patch",), ("dim",)),
-            "encoder.query": ((LAYER, *inner, "dim"), ("dim",), inner),
-            "encoder.key": ((LAYER, *inner, "dim"), ("dim",), inner),
-            "encoder.value": ((LAYER, *inner, "dim"), ("dim",), inner),
-            "encoder.out": ((LAYER, "dim", *inner), inner, ("dim",)),
-            "encoder.up": ((LAYER, wide, "dim"), ("dim",), (wide,)),
-            "encoder.down": ((LAYER, "dim", wide), (wide,), ("dim",)),
-            "classifier.hidden": (("classifier_hidden", "dim"), ("dim",), ("classifier_hidden",)),
-            "classifier.out": (("class", "classifier_hidden"), ("classifier_hidden",), ("class",)),
-        }
         return [
             WeightSite(name, tuple(self.get_parameter(name).shape), dims, reads, writes)
-            for name, (dims, reads, writes) in table.items()
+            for name, (dims, reads, writes) in SITES.items()
         ]
 
     def forward_features(

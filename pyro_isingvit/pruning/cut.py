@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..diagnostics.inclusion import Unit
 from ..errors import InputError
 from ..network import ViT, ViTConfig
+from ..network.units import UNITS
 from .compact import CompactConfig, CompactViT, Layer
-from .silence import SILENCE, Parameters
+from .silence import Parameters, silence
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Cut:
 
 
 def shrink(
-    network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[Unit, Tensor] | None = None
+    network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[str, Tensor] | None = None
 ) -> CompactViT:
     """The same network without its dead parts, and without units that are not kept. A stem's convolutions stay whole.
 
     Args:
         network: it is left as it is.
         weights: in place of its own, by the name of their site, zero where they are cut.
-        kept: booleans over the units of `diagnostics.inclusion.UNITS`, by unit. Those that go leave their mean behind.
+        kept: booleans over the units of `network.units.UNITS`, by name. Units that are cut leave their mean behind.
 
     Raises:
         InputError: if what is left does not depend on the image.
@@ -90,7 +90,7 @@ def scale_within(network: ViT, weights: Mapping[str, Tensor], logit_scale: float
 
 
 def take_apart(
-    network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[Unit, Tensor] | None = None
+    network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[str, Tensor] | None = None
 ) -> Cut:
     """Take a network apart and leave out what is dead. Layers stay, if only as a constant; see `shrink`."""
     config, given = network.config, dict[str, Tensor](network.named_parameters())
@@ -103,10 +103,10 @@ def take_apart(
         given[name] = weight
     p = {name: value.detach().cpu().double() for name, value in given.items()}
     for unit, stays in (kept or {}).items():
-        if unit not in SILENCE:
-            raise InputError(f"kept: no unit {unit!r}; choose of {list(SILENCE)}")
+        if unit not in UNITS:
+            raise InputError(f"kept: no unit {unit!r}; choose of {list(UNITS)}")
         try:
-            SILENCE[unit](p, ~stays.cpu().bool())
+            silence(p, UNITS[unit], ~stays.cpu().bool())
         except RuntimeError:
             raise InputError(f"kept: {unit!r} of shape {tuple(stays.shape)} does not fit the network") from None
     parts = []

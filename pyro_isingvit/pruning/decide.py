@@ -7,46 +7,26 @@ References:
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..diagnostics.inclusion import BLOCK_UNITS, UNITS, Unit, alive_units, log_dead
+from ..diagnostics.inclusion import alive_units, log_dead
 from ..errors import InputError
 from ..network import ViT
+from ..network.units import LEVELS, UNITS, is_part, units_at
 from ..posterior import Posterior
 from .compact import CompactViT
 from .cut import shrink
 
 Key = TypeVar("Key", bound=str)
 
-Level = Literal["weight", "hidden", "head_dim", "head", "block", "patch", "classifier_hidden"]
+Level = str
+"""``"weight"``, or one of `pyro_isingvit.network.units.LEVELS`."""
 
 DEFAULT_LEVELS: tuple[Level, ...] = ("hidden", "head_dim")
 """Where most weights of a `ViT` are."""
-
-UNITS_OF: Mapping[Level, tuple[Unit, ...]] = {
-    "hidden": ("hidden",),
-    "head_dim": ("head_dim", "query_key"),
-    "head": ("head",),
-    "block": ("block",),
-    "patch": ("patch",),
-    "classifier_hidden": ("classifier_hidden",),
-}
-"""The units, of `diagnostics.inclusion.UNITS`, that a level decides on."""
-
-OWNS: Mapping[str, tuple[str, ...]] = {unit: roles for unit, (_, roles) in UNITS.items()} | {
-    "head": ("encoder.query", "encoder.key", "encoder.value", "encoder.out"),
-    "block": tuple(f"encoder.{role}" for role in ("query", "key", "value", "out", "up", "down")),
-}
-"""The roles whose weights go with a unit."""
-
-PARTS: Mapping[Level, frozenset[Level]] = {
-    "head": frozenset({"head_dim"}),
-    "block": frozenset({"head_dim", "head", "hidden"}),
-}
-"""Levels whose units are parts of another's."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +41,7 @@ class Decision:
 
     levels: tuple[Level, ...]
     masks: dict[str, Tensor]
-    kept: dict[Unit, Tensor]
+    kept: dict[str, Tensor]
 
 
 def prune(
@@ -113,9 +93,9 @@ def decide(
     shares: Mapping[Level, float | None] = density if isinstance(density, Mapping) else dict.fromkeys(levels, density)
     groups: list[tuple[Level, ...]] = [(one,) for one in levels] if isinstance(density, Mapping) else [levels]
     masks = _weights_that_stay(posterior, threshold, shares.get("weight"))
-    kept: dict[Unit, Tensor] = {}
+    kept: dict[str, Tensor] = {}
     for group in groups:
-        units = [unit for one in group if one != "weight" for unit in UNITS_OF[one]]
+        units = [unit.name for one in group if one != "weight" for unit in units_at(one)]
         kept |= _units_that_stay(posterior, units, set(masks), threshold, shares[group[0]])
     return Decision(levels, masks, kept)
 
@@ -159,8 +139,8 @@ def _weights_that_stay(posterior: Posterior, threshold: float, density: float | 
 
 
 def _units_that_stay(
-    posterior: Posterior, units: Sequence[Unit], masked: set[str], threshold: float, density: float | None
-) -> dict[Unit, Tensor]:
+    posterior: Posterior, units: Sequence[str], masked: set[str], threshold: float, density: float | None
+) -> dict[str, Tensor]:
     """Booleans over the units of some kinds, ranked together. Without masks there is nothing to say against a unit: it
     stays, and is not counted."""
     # -log P(dead) ranks as P(alive) does, and also among those that are almost surely alive.
@@ -170,23 +150,25 @@ def _units_that_stay(
         scores = {unit: torch.where(alive_units(posterior, unit, fixed), score, -1) for unit, score in scores.items()}
     least = threshold if fixed is None else 0.0
     kept = {unit: score >= -math.log1p(-least) for unit, score in scores.items()}
-    ranked = {unit: score for unit, score in scores.items() if all(set(roles) & masked for roles in _said_of(unit))}
+    ranked = {unit: score for unit, score in scores.items() if all(set(sites) & masked for sites in _said_of(unit))}
     if density is not None and ranked:
         weights = {site.name: site.numel for site in posterior.model.sites}
-        sizes = {unit: sum(weights[role] for role in OWNS[unit]) // ranked[unit].numel() for unit in ranked}
+        sizes = {unit: sum(weights[site] for site in UNITS[unit].owns) // ranked[unit].numel() for unit in ranked}
         kept |= keep_best(ranked, sizes, density)
     return kept
 
 
 def _nested(levels: Sequence[Level]) -> str | None:
     """What is part of what, if anything is."""
-    pairs = [(part, whole) for whole in levels for part in sorted(PARTS.get(whole, ())) if part in levels]
+    units = sorted(level for level in levels if level != "weight")
+    pairs = [(part, whole) for whole in units for part in units if is_part(part, whole)]
     return "{} is part of {}".format(*pairs[0]) if pairs else None
 
 
-def _said_of(unit: Unit) -> list[tuple[str, ...]]:
-    """The roles whose masks say whether a unit is alive; of a block, for each kind of its units."""
-    return [UNITS[part][1] for part in (BLOCK_UNITS if unit == "block" else (unit,))]
+def _said_of(unit: str) -> list[tuple[str, ...]]:
+    """The sites whose masks say whether a unit is alive; of a block, for each kind of its units."""
+    known = UNITS[unit]
+    return [known.sites] if known.sites else [UNITS[part].sites for part in known.parts]
 
 
 def keep_best(scores: Mapping[Key, Tensor], sizes: Mapping[Key, int], density: float) -> dict[Key, Tensor]:
@@ -212,7 +194,8 @@ def keep_best(scores: Mapping[Key, Tensor], sizes: Mapping[Key, int], density: f
 
 def _levels(level: Level | Sequence[Level]) -> tuple[Level, ...]:
     levels: tuple[Level, ...] = (level,) if isinstance(level, str) or level is None else tuple(level)
-    unknown = [one for one in levels if one not in get_args(Level)]
+    possible = ("weight", *LEVELS)
+    unknown = [one for one in levels if one not in possible]
     if unknown or not levels:
-        raise InputError(f"level={unknown[0] if unknown else levels!r}: choose of {list(get_args(Level))}")
+        raise InputError(f"level={unknown[0] if unknown else levels!r}: choose of {list(possible)}")
     return levels

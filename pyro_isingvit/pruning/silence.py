@@ -1,54 +1,64 @@
-"""Units that go leave their mean behind as a bias, taken at the centre of the LayerNorm before them, or of pixels."""
+"""Units that are cut leave their mean behind as a bias.
 
-from collections.abc import Callable, Mapping
+The mean is taken at the centre of what a unit reads: the bias of the LayerNorm before it or, for a feature of a patch, a
+plain image of ``pixel_mean``.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..diagnostics.inclusion import Unit
+from ..network import LAYER
+from ..network.units import SITES, UNITS, Unit
 
 Parameters = dict[str, Tensor]
 """Of a `ViT`, by name, in doubles on the CPU."""
 
 
-def _silence_hidden(p: Parameters, gone: Tensor) -> None:
-    up, down = p["encoder.up"], p["encoder.down"]
-    centre = torch.einsum("lhd,ld->lh", up, p["encoder.mlp_norm_bias"]) + p["encoder.up_bias"]
-    p["encoder.down_bias"] = p["encoder.down_bias"] + torch.einsum("ldh,lh->ld", down, F.gelu(centre) * gone)
-    p["encoder.up"], p["encoder.down"] = up * ~gone.unsqueeze(2), down * ~gone.unsqueeze(1)
+def silence(p: Parameters, unit: Unit, gone: Tensor) -> None:
+    """Cut units in place.
+
+    Args:
+        p: the parameters.
+        unit: the kind of unit.
+        gone: booleans over the dimensions of the unit, true for those that are cut.
+
+    Raises:
+        RuntimeError: if the shape of ``gone`` does not fit.
+    """
+    if unit.parts:
+        for part in (UNITS[name] for name in unit.parts):
+            silence(p, part, _aligned(gone, unit.dims, part.dims).expand(_shape(p, part)))
+        return
+    if list(gone.shape) != _shape(p, unit):
+        raise RuntimeError(f"gone of shape {tuple(gone.shape)} for {_shape(p, unit)} units")
+    centre = _centre(p, unit)
+    if unit.constant:
+        for reader in unit.readers:
+            dims, _, writes = SITES[reader]
+            outputs = tuple(d for d in dims if d == LAYER or d in writes)
+            p[unit.constant] = p[unit.constant] + _einsum(p[reader], dims, centre * gone, unit.dims, outputs)
+            p[reader] = p[reader] * ~_aligned(gone, unit.dims, dims)
+        cut = unit.writers
+    else:  # a query's constant is its bias, since the keys that it meets differ from token to token
+        p[unit.bias] = torch.where(gone, centre, p[unit.bias].view(gone.shape)).flatten(1)
+        cut = unit.writers[:1]
+    for writer in cut:
+        p[writer] = p[writer] * ~_aligned(gone, unit.dims, SITES[writer][0])
 
 
-def _silence_head_dims(p: Parameters, gone: Tensor) -> None:
-    value, out = p["encoder.value"], p["encoder.out"]
-    bias = p["encoder.value_bias"].view(gone.shape)
-    centre = torch.einsum("lnkd,ld->lnk", value, p["encoder.attention_norm_bias"]) + bias
-    p["encoder.out_bias"] = p["encoder.out_bias"] + torch.einsum("ldnk,lnk->ld", out, centre * gone)
-    p["encoder.value"], p["encoder.out"] = value * ~gone.unsqueeze(3), out * ~gone.unsqueeze(1)
+def _centre(p: Parameters, unit: Unit) -> Tensor:
+    """What a unit produces where all that it reads is at its centre, over the dimensions of the unit."""
+    if not unit.writers:
+        return plain_features(p)
+    writer = unit.writers[0]
+    dims, reads, _ = SITES[writer]
+    inputs = tuple(d for d in dims if d == LAYER or d in reads)
+    centre = _einsum(p[writer], dims, p[unit.norm], inputs, unit.dims) + p[unit.bias].view(_shape(p, unit))
+    return centre if unit.activation is None else unit.activation(centre)
 
 
-def _silence_query_keys(p: Parameters, gone: Tensor) -> None:
-    query, bias = p["encoder.query"], p["encoder.query_bias"].view(gone.shape)
-    centre = torch.einsum("lnkd,ld->lnk", query, p["encoder.attention_norm_bias"]) + bias
-    p["encoder.query_bias"] = torch.where(gone, centre, bias).flatten(1)
-    p["encoder.query"] = query * ~gone.unsqueeze(3)
-
-
-def _silence_heads(p: Parameters, gone: Tensor) -> None:
-    _silence_head_dims(p, gone.unsqueeze(2).expand(p["encoder.value"].shape[:3]))
-
-
-def _silence_blocks(p: Parameters, gone: Tensor) -> None:
-    _silence_heads(p, gone.unsqueeze(1).expand(p["encoder.value"].shape[:2]))
-    _silence_hidden(p, gone.unsqueeze(1).expand(p["encoder.up"].shape[:2]))
-
-
-def _silence_patches(p: Parameters, gone: Tensor) -> None:
-    p["patch_embed_bias"] = p["patch_embed_bias"] + p["patch_embed"] @ (_plain_features(p) * gone)
-    p["patch_embed"] = p["patch_embed"] * ~gone
-
-
-def _plain_features(p: Parameters) -> Tensor:
+def plain_features(p: Parameters) -> Tensor:
     """What a token of a plain image, every pixel at its mean, is computed from, away from the border."""
     convolutions = sorted(name.removesuffix(".weight") for name in p if name.startswith("stem.") and "weight" in name)
     features = p["patch_embed"].new_zeros(p["patch_embed"].shape[1])
@@ -60,22 +70,21 @@ def _plain_features(p: Parameters) -> Tensor:
     return x.repeat_interleave(len(features) // len(x))
 
 
-def _silence_classifier(p: Parameters, gone: Tensor) -> None:
-    centre = p["classifier.hidden"] @ p["norm.bias"] + p["classifier.hidden_bias"]
-    p["classifier.out_bias"] = p["classifier.out_bias"] + p["classifier.out"] @ (F.relu(centre) * gone)
-    p["classifier.hidden"], p["classifier.out"] = (
-        p["classifier.hidden"] * ~gone.unsqueeze(1),
-        p["classifier.out"] * ~gone,
-    )
+def _einsum(
+    x: Tensor, x_dims: tuple[str, ...], y: Tensor, y_dims: tuple[str, ...], result_dims: tuple[str, ...]
+) -> Tensor:
+    """`torch.einsum` of tensors whose dimensions have names."""
+    letters = {dim: chr(ord("a") + i) for i, dim in enumerate(dict.fromkeys((*x_dims, *y_dims)))}
+    first, second, result = ("".join(letters[d] for d in dims) for dims in (x_dims, y_dims, result_dims))
+    return torch.einsum(f"{first},{second}->{result}", x, y)
 
 
-SILENCE: Mapping[Unit, Callable[[Parameters, Tensor], None]] = {
-    "hidden": _silence_hidden,
-    "head_dim": _silence_head_dims,
-    "query_key": _silence_query_keys,
-    "head": _silence_heads,
-    "block": _silence_blocks,
-    "patch": _silence_patches,
-    "classifier_hidden": _silence_classifier,
-}
-"""For each unit, what puts its mean in its place: the parameters, and booleans of the units that go."""
+def _aligned(gone: Tensor, dims: tuple[str, ...], onto: tuple[str, ...]) -> Tensor:
+    """Values over some dimensions, with size 1 in those of ``onto`` that they lack."""
+    sizes = dict(zip(dims, gone.shape, strict=True))
+    return gone.reshape([sizes.get(dim, 1) for dim in onto])
+
+
+def _shape(p: Parameters, unit: Unit) -> list[int]:
+    dims = SITES[unit.sites[0]][0]
+    return [p[unit.sites[0]].shape[dims.index(dim)] for dim in unit.dims]

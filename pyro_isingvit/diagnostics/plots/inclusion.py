@@ -5,11 +5,10 @@ from matplotlib.axes import Axes
 
 from ...errors import InputError
 from ...network import LAYER
+from ...network.units import UNITS
 from ...posterior import Posterior
 from ..inclusion import inclusion, inclusion_table, threshold_table, unit_inclusion
 from .style import ACCENT, DARK, GREY, LIGHT, MAP, bare, figure_of, new_axes, note_right
-
-ATTENTION = ("encoder.query", "encoder.key", "encoder.value", "encoder.out")
 
 
 def plot_inclusion(posterior: Posterior, ax: Axes | None = None) -> Axes:
@@ -49,7 +48,7 @@ def plot_heads(posterior: Posterior, ax: Axes | None = None) -> Axes:
         InputError: if no attention weights have masks.
     """
     probs = inclusion(posterior)
-    roles = [role for role in ATTENTION if role in probs]
+    roles = [role for role in UNITS["head"].owns if role in probs]
     if not roles:
         raise InputError("posterior: none of its attention weights has a mask, so there is nothing to draw by head")
     alive = unit_inclusion(posterior, "head")

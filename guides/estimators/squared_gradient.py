@@ -1,0 +1,42 @@
+"""Curvature from squared minibatch gradients: the default.
+
+References:
+    LeCun, Denker & Solla, "Optimal Brain Damage", NeurIPS 1989.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_isingvit.models.ising_vit import IsingViT, Pass
+from pyro_isingvit.network import WeightSite
+
+from .base import Estimator, gradients, of_all_data
+
+if TYPE_CHECKING:
+    from pyro_isingvit.guides.likelihood_guided import LikelihoodGuided
+
+
+class SquaredGradient(Estimator):
+    r"""Curvature of the log-likelihood from squared minibatch gradients.
+
+    With :math:`\bar g` the gradient of the mean log-likelihood of a batch of ``B`` out of ``N`` images,
+    :math:`F = N B\, \mathrm{E}[\bar g^2]` is the diagonal of the empirical Fisher information where the
+    mean gradient is zero. It costs no extra pass. All averages are exponential, with the start corrected for.
+
+    Args:
+        model: whose weights are followed.
+        decay: of the averages, a batch.
+    """
+
+    def __init__(self, model: IsingViT, decay: float = 0.98) -> None:
+        super().__init__(model, decay)
+        self.squares = self.average()
+
+    def update(self, guide: "LikelihoodGuided", seen: Pass) -> None:
+        each = gradients(seen, self.sites)
+        self.squares.take_in(torch._foreach_mul(each, each), of_all_data(seen))
+
+    def curvature(self, site: WeightSite) -> Tensor:
+        return self.squares.of(site)
