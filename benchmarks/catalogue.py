@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 
 import pyro_isingvit as iv
-from pyro_isingvit.guides.estimators import HessianDiagonal
 from pyro_isingvit.diagnostics.calibration import metrics
 from pyro_isingvit.diagnostics.inclusion import alive_units
 from pyro_isingvit.experiments.tables import markdown
+from pyro_isingvit.guides.estimators import HessianDiagonal
 
 PRIORS: dict[str, tuple[Callable[..., iv.Prior], Callable[..., iv.Guide]]] = {
     "IsingSpikeSlab": (iv.IsingSpikeSlab, iv.LikelihoodGuided),

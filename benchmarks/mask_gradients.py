@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_isingvit as iv
-from pyro_isingvit.guides.estimators import ESTIMATORS
 from pyro_isingvit.experiments.tables import markdown
+from pyro_isingvit.guides.estimators import ESTIMATORS
 from pyro_isingvit.models.ising_vit import Seen
 from pyro_isingvit.testing import TwoLayers
 

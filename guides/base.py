@@ -44,6 +44,10 @@ class Guide(Described, nn.Module):
     plated = False
     """Whether masks and weights are sampled in plates over their dimensions."""
 
+    independent_masks = True
+    """Whether all masks are independent under this family. A class that overrides `draw_masks` is taken not to be,
+    unless it says so itself."""
+
     seen: Pass | None = None
     """The last pass of training that was watched and not learned from yet."""
 
@@ -68,8 +72,8 @@ class Guide(Described, nn.Module):
                 if base is not None:
                     self.mask_shapes[site.name] = _checked_mask_shape(site, base)
                     masks[site.name] = torch.ones(base.event_shape, device=prior.zero.device)
-            if masks:
-                self._discover("mask", prior.potential, masks)
+            if masks and prior.interaction is not None:
+                self._discover("mask", prior.interaction.energy, masks)
             for site in model.sites:
                 self._discover("weight", prior.weight, site, masks.get(site.name))
             starts = {
@@ -84,6 +88,11 @@ class Guide(Described, nn.Module):
                 for name, start in starts.items()
             }
         )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "draw_masks" in vars(cls) and "independent_masks" not in vars(cls):
+            cls.independent_masks = False
 
     @property
     def model(self) -> IsingViT:
@@ -119,11 +128,6 @@ class Guide(Described, nn.Module):
     def mask_hypers(self) -> list[str]:
         """Latent variables that the prior of the masks samples on its own."""
         return list(self._hypers["mask"])
-
-    @property
-    def independent_masks(self) -> bool:
-        """Whether all masks are independent under this family; a structured one that overrides `draw_masks` is not."""
-        return type(self).draw_masks is Guide.draw_masks
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin:
         """Distribution of the masks of a site: event shape ``mask_shapes[site.name]``."""

@@ -123,7 +123,8 @@ class LikelihoodGuided(MeanField):
     def refresh(self, share: float = 1.0) -> None:
         """Move every mask's logit and every weight's log scale a share of the way to its optimum."""
         temperature, sites = self.model.temperature, self.model.sites
-        self.model.prior.observe_weights({site.name: self.loc[site.key] for site in sites})
+        if self.model.prior.interaction is not None:
+            self.model.prior.interaction.observe_weights({site.name: self.loc[site.key] for site in sites})
         prior_fields, slabs = self.prior_fields(), self._prior_slabs()
         targets = {}
         for site in sites:
@@ -153,7 +154,7 @@ class LikelihoodGuided(MeanField):
     def prior_fields(self) -> dict[str, Tensor]:
         """Prior log odds of each mask given the posterior means of all others, by site name.
 
-        Base measure and potential are linear in each mask, so these are gradients.
+        Base measure and energy are linear in each mask, so these are gradients.
         """
         prior, sites = self.model.prior, self.model.sites
         with torch.enable_grad(), self.hypers_at_median():
@@ -164,10 +165,10 @@ class LikelihoodGuided(MeanField):
             if base.requires_grad:
                 slopes = torch.autograd.grad(base, list(zeros.values()), materialize_grads=True)
                 fields = dict(zip(zeros, slopes, strict=True))
-            potential = prior.potential(masks)
-            if potential is None or not potential.requires_grad:
+            energy = None if prior.interaction is None else prior.interaction.energy(masks)
+            if energy is None or not energy.requires_grad:
                 return fields
-            pulls = torch.autograd.grad(potential, list(masks.values()), materialize_grads=True)
+            pulls = torch.autograd.grad(energy, list(masks.values()), materialize_grads=True)
         return {name: field + pull for (name, field), pull in zip(fields.items(), pulls, strict=True)}
 
     def _prior_slabs(self) -> dict[str, torch.distributions.Distribution]:

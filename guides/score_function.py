@@ -42,6 +42,7 @@ class ScoreFunction(MeanField):
     """
 
     plated = True
+    independent_masks = True
 
     def __init__(
         self,
@@ -75,10 +76,6 @@ class ScoreFunction(MeanField):
             else None
         )
         self._context: Tensor | None = None
-
-    @property
-    def independent_masks(self) -> bool:
-        return True
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin:
         logit = self.logit[site.key]

@@ -2,9 +2,11 @@
 
 from .ising_vit import IsingViT
 from .priors import (
+    BackwardIsingSpikeSlab,
     Flat,
     HierarchicalSpikeSlab,
     IndependentSpikeSlab,
+    Interaction,
     IsingSpikeSlab,
     LatticeSpikeSlab,
     LogUniform,
@@ -14,9 +16,11 @@ from .priors import (
 )
 
 __all__ = [
+    "BackwardIsingSpikeSlab",
     "Flat",
     "HierarchicalSpikeSlab",
     "IndependentSpikeSlab",
+    "Interaction",
     "IsingSpikeSlab",
     "IsingViT",
     "LatticeSpikeSlab",

@@ -19,7 +19,7 @@ from pyro_isingvit.errors import InputError
 from pyro_isingvit.network import Linear, ViT, WeightSite
 from pyro_isingvit.programs import announce_parameters, full_precision
 
-from .priors import Prior
+from .priors import Interaction, Prior
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class IsingViT(nn.Module):
     .. code-block:: text
 
         for site:  mask ~ prior.mask(site)
-        factor("ising", prior.potential(masks))
+        factor("ising", prior.interaction.energy(masks))
         for site:  weight ~ prior.weight(site, mask)
         plate("data", N), scale 1 / T:  label ~ Categorical(logits=network(images; weights))
 
@@ -178,21 +178,24 @@ class IsingViT(nn.Module):
     def _draw_masks(self) -> dict[str, Tensor]:
         bases = {site: self.prior.mask(site) for site in self.sites}
         masks = {site.name: self.sample(site, site.mask_name, base) for site, base in bases.items() if base is not None}
-        potential = self.prior.potential(masks) if masks else None
-        if potential is not None:
-            pyro.factor("ising", potential - self._log_normaliser(masks, bases))
+        interaction = self.prior.interaction
+        if masks and interaction is not None:
+            pyro.factor("ising", interaction.energy(masks) - self._log_normaliser(interaction, masks, bases))
         return masks
 
     def _log_normaliser(
-        self, masks: Mapping[str, Tensor], bases: Mapping[WeightSite, TorchDistributionMixin | None]
+        self,
+        interaction: Interaction,
+        masks: Mapping[str, Tensor],
+        bases: Mapping[WeightSite, TorchDistributionMixin | None],
     ) -> Tensor | float:
         """0 where the normaliser of base measure times factor is a constant."""
-        if not self._varies:
+        if interaction.normalised or not self._varies:
             return 0.0
         detached = {name: mask.detach() for name, mask in masks.items()}
         terms = [base.log_prob(detached[site.name]) for site, base in bases.items() if base is not None]
-        learned = any(isinstance(x, Tensor) and x.requires_grad for x in [*terms, self.prior.potential(detached)])
-        return self.prior.log_normaliser(detached) if learned else 0.0
+        learned = any(isinstance(x, Tensor) and x.requires_grad for x in [*terms, interaction.energy(detached)])
+        return interaction.log_normaliser(detached) if learned else 0.0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.fixed_masks is not None:

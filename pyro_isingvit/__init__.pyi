@@ -19,6 +19,7 @@ from .inference.config import FitConfig
 from .inference.elbo import TraceGraph_ELBO
 from .inference.fit import fit, fit_path
 from .inference.result import FitResult
+from .inference.search import TemperatureSearch
 from .interactions import VIT_COUPLINGS, Coupling, CouplingGraph
 from .models import (
     Flat,
@@ -76,6 +77,7 @@ __all__ = [
     "StraightThroughBernoulli",
     "StraightThroughConcrete",
     "StructuredSpikeSlab",
+    "TemperatureSearch",
     "TraceGraph_ELBO",
     "TrainingError",
     "ViT",

@@ -9,90 +9,123 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .config import Config
 from .data import AUGMENTATIONS, DATASETS, read
 from .errors import InputError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
 from .experiments.plan import read_plan, shipped_plans
 from .experiments.prune import NOTABLE_ZEROS, Pruned, prune_run
-from .experiments.recipes import PriorConfig
 from .experiments.run import Run
 from .experiments.study import run_cell, run_study
 from .experiments.tables import write_study
-from .inference.config import FitConfig
-from .network.vit import ViTConfig
 from .pruning.decide import DEFAULT_LEVELS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 
+Dataset = Annotated[
+    str,
+    typer.Option(
+        help="digits, mnist, fashion-mnist, cifar-10, cifar-100, folder (one of images for each class), "
+        "or the path of an .npz file."
+    ),
+]
+DataRoot = Annotated[str | None, typer.Option(help="Folder of the data set's files.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the data set's files if they are not there.")]
+ImageSize = Annotated[int | None, typer.Option(help="Height and width to resize the images to.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/DATASET")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")]
+Compare = Annotated[bool, typer.Option(help="Train the deterministic network of the same recipe too.")]
+Train = Annotated[int | None, typer.Option(help="Number of training images N.")]
+Validation = Annotated[int | None, typer.Option(help="Number of validation images.")]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        help="Number of test images, or official: the data set's own.", show_default="the recipe's, or a tenth"
+    ),
+]
+Balanced = Annotated[bool, typer.Option("--balanced", help="Equally many training images of each class.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps.")]
+Epochs = Annotated[int | None, typer.Option(help="Training passes over the images, in place of --steps.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Pilot = Annotated[float | None, typer.Option(help="Share of the steps with all masks on.")]
+FineTune = Annotated[float | None, typer.Option(help="Share of the steps for the median network.")]
+Temperature = Annotated[str | None, typer.Option(help="Temperature of the posterior, or auto, or sparsest.")]
+TargetDensity = Annotated[float | None, typer.Option(help="Mean inclusion probability to hold.")]
+Inclusion = Annotated[float | None, typer.Option(help="Prior inclusion probability.")]
+CouplingStrength = Annotated[float | None, typer.Option(help="Strength of the Ising coupling.")]
+Structured = Annotated[
+    bool,
+    typer.Option("--structured", help="One mask for each hidden unit and unit of a head: for prune."),
+]
+PatchSize = Annotated[int | None, typer.Option(help="Side of a patch.")]
+Stem = Annotated[str | None, typer.Option(help="What tokens are computed from: pixels of patches, or convolutions.")]
+Dim = Annotated[int | None, typer.Option(help="Width of the residual stream.")]
+Depth = Annotated[int | None, typer.Option(help="Number of blocks.")]
+Heads = Annotated[int | None, typer.Option(help="Attention heads.")]
+MlpRatio = Annotated[float | None, typer.Option(help="Hidden units of a block, in multiples of dim.")]
+Augmentation = Annotated[
+    str | None, typer.Option(help=f"How training images are augmented: {', '.join(AUGMENTATIONS)}.")
+]
+Precision = Annotated[str | None, typer.Option(help="Of training: float32, or bfloat16, which may be faster.")]
+Seed = Annotated[int | None, typer.Option(help="Of the split, the first weights and the training.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, or auto.")]
+
+
 @app.command("fit")
 def fit_command(
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="digits, mnist, fashion-mnist, cifar-10, cifar-100, folder (one of images for each class), "
-            "or the path of an .npz file."
-        ),
-    ] = "digits",
-    data_root: Annotated[str | None, typer.Option(help="Folder of the data set's files.")] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch the data set's files if they are not there.")
-    ] = False,
-    image_size: Annotated[int | None, typer.Option(help="Height and width to resize the images to.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/DATASET")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")] = False,
-    compare: Annotated[bool, typer.Option(help="Train the deterministic network of the same recipe too.")] = True,
-    train: Annotated[int | None, typer.Option(help="Number of training images N.")] = None,
-    validation: Annotated[int | None, typer.Option(help="Number of validation images.")] = None,
-    test: Annotated[
-        str | None,
-        typer.Option(
-            help="Number of test images, or official: the data set's own.", show_default="the recipe's, or a tenth"
-        ),
-    ] = None,
-    balanced: Annotated[bool, typer.Option("--balanced", help="Equally many training images of each class.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Training passes over the images, in place of --steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    pilot: Annotated[float | None, typer.Option(help="Share of the steps with all masks on.")] = None,
-    fine_tune: Annotated[float | None, typer.Option(help="Share of the steps for the median network.")] = None,
-    temperature: Annotated[str | None, typer.Option(help="Temperature of the posterior, or auto, or sparsest.")] = None,
-    target_density: Annotated[float | None, typer.Option(help="Mean inclusion probability to hold.")] = None,
-    inclusion: Annotated[float | None, typer.Option(help="Prior inclusion probability.")] = None,
-    coupling: Annotated[float | None, typer.Option(help="Strength of the Ising coupling.")] = None,
-    structured: Annotated[
-        bool,
-        typer.Option("--structured", help="One mask for each hidden unit and unit of a head: for prune."),
-    ] = False,
-    patch_size: Annotated[int | None, typer.Option(help="Side of a patch.")] = None,
-    stem: Annotated[
-        str | None, typer.Option(help="What tokens are computed from: pixels of patches, or convolutions.")
-    ] = None,
-    dim: Annotated[int | None, typer.Option(help="Width of the residual stream.")] = None,
-    depth: Annotated[int | None, typer.Option(help="Number of blocks.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
-    mlp_ratio: Annotated[float | None, typer.Option(help="Hidden units of a block, in multiples of dim.")] = None,
-    augment: Annotated[
-        str | None, typer.Option(help=f"How training images are augmented: {', '.join(AUGMENTATIONS)}.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of training: float32, or bfloat16, which may be faster.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the split, the first weights and the training.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, or auto.")] = None,
+    dataset: Dataset = "digits",
+    data_root: DataRoot = None,
+    download: Download = False,
+    image_size: ImageSize = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    compare: Compare = True,
+    train: Train = None,
+    validation: Validation = None,
+    test: Test = None,
+    balanced: Balanced = False,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    pilot: Pilot = None,
+    fine_tune: FineTune = None,
+    temperature: Temperature = None,
+    target_density: TargetDensity = None,
+    inclusion: Inclusion = None,
+    coupling: CouplingStrength = None,
+    structured: Structured = False,
+    patch_size: PatchSize = None,
+    stem: Stem = None,
+    dim: Dim = None,
+    depth: Depth = None,
+    heads: Heads = None,
+    mlp_ratio: MlpRatio = None,
+    augment: Augmentation = None,
+    precision: Precision = None,
+    seed: Seed = None,
+    device: Device = None,
 ) -> None:
     """Fit an Ising Vision Transformer, evaluate it, and write a run folder. What is not given is the recipe's."""
-    given = {name: value for name, value in locals().items() if value is not None}
     out = Path("runs") / Path(dataset).stem if out is None else out
     if out.exists() and not overwrite:
         raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
     everything = read(dataset, data_root, download=download, image_size=image_size)
+    network = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
+    fit: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "pilot": pilot}
+    fit |= {"fine_tune": fine_tune, "temperature": temperature, "target_density": target_density, "augment": augment}
+    given: dict[str, dict[str, Any]] = {
+        "network": network | {"mlp_ratio": mlp_ratio},
+        "fit": fit | {"precision": precision, "seed": seed, "device": device},
+        "prior": {"inclusion": inclusion, "coupling": coupling, "structured": structured},
+    }
+    own = {"dataset": dataset, "data_root": data_root, "image_size": image_size, "train": train}
+    own |= {"validation": validation, "test": test, "balanced": balanced}
     settings = recipe(dataset, everything, train)
-    for part, kind in (("network", ViTConfig), ("fit", FitConfig), ("prior", PriorConfig)):
-        settings[part] = settings.get(part, {}) | _of(kind, given)
-    config = RunConfig(**settings | _of(RunConfig, given))
+    for part, options in given.items():
+        settings[part] = settings.get(part, {}) | _given(options)
+    config = RunConfig(**settings | _given(own))
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
     finished = run(config, out, everything, compare, overwrite)
@@ -100,9 +133,9 @@ def fit_command(
     Console().print(f"Run folder: {out}", highlight=False, soft_wrap=True)
 
 
-def _of(kind: type[Config], given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the given options that are settings of a kind."""
-    return {name: value for name, value in given.items() if name in kind.model_fields}
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _of_epochs(config: RunConfig, epochs: int, steps: int | None) -> RunConfig:
@@ -165,7 +198,16 @@ def prune_command(
 ) -> None:
     """Cut a run's network down to what its posterior keeps, and write it for use without Pyro."""
     pruned = prune_run(
-        folder, out, level or DEFAULT_LEVELS, threshold, density, fine_tune, draws, formats or (), data_root, overwrite
+        folder,
+        out,
+        level=level or DEFAULT_LEVELS,
+        threshold=threshold,
+        density=density,
+        fine_tune_steps=fine_tune,
+        draws=draws,
+        formats=formats or (),
+        data_root=data_root,
+        overwrite=overwrite,
     )
     _show_pruned(pruned)
     Console().print(f"Small network: {out}", highlight=False, soft_wrap=True)

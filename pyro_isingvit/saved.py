@@ -13,9 +13,9 @@ from pyro.infer import autoguide
 from torch import Tensor, nn
 
 from . import guides as guide_classes
-from .guides.estimators import ESTIMATORS
 from .errors import InputError
 from .guides import Guide
+from .guides.estimators import ESTIMATORS
 from .interactions import Coupling, CouplingGraph
 from .models import IsingViT, priors
 from .network import ViT, ViTConfig, WeightSite

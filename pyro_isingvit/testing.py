@@ -150,7 +150,7 @@ class PriorConformance(Conformance):
     """Checks of a prior: implement `make_prior`.
 
     Attributes:
-        multilinear: whether its potential is linear in each mask, so that coordinate updates are exact.
+        multilinear: whether its interaction is linear in each mask, so that coordinate updates are exact.
     """
 
     multilinear = True
@@ -163,8 +163,9 @@ class PriorConformance(Conformance):
                 fn = model.prior.weight(site, masks.get(site.name))
                 assert fn.batch_shape == (), f"{site.name}: weight has batch shape {tuple(fn.batch_shape)}"
                 assert fn.event_shape == site.shape, f"{site.name}: weight has event shape {tuple(fn.event_shape)}"
-            potential = model.prior.potential(masks) if masks else None
-        assert potential is None or potential.shape == ()
+            interaction = model.prior.interaction
+            energy = None if interaction is None else interaction.energy(masks)
+        assert energy is None or energy.shape == ()
 
     def test_a_dropped_weight_is_smaller(self) -> None:
         model, guide = self.pair()
@@ -177,28 +178,27 @@ class PriorConformance(Conformance):
                     )
                     assert dropped < kept, f"{site.name}: mask 0 gives larger weights than mask 1"
 
-    def test_potential_is_linear_in_each_mask(self) -> None:
+    def test_interaction_is_linear_in_each_mask(self) -> None:
         model, guide = self.pair(ENUMERABLE)
         names = list(guide.mask_shapes)
         with seeded(torch.device("cpu"), 0), guide.hypers_at_median():
             masks = {n: torch.bernoulli(torch.full(guide.mask_shapes[n], 0.5)).requires_grad_() for n in names}
-            potential = model.prior.potential(masks) if masks else None
-            if potential is None or not potential.requires_grad or not self.multilinear:
-                raise SkipTest("no potential, or none that claims to be linear")
-            slopes = torch.autograd.grad(potential, list(masks.values()), materialize_grads=True)
+            interaction = model.prior.interaction
+            energy = None if interaction is None else interaction.energy(masks)
+            if interaction is None or energy is None or not energy.requires_grad or not self.multilinear:
+                raise SkipTest("no interaction, or none that claims to be linear")
+            slopes = torch.autograd.grad(energy, list(masks.values()), materialize_grads=True)
             for name, slope in zip(names, slopes, strict=True):
                 for i in range(slope.numel()):
                     ends = []
                     for value in (0.0, 1.0):
                         changed = {n: m.detach().clone() for n, m in masks.items()}
                         changed[name].view(-1)[i] = value
-                        end = model.prior.potential(changed)
-                        assert end is not None
-                        ends.append(end.item())
+                        ends.append(interaction.energy(changed).item())
                     assert abs(ends[1] - ends[0] - slope.view(-1)[i].item()) < 1e-3, f"{name}: not linear"
 
     def test_draws_of_masks_follow_the_factor(self) -> None:
-        """Frequencies of `draw_masks` against base measure times potential, summed over all states."""
+        """Frequencies of `draw_masks` against base measure times factor, summed over all states."""
         model, guide = self.pair(ENUMERABLE)
         if not guide.mask_shapes or guide.mask_hypers:
             raise SkipTest("no masks, or their prior is itself unknown")
@@ -210,8 +210,7 @@ class PriorConformance(Conformance):
                 raise SkipTest(str(refusal)) from None
             states, logs = all_masks(guide), []
             for masks in states:
-                log = prior.potential(masks)
-                total = torch.zeros(()) if log is None else log
+                total = torch.zeros(()) if prior.interaction is None else prior.interaction.energy(masks)
                 for name, mask in masks.items():
                     base = prior.mask(sites[name])
                     assert base is not None

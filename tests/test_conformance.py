@@ -21,9 +21,11 @@ from pyro_isingvit.guides import (
 )
 from pyro_isingvit.guides.backward_ising import MARGINAL_DRAWS
 from pyro_isingvit.models import (
+    BackwardIsingSpikeSlab,
     Flat,
     HierarchicalSpikeSlab,
     IndependentSpikeSlab,
+    Interaction,
     IsingSpikeSlab,
     IsingViT,
     LatticeSpikeSlab,
@@ -41,7 +43,7 @@ PRIORS = {
     "learned_slab": partial(IndependentSpikeSlab, learn_slab_scale=True),
     "ising": partial(IsingSpikeSlab, coupling=0.5),
     "ising_magnitude": partial(IsingSpikeSlab, coupling=0.5, weighting="magnitude"),
-    "ising_backward": partial(IsingSpikeSlab, direction="backward"),
+    "ising_backward": BackwardIsingSpikeSlab,
     "ising_learned": partial(IsingSpikeSlab, coupling=0.3, learn_coupling=True),
     "hierarchical": HierarchicalSpikeSlab,
     "structured": partial(StructuredSpikeSlab, coupling=0.3),
@@ -147,7 +149,7 @@ class Fuzzy(MeanField):
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        (Forgetful, r"guide=Forgetful misses the site 'head\.out\.weight': sample it"),
+        (Forgetful, r"guide=Forgetful misses the site 'classifier\.out\.weight': sample it"),
         (Talkative, r"guide=Talkative samples \['mood'\], which prior=IsingSpikeSlab does not have"),
         (Squashed, r"draws 'patch_embed\.weight' of shape \(16,\); expected \(4, 4\)"),
         (Fuzzy, r"draws 'patch_embed\.mask' with 0\.\d+: a mask is exactly 0 or 1"),
@@ -158,13 +160,15 @@ def test_a_guide_that_does_not_match_is_named(tiny_model, stripes, family, messa
         fit_briefly(tiny_model, family(tiny_model), stripes)
 
 
-class Hovering(HierarchicalSpikeSlab):
-    def potential(self, masks):
+class Together(Interaction):
+    def energy(self, masks):
         return masks["classifier.out"].sum() * masks["classifier.hidden"].sum()
 
 
 def test_latent_inclusion_beneath_an_interaction_is_named(tiny_network, stripes):
-    model = IsingViT(tiny_network, Hovering(tiny_network.weight_sites()))
+    prior = HierarchicalSpikeSlab(tiny_network.weight_sites())
+    prior.interaction = Together()
+    model = IsingViT(tiny_network, prior)
     with pytest.raises(InputError, match=r"samples \['patch_embed.inclusion'.*override log_normaliser"):
         fit_briefly(model, LikelihoodGuided(model), stripes)
 
@@ -193,7 +197,7 @@ def test_masks_of_a_wrong_shape_are_named(tiny_network):
         (
             lambda model: BackwardIsing(model, couplings=CouplingGraph(model.sites[5:7], [VIT_COUPLINGS[0]])),
             IsingSpikeSlab,
-            r"no site \['encoder.key'.*make the graph over all sites",
+            r"no site \['classifier.hidden'.*make the graph over all sites",
         ),
         (partial(ScoreFunction, baseline="best"), IsingSpikeSlab, "baseline='best'"),
     ],

@@ -22,11 +22,13 @@ from pyro_isingvit import (
     PointEstimate,
     Prior,
     StructuredSpikeSlab,
+    TemperatureSearch,
     TraceGraph_ELBO,
     TrainingError,
     ViT,
     fit,
 )
+from pyro_isingvit.inference import events
 from tests.conftest import QUICK, TINY, pair, quick_fit
 
 
@@ -241,14 +243,14 @@ def test_arguments_that_do_not_fit_together_are_refused(stripes):
     model, guide = pair()
     config = FitConfig(**QUICK)
     with pytest.raises(InputError, match="pass validation"):
-        fit(guide, stripes, config=config.model_copy(update={"temperature": "auto"}))
+        fit(guide, stripes, config=FitConfig(**QUICK | {"temperature": "auto"}))
     with pytest.raises(InputError, match="MeanField cannot hold a density"):
         fit(MeanField(model), stripes, config=FitConfig(**QUICK | {"target_density": 0.5}))
     with pytest.raises(InputError, match=r"train.classes=5: the network has 3"):
         fit(guide, Images(stripes.images, stripes.labels, 5), config=config)
     plain = IsingViT(ViT(TINY), Prior(ViT(TINY).weight_sites()))
     with pytest.raises(InputError, match=r"decided in the Ising phase, and there is none"):
-        fit(MeanField(plain), stripes, stripes, config.model_copy(update={"temperature": "auto"}))
+        fit(MeanField(plain), stripes, stripes, FitConfig(**QUICK | {"temperature": "auto"}))
     with pytest.raises(InputError, match="device='tpu'"):
         fit(guide, stripes, config=FitConfig(**QUICK | {"device": "tpu"}))
 
@@ -315,3 +317,64 @@ def test_what_is_forgotten_is_not_learned(stripes):
     guide.forget()
     guide.learn()
     assert all(torch.equal(value, before[name]) for name, value in guide.estimator.state_dict().items())
+
+
+def test_events_tell_how_a_fit_goes(stripes):
+    """Steps are counted through the phases, back at each temperature that is tried; rows are those of the history."""
+    told = []
+    settings = QUICK | {"temperature": "auto", "steps": 80, "pilot": 0.5, "fine_tune": 0.25}
+    result = fit(pair()[1], stripes, stripes, FitConfig(**settings), False, [told.append])
+    assert told[0] == events.Started(80)
+    assert told[-1] == events.Stopped(80)
+    phases = [event for event in told if isinstance(event, events.PhaseStarted)]
+    assert [phase.phase for phase in phases][:2] == ["pilot", "path"]
+    assert [phase.phase for phase in phases].count("ising") == len(result.finished)
+    assert phases[-1] == events.PhaseStarted("fine-tune", result.posterior.model.temperature, 20)
+    step = 0
+    for event in told:
+        if isinstance(event, events.StepTaken):
+            step += 1
+            assert event.step == step
+        elif isinstance(event, events.WentBack):
+            step = event.step
+    assert step == 80
+    rows = [event.row for event in told if isinstance(event, events.RowLogged)]
+    assert rows[-1]["step"] == 80
+    assert all(row in rows for row in result.history.to_dict("records"))
+
+
+def test_a_fit_that_breaks_off_is_stopped_for_listeners_too(stripes):
+    told = []
+
+    def interrupt(event):
+        told.append(event)
+        if isinstance(event, events.StepTaken) and event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(pair()[1], stripes, None, FitConfig(**QUICK), False, [interrupt])
+    assert told[-1] == events.Stopped(3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"factors": (1.0, 0.5)}, r"factors=\(1\.0, 0\.5\): must rise"),
+        ({"factors": ()}, "factors"),
+        ({"rule": "hottest"}, "rule='hottest'"),
+        ({"patience": 0.5}, "patience=0.5"),
+    ],
+)
+def test_impossible_searches_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        TemperatureSearch(**settings)
+
+
+def test_a_search_has_short_names_and_goes_through_json():
+    assert FitConfig().temperature == FitConfig(temperature="auto").temperature == TemperatureSearch()
+    assert FitConfig(temperature="sparsest").temperature.rule == "sparsest"
+    config = FitConfig(temperature=TemperatureSearch(patience=2, factors=(0.1, 0.2)))
+    assert FitConfig.from_json(config.model_dump_json()) == config
+    assert FitConfig(**config.model_dump(mode="json")) == config
+    with pytest.raises(InputError, match=r"temperature.*patience=0\.1"):
+        FitConfig(temperature={"patience": 0.1})

@@ -56,7 +56,7 @@ def log_joint(system):
         weights = {name: mask * prior.known[name] for name, mask in masks.items()}
         logits = torch.func.functional_call(network, weights, (data.images,))
         base = state.sum() * torch.tensor(prior.inclusion).logit() + 10 * torch.tensor(1 - prior.inclusion).log()
-        values.append(base + prior.potential(masks) - F.cross_entropy(logits, data.labels, reduction="sum"))
+        values.append(base + prior.interaction.energy(masks) - F.cross_entropy(logits, data.labels, reduction="sum"))
     return torch.stack(values)
 
 

@@ -55,7 +55,7 @@ def test_every_method_learns_and_says_what_it_kept(data, name, methods):
     method = Method(name=name, **own.get(name, {}))
     cold = {"temperature": 1e-4} if name in ("ising", "sparse-vd") else {}  # too sure of images that are not all right
     each = list(outcomes(config_of(**cold), method, data, progress=False))
-    assert [outcome.method for outcome in each] == methods
+    assert [str(outcome.predictor) for outcome in each] == methods
     for outcome in each:
         torch.testing.assert_close(outcome.probs.sum(-1), torch.ones(60))
         assert (outcome.probs.argmax(-1) == data.test.labels).float().mean() > 0.8
@@ -71,7 +71,7 @@ def test_every_method_learns_and_says_what_it_kept(data, name, methods):
 
 def test_a_path_is_one_fit_of_many_densities(data):
     each = list(outcomes(config_of(steps=400, pilot=0.2), Method(name="ising-path"), data, progress=False))
-    assert [o.method for o in each[:2]] == ["ising-path", "ising-path, median network"]
+    assert [str(o.predictor) for o in each[:2]] == ["ising-path", "ising-path, median network"]
     each = each[::2]
     assert len(each) == 8
     temperatures, densities = ([getattr(o, field) for o in each] for field in ("temperature", "expected_density"))

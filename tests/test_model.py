@@ -22,6 +22,7 @@ from pyro_isingvit import (
     ViT,
     ViTConfig,
 )
+from pyro_isingvit.models import Interaction
 
 
 def trace_of(model, *args):
@@ -155,17 +156,19 @@ def test_prior_predictive_labels(tiny_model, stripes):
     assert trace.nodes["label"]["value"].shape == (60,)
 
 
-def test_learned_potential_needs_a_normaliser(tiny_network, stripes):
-    class Learned(IsingSpikeSlab):
-        def __init__(self, sites):
-            super().__init__(sites)
+def test_a_learned_interaction_needs_a_normaliser(tiny_network, stripes):
+    class Learned(Interaction):
+        def __init__(self):
+            super().__init__()
             self.strength = nn.Parameter(torch.tensor(1.0))
 
-        def potential(self, masks):
-            return self.strength * self.couplings.energy(masks)
+        def energy(self, masks):
+            return self.strength * masks["encoder.up"].mean() * masks["encoder.down"].mean()
 
-    model = IsingViT(tiny_network, Learned(tiny_network.weight_sites()))
-    with pytest.raises(NotImplementedError, match=r"Learned.potential depends on learned parameters.*log_normaliser"):
+    prior = IndependentSpikeSlab(tiny_network.weight_sites())
+    prior.interaction = Learned()
+    model = IsingViT(tiny_network, prior)
+    with pytest.raises(NotImplementedError, match=r"Learned.energy or .* learned parameters.*log_normaliser"):
         model(stripes.images, stripes.labels)
 
 

@@ -62,7 +62,9 @@ def enumerate_inclusion(network, prior, data):
         masks = {"first": state[:6].view(shapes["first"]), "second": state[6:].view(shapes["second"])}
         weights = {name: mask * prior.known[name] for name, mask in masks.items()}
         logits = torch.func.functional_call(network, weights, (data.images,))
-        log_prior = state.sum() * torch.tensor(prior.inclusion / (1 - prior.inclusion)).log() + prior.potential(masks)
+        log_prior = state.sum() * torch.tensor(
+            prior.inclusion / (1 - prior.inclusion)
+        ).log() + prior.interaction.energy(masks)
         log_weights.append(log_prior - F.cross_entropy(logits, data.labels, reduction="sum"))
     return torch.einsum("k,kn->n", torch.stack(log_weights).softmax(0), states)
 

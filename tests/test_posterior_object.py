@@ -35,6 +35,7 @@ from pyro_isingvit import (
     fit,
     fit_path,
 )
+from pyro_isingvit.models import BackwardIsingSpikeSlab
 from tests.conftest import QUICK, TINY, pair
 
 
@@ -135,6 +136,7 @@ SHIPPED = {
     "lattice": (LatticeSpikeSlab, MeanField, {"coupling": 0.1}),
     "ising": (IsingSpikeSlab, LikelihoodGuided, {"coupling": 0.3, "weighting": "magnitude"}),
     "learned coupling": (IsingSpikeSlab, MeanField, {"coupling": 0.3, "learn_coupling": True}),
+    "backward prior": (BackwardIsingSpikeSlab, MeanField, {"coupling": 0.3}),
     "structured": (StructuredSpikeSlab, LikelihoodGuided, {"coupling": 0.2}),
     "backward guide": (IsingSpikeSlab, BackwardIsing, {"coupling": 0.2}),
     "low rank": (IsingSpikeSlab, LowRank, {"coupling": 0.2}),

@@ -13,6 +13,7 @@ from torch import nn
 from pyro_isingvit import Coupling, CouplingGraph, InputError, TraceGraph_ELBO, WeightSite
 from pyro_isingvit.guides import LikelihoodGuided, MeanField
 from pyro_isingvit.models import (
+    BackwardIsingSpikeSlab,
     HierarchicalSpikeSlab,
     IndependentSpikeSlab,
     IsingSpikeSlab,
@@ -33,29 +34,29 @@ def masks_of(state):
 
 def log_measure(prior, state, normalised):
     masks = masks_of(state)
-    total = prior.potential(masks)
+    total = prior.interaction.energy(masks)
     for site in prior.sites.values():
         total = total + prior.mask(site).log_prob(masks[site.name])
-    return total - prior.log_normaliser(masks) if normalised else total
+    return total - prior.interaction.log_normaliser(masks) if normalised else total
 
 
-def small(**options):
+def small(prior=IsingSpikeSlab, **options):
     sites = TwoLayers().weight_sites()
-    return IsingSpikeSlab(sites, inclusion=0.3, couplings=CouplingGraph(sites, JOINT), **options)
+    return prior(sites, inclusion=0.3, couplings=CouplingGraph(sites, JOINT), **options)
 
 
 @torch.no_grad()
 def test_a_directed_prior_sums_to_one_as_it_stands():
-    prior = small(coupling=0.9, direction="backward")
+    prior = small(BackwardIsingSpikeSlab, coupling=0.9)
     assert torch.stack([log_measure(prior, s, False) for s in STATES]).logsumexp(0).item() == pytest.approx(0, abs=1e-4)
 
 
 @torch.no_grad()
 def test_a_directed_prior_has_the_published_log_odds():
     """logit p(first = 1 | second) = field + 2 J * mean spin of the weights behind, squares as weights."""
-    prior = small(coupling=0.9, direction="backward", weighting="magnitude")
+    prior = small(BackwardIsingSpikeSlab, coupling=0.9, weighting="magnitude")
     weights = {"first": torch.rand(2, 3), "second": torch.rand(2, 2)}
-    prior.observe_weights(weights)
+    prior.interaction.observe_weights(weights)
     state = torch.bernoulli(torch.full((10,), 0.5))
     on, off = state.clone(), state.clone()
     on[4], off[4] = 1.0, 0.0  # first[1, 1], at hidden unit 1
@@ -69,11 +70,11 @@ def test_a_directed_prior_has_the_published_log_odds():
 def test_magnitude_weighting_is_uniform_until_weights_are_seen_and_where_they_are_alike():
     uniform, magnitude = small(coupling=0.4), small(coupling=0.4, weighting="magnitude")
     masks = masks_of(torch.bernoulli(torch.full((10,), 0.5)))
-    torch.testing.assert_close(magnitude.potential(masks), uniform.potential(masks))
-    magnitude.observe_weights({name: torch.full_like(mask, 3.0) for name, mask in masks.items()})
-    torch.testing.assert_close(magnitude.potential(masks), uniform.potential(masks))
-    magnitude.observe_weights({name: torch.rand_like(mask) for name, mask in masks.items()})
-    assert not torch.isclose(magnitude.potential(masks), uniform.potential(masks))
+    torch.testing.assert_close(magnitude.interaction.energy(masks), uniform.interaction.energy(masks))
+    magnitude.interaction.observe_weights({name: torch.full_like(mask, 3.0) for name, mask in masks.items()})
+    torch.testing.assert_close(magnitude.interaction.energy(masks), uniform.interaction.energy(masks))
+    magnitude.interaction.observe_weights({name: torch.rand_like(mask) for name, mask in masks.items()})
+    assert not torch.isclose(magnitude.interaction.energy(masks), uniform.interaction.energy(masks))
 
 
 def test_a_learned_coupling_is_normalised_exactly_where_small():
@@ -87,7 +88,7 @@ def test_a_learned_coupling_is_normalised_exactly_where_small():
 def test_a_learned_coupling_has_the_pseudo_likelihood_where_large(monkeypatch, weighting):
     monkeypatch.setattr("pyro_isingvit.models.priors.ising.EXACT_LIMIT", 0)
     prior = small(coupling=0.35, learn_coupling=True, weighting=weighting)
-    prior.observe_weights({"first": torch.rand(2, 3), "second": torch.rand(2, 2)})
+    prior.interaction.observe_weights({"first": torch.rand(2, 3), "second": torch.rand(2, 2)})
     state = torch.bernoulli(torch.full((10,), 0.5))
     conditionals = 0.0
     for i in range(10):
@@ -167,31 +168,36 @@ def test_structured_masks_and_their_couplings(tiny_network):
     }
     masks = {name: torch.ones(shape, requires_grad=True) for name, shape in guide.mask_shapes.items()}
     pulls = dict(
-        zip(masks, torch.autograd.grad(prior.potential(masks), masks.values(), materialize_grads=True), strict=True)
+        zip(
+            masks,
+            torch.autograd.grad(prior.interaction.energy(masks), masks.values(), materialize_grads=True),
+            strict=True,
+        )
     )
     assert pulls["encoder.up"].unique().tolist() == [1.0]  # 2 J, from the one partner
     assert pulls["encoder.query"].unique().tolist() == [1.0]
     assert pulls["patch_embed"].unique().tolist() == [0.0]
 
 
-@pytest.mark.parametrize("direction", ["symmetric", "backward"])
-def test_structured_inclusion_by_block(tiny_network, direction):
+class StructuredBackward(StructuredSpikeSlab, BackwardIsingSpikeSlab):
+    """The two together."""
+
+
+@pytest.mark.parametrize("prior", [StructuredSpikeSlab, StructuredBackward])
+def test_structured_inclusion_by_block(tiny_network, prior):
     sites = tiny_network.weight_sites()
-    each, one = (
-        StructuredSpikeSlab(sites, inclusion={"encoder.up": p}, direction=direction, coupling=0.3)
-        for p in ([0.1, 0.1], 0.1)
-    )
+    each, one = (prior(sites, inclusion={"encoder.up": p}, coupling=0.3) for p in ([0.1, 0.1], 0.1))
     masks = {s.name: torch.bernoulli(torch.full(each.mask(s).event_shape, 0.5)) for s in sites}
-    torch.testing.assert_close(each.potential(masks), one.potential(masks))
+    torch.testing.assert_close(each.interaction.energy(masks), one.interaction.energy(masks))
     assert each.mask(each.sites["encoder.up"]).mean.unique().item() == pytest.approx(0.1)
 
 
 def test_magnitudes_are_part_of_the_state(tiny_network):
     first, second = (IsingSpikeSlab(tiny_network.weight_sites(), coupling=0.3, weighting="magnitude") for _ in range(2))
-    first.observe_weights({name: torch.rand(site.shape) for name, site in first.sites.items()})
+    first.interaction.observe_weights({name: torch.rand(site.shape) for name, site in first.sites.items()})
     second.load_state_dict(first.state_dict())
     masks = {name: torch.bernoulli(torch.full(site.shape, 0.5)) for name, site in first.sites.items()}
-    torch.testing.assert_close(first.potential(masks), second.potential(masks))
+    torch.testing.assert_close(first.interaction.energy(masks), second.interaction.energy(masks))
 
 
 class LearnedField(IsingSpikeSlab):
@@ -209,7 +215,7 @@ def test_a_learned_field_beneath_a_coupling_is_normalised():
     model = IsingViT(TwoLayers(), prior)
     trace = poutine.trace(model.draw_weights).get_trace()
     masks = {name: trace.nodes[f"{name}.mask"]["value"] for name in prior.sites}
-    expected = (prior.potential(masks) - prior.log_normaliser(masks)).item()
+    expected = (prior.interaction.energy(masks) - prior.interaction.log_normaliser(masks)).item()
     factor = trace.nodes["ising"]["fn"].log_factor.item()
     assert factor == pytest.approx(expected, abs=1e-5)
     total = torch.stack([log_measure(prior, s, True) for s in STATES]).logsumexp(0)
@@ -227,7 +233,7 @@ def test_lattice_energy_is_the_sum_over_neighbours(tiny_network):
                 for a, b in ((i + 1, j), (i, j + 1)):
                     if a < matrix.shape[0] and b < matrix.shape[1]:
                         total += float(matrix[i, j] * matrix[a, b])
-    assert prior.potential(masks).item() == pytest.approx(0.3 * total, abs=1e-3)
+    assert prior.interaction.energy(masks).item() == pytest.approx(0.3 * total, abs=1e-3)
     with pytest.warns(UserWarning, match="beyond 0.4407 a lattice orders by itself"):
         LatticeSpikeSlab(tiny_network.weight_sites(), coupling=0.6)
 
@@ -252,8 +258,7 @@ def test_horseshoe_density_is_its_formula(tiny_network):
         (lambda s: IndependentSpikeSlab(s, {"classifier.out": [0.1, 0.2]}), "one value for each of its blocks"),
         (lambda s: IndependentSpikeSlab(s, {"classifier.out": 1.0}), "inclusion=1.0"),
         (lambda s: IsingSpikeSlab(s, weighting="mass"), "weighting='mass': choose one of"),
-        (lambda s: IsingSpikeSlab(s, direction="up"), "direction='up'"),
-        (lambda s: IsingSpikeSlab(s, direction="backward").ising(), "only a symmetric prior"),
+        (lambda s: BackwardIsingSpikeSlab(s).ising(), "only a symmetric prior"),
         (lambda s: HierarchicalSpikeSlab(s, concentration=0), "concentration=0"),
         (lambda s: HierarchicalSpikeSlab(s, by="head"), "by='head'"),
         (lambda s: StructuredSpikeSlab(s, {"encoder.donw": ("hidden",)}), "no site 'encoder.donw'"),

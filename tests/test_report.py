@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_isingvit import Data, FitConfig, IsingSpikeSlab, IsingViT, LikelihoodGuided, ViT, ViTConfig, fit, read
+from pyro_isingvit import Data, FitConfig, IndependentSpikeSlab, IsingViT, LikelihoodGuided, ViT, ViTConfig, fit, read
 from pyro_isingvit.diagnostics import plots
 from pyro_isingvit.diagnostics.calibration import metrics, paired_difference
 from pyro_isingvit.diagnostics.checks import leave_one_out, posterior_predictive_check, prior_predictive_check
@@ -18,6 +18,7 @@ from pyro_isingvit.diagnostics.shift import outside_scores, rotate, static, unde
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.experiments import RunConfig, recipe, report, run
 from pyro_isingvit.experiments.run import evaluate
+from pyro_isingvit.models import Interaction
 from pyro_isingvit.network.units import UNITS
 
 
@@ -160,13 +161,15 @@ def test_a_report_can_be_written_again(folder):
 def test_a_report_of_a_fit_in_python_needs_no_run(stripes, tmp_path):
     """No baseline, a prior that cannot draw from its interaction."""
 
-    class Own(IsingSpikeSlab):
-        def potential(self, masks):
-            return 0.5 * super().potential(masks)
+    class Own(Interaction):
+        def energy(self, masks):
+            return 0.5 * masks["encoder.up"].mean()
 
     config = ViTConfig(image_size=4, patch_size=2, classes=3, dim=4, heads=2, mlp_ratio=2)
     network = ViT(config)
-    model = IsingViT(network, Own(network.weight_sites(), coupling=0.5))
+    prior = IndependentSpikeSlab(network.weight_sites())
+    prior.interaction = Own()
+    model = IsingViT(network, prior)
     settings = FitConfig(steps=20, temperature=0.1, device="cpu")
     result = fit(LikelihoodGuided(model), stripes, config=settings, progress=False)
     findings = examine(result, Data(stripes, stripes, stripes), draws=3, progress=False)

@@ -9,6 +9,7 @@ import torch
 
 from pyro_isingvit import InputError
 from pyro_isingvit.diagnostics.calibration import paired_difference
+from pyro_isingvit.experiments.methods import Outcome, Predictor
 from pyro_isingvit.experiments.plan import Cell, Plan, read_plan
 from pyro_isingvit.experiments.study import Result, read_result, run_cell
 from pyro_isingvit.experiments.tables import _stem, choices, differences, result_table, summary, write_study
@@ -72,13 +73,12 @@ def test_an_error_is_no_smaller_than_that_of_the_test_images(plan_file, tmp_path
     )
     every = []
     for seed in range(3):
-        ours = [probs.pow(1 + spread * seed) for probs in ising.probs]
-        probs = {"ising": [p / p.sum(-1, keepdim=True) for p in ours], "dropout": dropout.probs}
-        for one in (ising, dropout):
-            cell = one.cell.model_copy(update={"seed": seed})
-            every.append(replace(one, cell=cell, probs=probs[cell.method.name]))
-    labels, other = ising.labels, dropout.probs[0]
-    of_each = pd.concat(paired_difference(every[2 * seed].probs[0], other, labels) for seed in range(3))
+        sharper = [replace(each, probs=each.probs.pow(1 + spread * seed)) for each in ising.outcomes]
+        ours = [replace(each, probs=each.probs / each.probs.sum(-1, keepdim=True)) for each in sharper]
+        for one, each in ((ising, ours), (dropout, dropout.outcomes)):
+            every.append(replace(one, cell=one.cell.model_copy(update={"seed": seed}), outcomes=each))
+    labels, other = ising.labels, dropout.outcomes[0].probs
+    of_each = pd.concat(paired_difference(every[2 * seed].outcomes[0].probs, other, labels) for seed in range(3))
     of_each = of_each[of_each["score"] == "nll"]
     within = math.sqrt((of_each["se"] ** 2).sum()) / 3
     between = of_each["difference"].std() / math.sqrt(3)
@@ -86,6 +86,10 @@ def test_an_error_is_no_smaller_than_that_of_the_test_images(plan_file, tmp_path
     row = gaps[(gaps["method"] == "ising") & (gaps["baseline"] == "dropout 0.3") & (gaps["score"] == "nll")]
     assert (between > within) == (spread > 0)
     assert row["se"].item() == pytest.approx(max(between, within))
+
+
+def outcome(method, probs):
+    return Outcome(Predictor(method), probs, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 def test_networks_of_other_sizes_are_not_compared():
@@ -99,7 +103,7 @@ def test_networks_of_other_sizes_are_not_compared():
     labels = torch.randint(0, 3, (20,), generator=generator)
     config = cells[0].run_config({"network": {"image_size": 8, "patch_size": 4}, "train": 60}, None)
     every = [
-        Result(cell, config, labels, [{"method": cell.method.name}], [torch.rand(20, 3, generator=generator)], 1.0, "")
+        Result(cell, config, labels, [outcome(cell.method.name, torch.rand(20, 3, generator=generator))], 1.0, "")
         for cell in cells
     ]
     assert set(differences(every)["setting"]) == {"network.dim=8"}
@@ -125,7 +129,7 @@ def test_scaled_is_compared_with_scaled(plan_file, tmp_path):
 def test_validation_images_choose_among_settings():
     rows = [
         {"dataset": "d", "train": 9, "method": "ising", "setting": f"coupling={j}", "seed": 0, "validation_nll": v}
-        | {"nll": n, "accuracy": a}
+        | {"nll": n, "accuracy": a, "curve": False}
         for j, v, n, a in ((0, 0.5, 0.40, 0.8), (1, 0.4, 0.45, 0.9), (2, 0.6, 0.60, 0.7))
     ]
     row = choices(pd.DataFrame(rows)).iloc[0]
@@ -178,7 +182,9 @@ def test_summary_leaves_curves_out():
     row = {"dataset": "d", "train": 9, "setting": "", "accuracy": 0.5, "nll": 1.0, "ece": 0.1, "brier": 0.2}
     row |= {"density": 0.3, "expected_density": 0.3, "temperature": 1.0, "validation_nll": 1.0}
     row |= {"minutes": 1.0, "memory_mib": 1.0}
-    table = pd.DataFrame([row | {"method": m, "seed": s} for m in ("ising", "ising-path") for s in (0, 1)])
+    table = pd.DataFrame(
+        [row | {"method": m, "curve": m != "ising", "seed": s} for m in ("ising", "ising-path") for s in (0, 1)]
+    )
     means = summary(table)
     assert means["method"].tolist() == ["ising"]
     assert means["seeds"].tolist() == [2]

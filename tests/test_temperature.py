@@ -1,6 +1,5 @@
 """The temperature: a path, and what validation images choose."""
 
-import importlib
 import math
 from dataclasses import replace
 from functools import partial
@@ -19,11 +18,17 @@ from pyro_isingvit import (
     TrainingError,
     fit_path,
 )
-from pyro_isingvit.inference.search import FACTORS, grid
+from pyro_isingvit.inference import path as path_module
+from pyro_isingvit.inference import search as search_module
+from pyro_isingvit.inference.search import TemperatureSearch
 from pyro_isingvit.inference.trainer import Trainer
 from tests.conftest import QUICK, pair, quick_fit
 
-temperature = importlib.import_module("pyro_isingvit.inference.search")
+FACTORS = TemperatureSearch().factors
+
+
+def grid(model, num_data):
+    return TemperatureSearch().temperatures(model, num_data)
 
 
 def test_temperature_auto_takes_the_least_validation_nll(stripes):
@@ -70,15 +75,15 @@ def test_the_sparsest_within_one_standard_error(stripes):
 @pytest.fixture
 def rigged(monkeypatch):
     """Validation images that say what they are told of each temperature, on a path and at the end of trainings."""
-    judge, run = temperature._judge, Trainer.run
+    judge, run = search_module.candidate, Trainer.run
     told, phases = {}, [""]
 
     def noting(trainer, steps, phase, after_step=None):
         phases[0] = phase
         run(trainer, steps, phase, after_step)
 
-    def rig(guide, validation):
-        each = judge(guide, validation)
+    def rig(guide, validation, draws):
+        each = judge(guide, validation, draws)
         i = grid(guide.model, len(validation)).index(each.temperature)
         if phases[0] == "path":
             nll = torch.full_like(each.nll, 1 + 0.01 * abs(i - told["best"]))
@@ -89,10 +94,9 @@ def rigged(monkeypatch):
 
     def tell(levels, best=0):
         told.update(levels=levels, best=best)
-        for module in (temperature, importlib.import_module("pyro_isingvit.inference.fit")):
-            monkeypatch.setattr(module, "FACTORS", FACTORS[: len(levels)])
+        return FACTORS[: len(levels)]
 
-    monkeypatch.setattr(temperature, "_judge", rig)
+    monkeypatch.setattr(search_module, "candidate", rig)
     monkeypatch.setattr(Trainer, "run", noting)
     return tell
 
@@ -100,23 +104,23 @@ def rigged(monkeypatch):
 @pytest.mark.parametrize(
     ("mark", "levels", "best", "trained", "chosen"),
     [
-        ("auto", (3.0, 2.0, 1.0, 2.0, 0.0), 0, [0, 1, 2, 3], 2),
+        ("least_nll", (3.0, 2.0, 1.0, 2.0, 0.0), 0, [0, 1, 2, 3], 2),
         ("sparsest", (3.0, 2.0, 1.0, 2.0, 0.0), 0, [0, 1, 2, 3], 2),
-        ("auto", (1.0, 0.99, 1.01, 0.0), 0, [0, 1, 2], 1),
-        ("auto", (1.0, 0.9), 0, [0, 1], 1),
+        ("least_nll", (1.0, 0.99, 1.01, 0.0), 0, [0, 1, 2], 1),
+        ("least_nll", (1.0, 0.9), 0, [0, 1], 1),
         ("sparsest", (1.0, 1.02, 1.04, 2.0, 0.0), 0, [0, 1, 2, 3], 2),
         ("sparsest", (1.0, 1.2, 0.0), 0, [0, 1], 0),
         ("sparsest", (1.0, 0.98, 0.96, 3.0, 0.0), 0, [0, 1, 2, 3], 2),
-        ("auto", (0.0, 1.1, 0.9, 1.0, 2.0), 3, [1, 2, 3, 4], 2),
-        ("auto", (1.2, 1.1, 1.0), 2, [1, 2], 2),
-        ("auto", (0.0, 1.0, 0.9), 1, [1, 2], 2),
+        ("least_nll", (0.0, 1.1, 0.9, 1.0, 2.0), 3, [1, 2, 3, 4], 2),
+        ("least_nll", (1.2, 1.1, 1.0), 2, [1, 2], 2),
+        ("least_nll", (0.0, 1.0, 0.9), 1, [1, 2], 2),
         ("sparsest", (3.0, 0.97, 1.0, 1.02, 2.0), 2, [0, 1, 2, 3, 4], 3),
         ("sparsest", (3.0, 0.8, 1.0, 1.02, 2.0), 2, [0, 1, 2, 3, 4], 1),
     ],
 )
 def test_trainings_follow_while_that_pays(stripes, rigged, mark, levels, best, trained, chosen):
-    rigged(levels, best)
-    result = quick_fit(stripes, validation=stripes, temperature=mark, steps=40)
+    search = TemperatureSearch(rule=mark, factors=rigged(levels, best))
+    result = quick_fit(stripes, validation=stripes, temperature=search, steps=40)
     temperatures = grid(result.posterior.model, 60)
     assert result.finished["temperature"].tolist() == [temperatures[i] for i in trained]
     assert result.finished["nll"].tolist() == pytest.approx([levels[i] for i in trained])
@@ -126,7 +130,7 @@ def test_trainings_follow_while_that_pays(stripes, rigged, mark, levels, best, t
 
 
 def test_each_training_starts_at_the_end_of_the_pilot(stripes, rigged, monkeypatch):
-    rigged((3.0, 2.0, 1.0, 2.0))
+    search = TemperatureSearch(factors=rigged((3.0, 2.0, 1.0, 2.0)))
     run, seen = Trainer.run, []
 
     def state(trainer):
@@ -141,7 +145,7 @@ def test_each_training_starts_at_the_end_of_the_pilot(stripes, rigged, monkeypat
         seen.append((phase, before, after))
 
     monkeypatch.setattr(Trainer, "run", watched)
-    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=100, pilot=0.5)
+    result = quick_fit(stripes, validation=stripes, temperature=search, steps=100, pilot=0.5)
     (_, _, (pilot, *_)), *others = seen
     trainings = [(before, after) for phase, before, after in others if phase == "ising"]
     assert len(trainings) == 4
@@ -157,7 +161,7 @@ def test_each_training_starts_at_the_end_of_the_pilot(stripes, rigged, monkeypat
 
 @pytest.mark.parametrize("breaks", [0, 2])
 def test_a_training_that_breaks_down_loses_nothing(stripes, rigged, monkeypatch, breaks):
-    rigged((3.0, 2.0, 1.0, 0.0))
+    search = TemperatureSearch(factors=rigged((3.0, 2.0, 1.0, 0.0)))
     run, count = Trainer.run, iter(range(9))
 
     def fragile(trainer, steps, phase, after_step=None):
@@ -167,7 +171,7 @@ def test_a_training_that_breaks_down_loses_nothing(stripes, rigged, monkeypatch,
         run(trainer, steps, phase, after_step)
 
     monkeypatch.setattr(Trainer, "run", fragile)
-    settings = {"validation": stripes, "temperature": "auto", "steps": 60, "fine_tune": 0.0}
+    settings = {"validation": stripes, "temperature": search, "steps": 60, "fine_tune": 0.0}
     if breaks == 0:
         with pytest.raises(TrainingError):
             quick_fit(stripes, **settings)
@@ -197,7 +201,7 @@ def test_a_posterior_of_nan_is_a_breakdown(stripes):
     with torch.no_grad():
         guide.loc["classifier_out"].fill_(float("nan"))
     with pyro.validation_enabled(False), pytest.raises(TrainingError, match="no finite NLL of the held-out images"):
-        temperature._judge(guide, stripes)
+        path_module.candidate(guide, stripes, 20)
 
 
 @pytest.mark.parametrize(
@@ -230,12 +234,12 @@ def test_fine_tuning_follows_the_chosen_temperature(stripes):
     assert result.posterior.model.temperature == result.finished.loc[result.finished["chosen"], "temperature"].item()
 
 
-def test_temperature_auto_listens_to_the_validation_images(stripes, monkeypatch):
+def test_temperature_auto_listens_to_the_validation_images(stripes):
     """Against labels that are wrong by design, the network that says least is best: the hottest."""
-    monkeypatch.setattr(importlib.import_module("pyro_isingvit.inference.fit"), "PATIENCE", math.inf)  # try them all
+    search = TemperatureSearch(patience=math.inf)  # try them all
     wrong = Images(stripes.images, (stripes.labels + 1) % 3, 3)
-    right = quick_fit(stripes, validation=stripes, temperature="auto", steps=600, pilot=0.2)
-    misled = quick_fit(stripes, validation=wrong, temperature="auto", steps=600, pilot=0.2)
+    right = quick_fit(stripes, validation=stripes, temperature=search, steps=600, pilot=0.2)
+    misled = quick_fit(stripes, validation=wrong, temperature=search, steps=600, pilot=0.2)
     assert misled.posterior.model.temperature > right.posterior.model.temperature
 
 

@@ -33,7 +33,7 @@ class Average(nn.Module):
         # Total weight of what was taken in, below 1; an update counts ``1 - decay``.
         self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64, device=device), requires_grad=False)
 
-    def take_in(self, news: Sequence[Tensor], scale: float = 1.0) -> None:
+    def take_in(self, news: list[Tensor] | tuple[Tensor, ...], scale: float = 1.0) -> None:
         """Add ``scale`` times new values, one for each site in order."""
         sums = [self.sums[key] for key in self._keys]
         torch._foreach_mul_(sums, self.decay)

@@ -14,7 +14,6 @@ from torch.distributions import Distribution
 from pyro_isingvit.models.ising_vit import IsingViT, Pass
 from pyro_isingvit.network import WeightSite
 
-from .base import gradients
 from .squared_gradient import SquaredGradient
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution
 

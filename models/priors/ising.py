@@ -1,4 +1,4 @@
-"""Masks that meet at a unit agree: the Ising prior.
+"""The Ising prior: masks of weights that share a unit are coupled, and tend to be kept or dropped together.
 
 References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
@@ -17,34 +17,29 @@ from pyro_isingvit.distributions import Ising
 from pyro_isingvit.distributions.ising import EXACT_LIMIT
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
-from pyro_isingvit.network import LAYER, WeightSite
+from pyro_isingvit.network import WeightSite
 
 from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
+from .interaction import Interaction
 
 
 class IsingSpikeSlab(IndependentSpikeSlab):
-    r"""`IndependentSpikeSlab` whose masks are coupled where their weights meet, by a `CouplingGraph`.
+    r"""`IndependentSpikeSlab` times ``exp(coupling * energy(masks))`` of a `CouplingGraph`.
 
-    ``inclusion`` is the external field: the probability a mask would have without its neighbours.
-
-    * ``direction="symmetric"``: times ``exp(coupling * energy(masks))``. Under a strong coupling this has two
-      phases, all in and all out, and the mean-field posterior falls into one of them whatever the data say;
-      a `UserWarning` says so.
-    * ``direction="backward"``, as published: the masks behind (nearer to the output) come first, and each mask
-      is Bernoulli with log odds ``field + 2 * coupling * mean spin behind``. This is normalised as it stands.
+    ``inclusion`` is the external field: the probability that a mask would have without its neighbours. Under a strong
+    coupling the prior has two phases, all masks on and all off, and the mean-field posterior falls into one of them
+    whatever the data say; a `UserWarning` says so.
 
     Args:
         sites: the network's `weight_sites()`.
         inclusion: see `IndependentSpikeSlab`.
-        coupling: common strength J; the log odds of a mask change by up to 2 J for each coupling it is in (on
-            average over a unit's weights, where they count by magnitude).
+        coupling: common strength J; the log odds of a mask change by up to 2 J for each coupling that it is part of
+            (on average over a unit's weights, where they count by magnitude).
         couplings: the graph, with strengths of its own that J multiplies; that of a `ViT` if omitted.
-        weighting: how the mean spin of a unit counts its weights: all alike, or by the square of their
-            magnitude, as published. Magnitudes are those that `observe_weights` was told last, which guides
-            that update masks in closed form do; until then all are alike.
-        direction: see above.
-        learn_coupling: whether J is a parameter. A symmetric prior then is normalised exactly up to
-            `EXACT_LIMIT` masks, and by Besag's pseudo-likelihood beyond.
+        weighting: how the mean spin of a unit counts its weights: all alike, or by the square of their magnitude, as
+            published. Guides that update masks in closed form report the magnitudes; until then all count alike.
+        learn_coupling: whether J is a parameter. The prior then is normalised exactly up to `EXACT_LIMIT` masks, and by
+            Besag's pseudo-likelihood beyond.
         options: of `IndependentSpikeSlab`.
 
     Raises:
@@ -58,135 +53,134 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         coupling: float = 1.0,
         couplings: CouplingGraph | None = None,
         weighting: Literal["uniform", "magnitude"] = "uniform",
-        direction: Literal["symmetric", "backward"] = "symmetric",
         learn_coupling: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(sites, inclusion, **options)
-        for name, value, choices in (
-            ("weighting", weighting, ("uniform", "magnitude")),
-            ("direction", direction, ("symmetric", "backward")),
-        ):
-            if value not in choices:
-                raise InputError(f"{name}={value!r}: choose one of {choices}")
-        self.coupling: float | Tensor = nn.Parameter(torch.tensor(float(coupling))) if learn_coupling else coupling
+        if weighting not in ("uniform", "magnitude"):
+            raise InputError(f"weighting={weighting!r}: choose one of ('uniform', 'magnitude')")
         self.couplings = CouplingGraph(sites, self._default_couplings()) if couplings is None else couplings
-        self.weighting, self.direction, self.learn_coupling = weighting, direction, learn_coupling
-        if weighting == "magnitude":
-            for site in self.couplings.sites.values():
-                self.register_buffer(f"squares_{site.key}", torch.ones(site.shape))
-        if direction == "symmetric":
-            self._warn_of_phases()
-
-    def potential(self, masks: Mapping[str, Tensor]) -> Tensor | None:
-        masks = self._at_units(masks)
-        if self.direction == "symmetric":
-            return self.coupling * self.couplings.energy(masks, self.squares)
-        pulls: dict[str, Tensor] = {}
-        for _, coupling, pull in self.couplings.backward_pulls(masks, self.squares):
-            pulls[coupling.first] = pulls.get(coupling.first, self.zero) + coupling.strength * pull
-        total = self.zero
-        for name, pull in pulls.items():
-            field, base = self.coupling * pull, self._field(name)
-            term = masks[name] * field - F.softplus(base + field) + F.softplus(base)
-            total = total + term.sum()
-        return total
-
-    def log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor:
-        if type(self).potential is not IsingSpikeSlab.potential:
-            return super().log_normaliser(masks)  # a subclass has an interaction of its own
-        if self.direction == "backward":
-            return self.zero
-        masks = self._at_units(masks)
-        prior, state = self.ising(), self.couplings.join(masks)
-        field = prior.field
-        if len(field) <= EXACT_LIMIT:
-            return prior.log_normaliser() + (field / 2 - F.softplus(field)).sum()
-        pull = self.couplings.ising(dict.fromkeys(self.couplings.sites, self.zero), 1.0, self.squares).local_field(
-            state
-        )
-        log_odds = field + self.coupling * pull
-        pseudo = (state * log_odds - F.softplus(log_odds)).sum()
-        base = (state * field - F.softplus(field)).sum()
-        return base + self.coupling * self.couplings.energy(masks, self.squares) - pseudo
-
-    def draw_masks(self, draws: int) -> dict[str, Tensor]:
-        """By Gibbs sampling (exact up to `EXACT_LIMIT` masks); from the output backwards if the prior is directed."""
-        if type(self).potential is not IsingSpikeSlab.potential:
-            return super().draw_masks(draws)
-        bases = {name: self.mask(site) for name, site in self.sites.items()}
-        if self.direction == "symmetric":
-            coupled = self.couplings.split(self.ising().chain(draws))
-        else:
-            each = [self._draw_backward() for _ in range(draws)]
-            coupled = {name: torch.stack([masks[name] for masks in each]) for name in self.couplings.sites}
-        return {
-            name: coupled[name].reshape(draws, *base.event_shape) if name in coupled else base.sample((draws,))
-            for name, base in bases.items()
-            if base is not None
-        }
-
-    def _draw_backward(self) -> dict[str, Tensor]:
-        """A draw of the graph's masks in its shapes: each block given those behind it."""
-        sites = self.couplings.sites
-        masks = {name: self.zero.expand(site.shape).clone() for name, site in sites.items()}
-        for name, layer in self.couplings.backward_order():
-            log_odds = self._field(name).expand(sites[name].shape)
-            for _, coupling, pull in self.couplings.backward_pulls(masks, self.squares, first=name):
-                log_odds = log_odds + self.coupling * coupling.strength * pull
-            drawn = torch.bernoulli(log_odds.sigmoid())
-            if layer is None:
-                masks[name] = drawn
-            else:
-                axis = sites[name].axis(LAYER)
-                masks[name].select(axis, layer).copy_(drawn.select(axis, layer))
-        return masks
-
-    def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the magnitudes of ``weighting="magnitude"`` from weights by site name (empirical Bayes)."""
-        if self.squares is not None:
-            squares = self._at_units({name: weight.detach().square() for name, weight in weights.items()})
-            for name, buffer in self.squares.items():
-                buffer.copy_(squares[name])
-
-    def ising(self, sweeps: int = 100) -> Ising:
-        """The prior of all masks as one distribution; ``self.couplings.split`` parts a draw into sites.
-
-        Raises:
-            InputError: if the prior is directed.
-        """
-        if self.direction != "symmetric":
-            raise InputError(f"direction={self.direction!r}: only a symmetric prior is an Ising distribution")
-        log_odds = {name: self._field(name) for name in self.couplings.sites}
-        return self.couplings.ising(log_odds, self.coupling, self.squares, sweeps)
+        self.weighting, self.learn_coupling = weighting, learn_coupling
+        self.interaction: IsingInteraction = self.make_interaction(coupling)
 
     @property
-    def squares(self) -> dict[str, Tensor] | None:
-        """How much each weight counts at its units, in the graph's shapes; None if all alike."""
-        if self.weighting == "uniform":
-            return None
-        return {name: self.get_buffer(f"squares_{site.key}") for name, site in self.couplings.sites.items()}
+    def coupling(self) -> float | Tensor:
+        """Common strength J."""
+        return self.interaction.coupling
 
-    def _field(self, name: str) -> Tensor:
-        """External field of a site, as log odds that broadcast to the graph's shape."""
+    @coupling.setter
+    def coupling(self, value: float) -> None:
+        self.interaction.coupling = value
+
+    def make_interaction(self, coupling: float) -> "IsingInteraction":
+        """The interaction of the masks; called once, at the end of the constructor."""
+        interaction = IsingInteraction(self, coupling)
+        interaction.warn_of_phases()
+        return interaction
+
+    def ising(self, sweeps: int = 100) -> Ising:
+        """The prior of all masks as one distribution; ``self.couplings.split`` parts a draw into sites."""
+        return self.interaction.distribution(sweeps)
+
+    def field(self, name: str) -> Tensor:
+        """External field of a site, as log odds that broadcast to its shape in the graph."""
         return self._log_odds(self.sites[name])
+
+    def at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Masks, or squared weights, in the shapes of the graph's sites."""
+        return masks
 
     def _default_couplings(self) -> Sequence[Coupling]:
         return VIT_COUPLINGS
 
-    def _at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Masks, or squared weights, in the shapes of the graph's sites."""
-        return masks
+
+class IsingInteraction(Interaction):
+    """``coupling`` times the energy of a prior's `CouplingGraph`.
+
+    Args:
+        prior: whose graph, fields and settings it takes.
+        coupling: common strength J.
+    """
+
+    def __init__(self, prior: IsingSpikeSlab, coupling: float) -> None:
+        super().__init__()
+        self._priors = (prior,)  # in a tuple, since the interaction is a part of the prior
+        self.coupling: float | Tensor = (
+            nn.Parameter(torch.tensor(float(coupling))) if prior.learn_coupling else float(coupling)
+        )
+        if prior.weighting == "magnitude":
+            for site in self.graph.sites.values():
+                self.register_buffer(f"squares_{site.key}", torch.ones(site.shape))
+
+    @property
+    def prior(self) -> IsingSpikeSlab:
+        """The prior whose interaction this is."""
+        return self._priors[0]
+
+    @property
+    def graph(self) -> CouplingGraph:
+        """Which masks are coupled."""
+        return self.prior.couplings
+
+    @property
+    def squares(self) -> dict[str, Tensor] | None:
+        """How much each weight counts at its units, in the graph's shapes; None if all count alike."""
+        if self.prior.weighting == "uniform":
+            return None
+        return {name: self.get_buffer(f"squares_{site.key}") for name, site in self.graph.sites.items()}
+
+    def energy(self, masks: Mapping[str, Tensor]) -> Tensor:
+        return self.coupling * self.graph.energy(self.prior.at_units(masks), self.squares)
+
+    def log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Exact up to `EXACT_LIMIT` masks; beyond, by Besag's pseudo-likelihood."""
+        masks = self.prior.at_units(masks)
+        ising, state = self.distribution(), self.graph.join(masks)
+        field = ising.field
+        if len(field) <= EXACT_LIMIT:
+            return ising.log_normaliser() + (field / 2 - F.softplus(field)).sum()
+        nothing = dict.fromkeys(self.graph.sites, self.prior.zero)
+        pull = self.graph.ising(nothing, 1.0, self.squares).local_field(state)
+        log_odds = field + self.coupling * pull
+        pseudo = (state * log_odds - F.softplus(log_odds)).sum()
+        base = (state * field - F.softplus(field)).sum()
+        return base + self.coupling * self.graph.energy(masks, self.squares) - pseudo
+
+    def draw(self, draws: int) -> dict[str, Tensor]:
+        """By Gibbs sampling; exact up to `EXACT_LIMIT` masks."""
+        return self._in_shape(self.graph.split(self.distribution().chain(draws)))
+
+    def distribution(self, sweeps: int = 100) -> Ising:
+        """The masks as one distribution, flattened."""
+        log_odds = {name: self.prior.field(name) for name in self.graph.sites}
+        return self.graph.ising(log_odds, self.coupling, self.squares, sweeps)
+
+    def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the magnitudes of ``weighting="magnitude"`` from weights by site name (empirical Bayes)."""
+        if self.squares is not None:
+            squares = self.prior.at_units({name: weight.detach().square() for name, weight in weights.items()})
+            for name, buffer in self.squares.items():
+                buffer.copy_(squares[name])
 
     @torch.no_grad()
-    def _warn_of_phases(self) -> None:
-        prior = self.ising()
-        low, high = (prior.mean_field(torch.full_like(prior.field, start), 50, 1e-3) for start in (0.0, 1.0))
+    def warn_of_phases(self) -> None:
+        """A `UserWarning` if the prior alone has two phases."""
+        ising = self.distribution()
+        low, high = (ising.mean_field(torch.full_like(ising.field, start), 50, 1e-3) for start in (0.0, 1.0))
         if (high - low).mean() > 0.1:
             warnings.warn(
-                f"coupling={float(self.coupling)} with inclusion={self.inclusion}: the prior has two phases "
+                f"coupling={float(self.coupling)} with inclusion={self.prior.inclusion}: the prior has two phases "
                 f"(mean-field densities {float(low.mean()):.2f} and {float(high.mean()):.2f}), so a posterior may "
                 "turn all masks on or off; lower the coupling",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
+
+    def _in_shape(self, coupled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Draws in the graph's shapes, (draws, ...), in those of the prior's masks."""
+        shapes = {}
+        for name in coupled:
+            base = self.prior.mask(self.prior.sites[name])
+            assert base is not None
+            shapes[name] = base.event_shape
+        return {name: drawn.reshape(len(drawn), *shapes[name]) for name, drawn in coupled.items()}

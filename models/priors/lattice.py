@@ -1,4 +1,4 @@
-"""Masks that agree with their neighbours in the matrix: a two-dimensional Ising lattice.
+"""A two-dimensional Ising lattice: the masks of neighbours in a matrix tend to be alike.
 
 References:
     Onsager, "Crystal Statistics I", Physical Review 1944.
@@ -15,6 +15,7 @@ from pyro_isingvit.distributions import Ising
 from pyro_isingvit.network import WeightSite
 
 from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
+from .interaction import Interaction
 
 CRITICAL = 0.4407
 """Coupling beyond which an infinite lattice without field orders by itself (Onsager)."""
@@ -38,6 +39,7 @@ class LatticeSpikeSlab(IndependentSpikeSlab):
     ) -> None:
         super().__init__(sites, inclusion, **options)
         self.coupling = coupling
+        self.interaction = LatticeInteraction(self)
         if coupling > CRITICAL:
             warnings.warn(
                 f"coupling={coupling}: beyond {CRITICAL} a lattice orders by itself, so a posterior may turn all masks "
@@ -57,14 +59,26 @@ class LatticeSpikeSlab(IndependentSpikeSlab):
         field = self._log_odds(site).expand(site.shape).flatten()
         return Ising(field, interaction, [black.nonzero()[:, 0], (~black).nonzero()[:, 0]], sweeps=sweeps)
 
-    def draw_masks(self, draws: int) -> dict[str, Tensor]:
-        """By Gibbs sampling, all black fields of the chessboard at once, then all white ones."""
-        if type(self).potential is not LatticeSpikeSlab.potential:
-            return super().draw_masks(draws)
-        return {name: self.ising(site).chain(draws).view(draws, *site.shape) for name, site in self.sites.items()}
 
-    def potential(self, masks: Mapping[str, Tensor]) -> Tensor | None:
-        return self.coupling * torch.stack([_agreement(2 * mask - 1, mask.dim()) for mask in masks.values()]).sum()
+class LatticeInteraction(Interaction):
+    """Agreement of nearest neighbours within each matrix, times ``coupling``.
+
+    Args:
+        prior: whose fields and coupling it takes.
+    """
+
+    def __init__(self, prior: LatticeSpikeSlab) -> None:
+        super().__init__()
+        self._priors = (prior,)  # in a tuple, since the interaction is a part of the prior
+
+    def energy(self, masks: Mapping[str, Tensor]) -> Tensor:
+        each = [_agreement(2 * mask - 1, mask.dim()) for mask in masks.values()]
+        return self._priors[0].coupling * torch.stack(each).sum()
+
+    def draw(self, draws: int) -> dict[str, Tensor]:
+        """By Gibbs sampling, all black fields of the chessboard at once, then all white ones."""
+        prior = self._priors[0]
+        return {name: prior.ising(site).chain(draws).view(draws, *site.shape) for name, site in prior.sites.items()}
 
 
 def _agreement(spins: Tensor, dims: int) -> Tensor:

@@ -72,7 +72,7 @@ class StructuredSpikeSlab(IsingSpikeSlab):
         shape = [n if d in self.levels[site.name] else 1 for n, d in zip(site.shape, site.dims, strict=True)]
         return StraightThroughBernoulli(logits=self._log_odds(site), event_dim=len(shape), shape=shape)
 
-    def _at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         shared = {
             name: [i for i, d in enumerate(site.dims) if d not in self.levels[name]]
             for name, site in self.sites.items()
@@ -80,7 +80,7 @@ class StructuredSpikeSlab(IsingSpikeSlab):
         # Masks have one entry along a shared dimension, squared weights as many as the site.
         return {name: value.sum(shared[name]) if shared[name] else value for name, value in masks.items()}
 
-    def _field(self, name: str) -> Tensor:
+    def field(self, name: str) -> Tensor:
         log_odds, site = self._log_odds(self.sites[name]), self.sites[name]
         if not log_odds.dim():
             return log_odds

@@ -10,8 +10,8 @@ References:
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
@@ -24,8 +24,8 @@ from ..draws import seeded
 from ..guides import LikelihoodGuided, PointEstimate, SparseVariationalDropout
 from ..inference.config import FitConfig
 from ..inference.fit import fit, fit_path
+from ..inference.path import Mark
 from ..inference.result import FitResult
-from ..inference.search import Mark
 from ..logit_scale import best_logit_scale, scale_logits
 from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
 from ..models.priors.structured import UNIT_LEVELS
@@ -38,12 +38,6 @@ Name = Literal[
     "ising", "ising-path", "deterministic", "dropout", "dropconnect", "sparse-vd", "ensemble", "magnitude-pruning"
 ]
 
-
-MEDIAN = ", median network"
-"""What the name of a method's median-probability model ends in."""
-
-SCALED = ", temperature-scaled"
-"""What the name of a method ends in whose predictions were sharpened or flattened to fit the validation images."""
 
 _SETTINGS = {"dropout": "rate", "dropconnect": "rate", "ensemble": "members", "magnitude-pruning": "densities"}
 """The setting of a method's own."""
@@ -77,21 +71,44 @@ class Method(Config):
 
 
 @dataclass(frozen=True)
+class Predictor:
+    """What makes the predictions of an outcome.
+
+    Attributes:
+        method: its name, with its own setting: ``dropout 0.1``.
+        median: whether it is the median-probability model of the method's posterior, one network.
+        scaled: whether its logits are scaled to suit the validation images.
+        curve: whether it is one of several from one fit or training, of different densities.
+    """
+
+    method: str
+    median: bool = False
+    scaled: bool = False
+    curve: bool = False
+
+    def __str__(self) -> str:
+        """As tables name it. Of a curve all are scaled, so that it goes without saying."""
+        parts = [self.method, *(["median network"] if self.median else [])]
+        return ", ".join([*parts, *(["temperature-scaled"] if self.scaled and not self.curve else [])])
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a method predicts, and at what price.
 
     Attributes:
-        method: as it is named in tables.
+        predictor: what predicts.
         probs: of the test images, (n, classes).
         validation_nll: mean NLL of the validation images, in nats: what choices may be made by.
-        density: share of the weights that is in (in the median-probability model, for ours).
-        expected_density: mean inclusion probability: the share that is in each network that predictions average over.
+        density: share of the weights that is kept (in the median-probability model, for ours).
+        expected_density: mean inclusion probability: the share that is kept in each network that predictions average
+            over.
         temperature: of the posterior; 1 where there is none.
         seconds: of training.
-        mark: of a path's point, what `temperature.path_table` marks it with: ``least_nll``, ``sparsest``, or both.
+        mark: of a path's point, what `path_table` marks it with: ``least_nll``, ``sparsest``, or both.
     """
 
-    method: str
+    predictor: Predictor
     probs: Tensor
     validation_nll: float
     density: float
@@ -99,6 +116,15 @@ class Outcome:
     temperature: float
     seconds: float
     mark: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """All but the probabilities, as JSON can hold it."""
+        return {name: value for name, value in asdict(replace(self, probs=Tensor())).items() if name != "probs"}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], probs: Tensor) -> Self:
+        """The inverse of `facts`."""
+        return cls(**{**facts, "predictor": Predictor(**facts["predictor"])}, probs=probs)
 
 
 def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = True) -> Iterator[Outcome]:
@@ -132,8 +158,8 @@ def fit_deterministic(config: RunConfig, data: Data, progress: bool = True, drop
 
 def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     result = fit(build(config), data.train, data.validation, config.fit, progress)
-    yield from _posterior("ising", result, config, data)
-    yield from _median("ising", result.posterior, result.seconds, data)
+    yield from _posterior(Predictor("ising"), result, config, data)
+    yield from _median(Predictor("ising"), result.posterior, result.seconds, data)
 
 
 def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -141,31 +167,32 @@ def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -
     for row in range(len(path.stops)):
         mark = ", ".join(name for name in get_args(Mark) if path.table[name][row])
         posterior = path.at(row)
-        yield replace(_mixture("ising-path", posterior, path.seconds, config, data), mark=mark)
-        _, scaled = _median("ising-path", posterior, path.seconds, data)
-        yield replace(scaled, method=f"ising-path{MEDIAN}")
+        predictor = Predictor("ising-path", scaled=True, curve=True)
+        yield replace(_mixture(predictor, posterior, path.seconds, config, data), mark=mark)
+        _, scaled = _median(Predictor("ising-path", curve=True), posterior, path.seconds, data)
+        yield scaled
 
 
 def _deterministic(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
-    yield from _plug_in("deterministic", fit_deterministic(config, data, progress), data)
+    yield from _plug_in(Predictor("deterministic"), fit_deterministic(config, data, progress), data)
 
 
 def _dropout(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     network = config.network.model_copy(update={"dropout": method.rate})
     result = fit_deterministic(config.model_copy(update={"network": network}), data, progress)
-    yield from _plug_in(f"dropout {method.rate:g}", result, data)
+    yield from _plug_in(Predictor(f"dropout {method.rate:g}"), result, data)
 
 
 def _dropconnect(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     result = fit_deterministic(config, data, progress, dropconnect=method.rate)
-    yield from _plug_in(f"dropconnect {method.rate:g}", result, data)
+    yield from _plug_in(Predictor(f"dropconnect {method.rate:g}"), result, data)
 
 
 def _sparse_vd(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     network = _network(config)
     model = IsingViT(network, LogUniform(network.weight_sites()))
     result = fit(SparseVariationalDropout(model), data.train, data.validation, config.fit, progress)
-    yield from _posterior("sparse-vd", result, config, data)
+    yield from _posterior(Predictor("sparse-vd"), result, config, data)
 
 
 def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -177,7 +204,8 @@ def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> 
         parts.append(_plug_in_probs(result.posterior, data))
         seconds += result.seconds
     test, validation = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))
-    outcome = _point(f"ensemble of {method.members}", test, validation, data, seconds, density=float(method.members))
+    predictor = Predictor(f"ensemble of {method.members}")
+    outcome = _point(predictor, test, validation, data, seconds, density=float(method.members))
     yield outcome
     yield _scaled(outcome, validation, data)
 
@@ -193,8 +221,8 @@ def _magnitude_pruning(config: RunConfig, method: Method, data: Data, progress: 
         test, validation = _plug_in_probs(result.posterior, data)
         share = sum(float(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
         seconds = whole.seconds + result.seconds
-        outcome = _point("magnitude-pruning", test, validation, data, seconds, density=share)
-        yield replace(_scaled(outcome, validation, data), method=outcome.method)
+        predictor = Predictor("magnitude-pruning", curve=True)
+        yield _scaled(_point(predictor, test, validation, data, seconds, density=share), validation, data)
 
 
 _METHODS: dict[str, Callable[[RunConfig, Method, Data, bool], Iterator[Outcome]]] = {
@@ -231,19 +259,20 @@ def _nll(probs: Tensor, labels: Tensor) -> float:
     return float(nll(probs, labels.cpu()).mean())
 
 
-def _posterior(name: str, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
+def _posterior(predictor: Predictor, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
     """The posterior predictive, and temperature-scaled."""
     posterior, seconds = result.posterior, result.seconds
-    yield _mixture(name, replace(posterior, logit_scale=1.0), seconds, config, data)
-    yield _mixture(f"{name}{SCALED}", posterior.calibrate(data.validation), seconds, config, data)
+    yield _mixture(predictor, replace(posterior, logit_scale=1.0), seconds, config, data)
+    calibrated = posterior.calibrate(data.validation)
+    yield _mixture(replace(predictor, scaled=True), calibrated, seconds, config, data)
 
 
-def _mixture(name: str, posterior: Posterior, seconds: float, config: RunConfig, data: Data) -> Outcome:
+def _mixture(predictor: Predictor, posterior: Posterior, seconds: float, config: RunConfig, data: Data) -> Outcome:
     parts, seed = (data.test, data.validation), config.fit.seed
     test, validation = (posterior.predict(part.images, config.draws, seed=seed).probs for part in parts)
     loss, shares = _nll(validation, data.validation.labels), posterior.densities()
     densities = shares["median_density"], shares["expected_density"]
-    return Outcome(name, test, loss, *densities, posterior.model.temperature, seconds)
+    return Outcome(predictor, test, loss, *densities, posterior.model.temperature, seconds)
 
 
 def _plug_in_probs(posterior: Posterior, data: Data) -> tuple[Tensor, Tensor]:
@@ -251,11 +280,12 @@ def _plug_in_probs(posterior: Posterior, data: Data) -> tuple[Tensor, Tensor]:
     return posterior.predict_plug_in(data.test.images), posterior.predict_plug_in(data.validation.images)
 
 
-def _median(name: str, posterior: Posterior, seconds: float, data: Data) -> Iterator[Outcome]:
+def _median(predictor: Predictor, posterior: Posterior, seconds: float, data: Data) -> Iterator[Outcome]:
     """The median-probability model's network, and temperature-scaled."""
     test, validation = _plug_in_probs(posterior, data)
     loss, density = _nll(validation, data.validation.labels), posterior.densities()["median_density"]
-    outcome = Outcome(f"{name}{MEDIAN}", test, loss, density, density, posterior.model.temperature, seconds)
+    temperature = posterior.model.temperature
+    outcome = Outcome(replace(predictor, median=True), test, loss, density, density, temperature, seconds)
     yield outcome
     yield _scaled(outcome, validation, data)
 
@@ -267,16 +297,19 @@ def _scaled(outcome: Outcome, validation: Tensor, data: Data) -> Outcome:
     of_test, of_validation = (probs.clamp_min(tiny).log() for probs in (outcome.probs, validation))
     scale = best_logit_scale(of_validation, labels)
     test, validation = (scale_logits(each, scale).exp() for each in (of_test, of_validation))
-    return replace(outcome, method=f"{outcome.method}{SCALED}", probs=test, validation_nll=_nll(validation, labels))
+    predictor = replace(outcome.predictor, scaled=True)
+    return replace(outcome, predictor=predictor, probs=test, validation_nll=_nll(validation, labels))
 
 
-def _plug_in(name: str, result: FitResult, data: Data) -> Iterator[Outcome]:
+def _plug_in(predictor: Predictor, result: FitResult, data: Data) -> Iterator[Outcome]:
     """The network with the posterior mean weights, and temperature-scaled."""
     test, validation = _plug_in_probs(result.posterior, data)
-    outcome = _point(name, test, validation, data, result.seconds)
+    outcome = _point(predictor, test, validation, data, result.seconds)
     yield outcome
     yield _scaled(outcome, validation, data)
 
 
-def _point(name: str, test: Tensor, validation: Tensor, data: Data, seconds: float, density: float = 1.0) -> Outcome:
-    return Outcome(name, test, _nll(validation, data.validation.labels), density, density, 1.0, seconds)
+def _point(
+    predictor: Predictor, test: Tensor, validation: Tensor, data: Data, seconds: float, density: float = 1.0
+) -> Outcome:
+    return Outcome(predictor, test, _nll(validation, data.validation.labels), density, density, 1.0, seconds)

@@ -17,7 +17,7 @@ from ..errors import InputError
 from .methods import Method
 from .recipes import RunConfig, known_recipe
 
-FORMAT = 4
+FORMAT = 5
 """Version of the result files: runs of another one are other runs."""
 
 T = TypeVar("T")

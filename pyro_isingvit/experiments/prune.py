@@ -32,8 +32,8 @@ _SCORES = (
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A network's price, and its scores on the test images by name."""
+class NetworkFigures:
+    """What a network costs, and its scores on the test images by name."""
 
     cost: Cost
     scores: dict[str, float]
@@ -52,8 +52,8 @@ class Pruned:
 
     levels: tuple[str, ...]
     network: CompactViT
-    before: Judged
-    after: Judged
+    before: NetworkFigures
+    after: NetworkFigures
 
     def rows(self) -> Iterator[tuple[str, str, tuple[float, ...]]]:
         """Name, format, and figures before and after, for a table."""
@@ -117,7 +117,9 @@ def prune_run(
     both = {"before": whole.cpu(), "after": network}
     prices = costs(both, data.test.images)
     probs = {name: predict_with(one, data.test.images) for name, one in both.items()}
-    before, after = (Judged(prices[name], _scores(probs[name], data.test.labels)) for name in ("before", "after"))
+    before, after = (
+        NetworkFigures(prices[name], _scores(probs[name], data.test.labels)) for name in ("before", "after")
+    )
     levels = (level,) if isinstance(level, str) else tuple(level)
     export(network, out, formats, overwrite)
     facts = {"levels": levels, "threshold": threshold, "density": density, "fine_tune": fine_tune_steps, "draws": draws}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..data import Images, read
 from ..errors import InputError
-from .methods import outcomes
+from .methods import Outcome, outcomes
 from .plan import FORMAT, Cell, Plan
 from .recipes import RunConfig, recipe
 from .run import check_place, load, versions
@@ -35,8 +35,7 @@ class Result:
         cell: that was run.
         config: that it came to.
         labels: of the test images, (n,).
-        outcomes: numbers of each `Outcome`, by name.
-        probs: (n, classes) of each.
+        outcomes: what the method predicted, each of its ways.
         memory: peak of the process, in MiB.
         images: fingerprint of the data set's images, see `Images.fingerprint`.
     """
@@ -44,8 +43,7 @@ class Result:
     cell: Cell
     config: RunConfig
     labels: Tensor
-    outcomes: list[dict[str, Any]]
-    probs: list[Tensor]
+    outcomes: list[Outcome]
     memory: float
     images: str
 
@@ -87,9 +85,9 @@ def read_result(path: Path) -> Result:
     facts = _facts(path)
     with _damage_named(path):
         tensors = safetensors.torch.load_file(path)
-    probs = [tensors[f"probs/{i}"] for i in range(len(facts["outcomes"]))]
+    each = [Outcome.of(numbers, tensors[f"probs/{i}"]) for i, numbers in enumerate(facts["outcomes"])]
     cell, config = Cell(**facts["cell"]), RunConfig(**facts["config"])
-    return Result(cell, config, tensors["labels"], facts["outcomes"], probs, facts["memory"], facts["images"])
+    return Result(cell, config, tensors["labels"], each, facts["memory"], facts["images"])
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -242,9 +240,7 @@ def _run(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool, pro
     config = cell.run_config(recipe(cell.dataset, everything, cell.train), root)
     data = load(config, everything, download)
     each = list(outcomes(config, cell.method, data, progress))
-    numbers = [{name: value for name, value in vars(outcome).items() if name != "probs"} for outcome in each]
-    probs = [outcome.probs for outcome in each]
-    return Result(cell, config, data.test.labels, numbers, probs, _peak_memory(), everything.fingerprint)
+    return Result(cell, config, data.test.labels, each, _peak_memory(), everything.fingerprint)
 
 
 def _write(result: Result, path: Path) -> None:
@@ -252,13 +248,13 @@ def _write(result: Result, path: Path) -> None:
         "format": FORMAT,
         "cell": result.cell.model_dump(mode="json"),
         "config": result.config.model_dump(mode="json") | {"data_root": None},
-        "outcomes": result.outcomes,
+        "outcomes": [outcome.facts() for outcome in result.outcomes],
         "memory": result.memory,
         "images": result.images,
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
-    tensors = {"labels": result.labels} | {f"probs/{i}": probs.contiguous() for i, probs in enumerate(result.probs)}
+    tensors = {"labels": result.labels} | {f"probs/{i}": o.probs.contiguous() for i, o in enumerate(result.outcomes)}
     handle, draft = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
     os.close(handle)
     safetensors.torch.save_file(tensors, draft, {"study": json.dumps(facts)})

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pandas as pd
 import torch
 import yaml
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ..errors import InputError
-from .methods import MEDIAN, SCALED
+from .methods import Predictor
 from .plan import Plan
 from .study import Result, results
 
@@ -32,14 +34,24 @@ PUBLISHED: dict[tuple[str, int], dict[str, float]] = {
 }
 """Accuracies in percent that Salem & Kim, arXiv 2511.13221, published: means of 10 seeds, each at its best setting."""
 
-Tested = tuple[torch.Tensor, dict[str, torch.Tensor]]
-"""Labels of test images, and probabilities by who says so."""
+
+@dataclass(frozen=True)
+class Tested:
+    """What was tested on the same images.
+
+    Attributes:
+        labels: of these images, (n,).
+        probs: (n, classes), by label of the picture.
+        variants: labels of scaled predictions, and that of the same without.
+    """
+
+    labels: Tensor
+    probs: dict[str, Tensor] = field(default_factory=dict)
+    variants: dict[str, str] = field(default_factory=dict)
+
 
 LINES = 10
 """Methods and settings in one picture of calibration, so that each has a style of its own."""
-
-CURVES = ("ising-path", f"ising-path{MEDIAN}", "magnitude-pruning")
-"""Methods with an outcome for each of several densities: drawn as curves, and left out of the table of methods."""
 
 SCORES = {
     "accuracy": "accuracy, %",
@@ -53,7 +65,10 @@ SCORES = {
 
 
 def result_table(every: Iterable[Result]) -> pd.DataFrame:
-    """One row for each outcome: what was run, all metrics on the test images, density, minutes, MiB."""
+    """One row for each outcome: what was run, all metrics on the test images, density, minutes, MiB.
+
+    ``method`` names the `Predictor`, of which ``base``, ``median``, ``scaled`` and ``curve`` are the attributes.
+    """
     from ..diagnostics.calibration import metrics
 
     rows: list[dict[str, Any]] = []
@@ -61,11 +76,12 @@ def result_table(every: Iterable[Result]) -> pd.DataFrame:
     for result, setting in zip(every, settings_of(every), strict=True):
         cell = result.cell
         of_cell = {"dataset": cell.dataset, "train": cell.train, "setting": setting, "seed": cell.seed}
-        for number, probs in zip(result.outcomes, result.probs, strict=True):
-            numbers = dict(number)
-            method, seconds = numbers.pop("method"), numbers.pop("seconds")
-            costs = {"minutes": seconds / 60, "memory_mib": result.memory}
-            rows.append(of_cell | {"method": method} | metrics(probs, result.labels) | numbers | costs)
+        for outcome in result.outcomes:
+            numbers = outcome.facts()
+            predictor = numbers.pop("predictor")
+            predictor |= {"base": predictor["method"], "method": str(outcome.predictor)}
+            costs = {"minutes": numbers.pop("seconds") / 60, "memory_mib": result.memory}
+            rows.append(of_cell | predictor | metrics(outcome.probs, result.labels) | numbers | costs)
     return pd.DataFrame(rows)
 
 
@@ -89,7 +105,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over the seeds of every method and setting; curves are left out."""
     keys = ["dataset", "train", "method", "setting"]
     columns = [*SCORES, "temperature", "validation_nll", "minutes", "memory_mib"]
-    kept = table[~table["method"].isin(CURVES)]
+    kept = table[~table["curve"]]
     groups = kept.groupby(keys, sort=False)[columns]
     means, spreads = groups.mean(), groups.std().add_suffix("_sd")
     return means.join(spreads).join(kept.groupby(keys, sort=False).size().rename("seeds")).reset_index()
@@ -108,24 +124,25 @@ def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
     """
     from ..diagnostics.calibration import paired_difference
 
-    groups: dict[tuple[str, int, str, int], dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
+    groups: dict[tuple[str, int, str, int], dict[Predictor, tuple[Tensor, Tensor]]] = {}
     every = list(every)
     for result, setting in zip(every, settings_of(every), strict=True):
         cell = result.cell
         own = groups.setdefault((cell.dataset, cell.train, setting, cell.seed), {})
-        for number, probs in zip(result.outcomes, result.probs, strict=True):
-            if number["method"] not in CURVES:
-                own[number["method"]] = probs, result.labels
+        for outcome in result.outcomes:
+            if not outcome.predictor.curve:
+                own[outcome.predictor] = outcome.probs, result.labels
     tables = []
     for (dataset, train, setting, seed), methods in groups.items():
         others = groups.get((dataset, train, "", seed), {}) | methods
-        for ours in [name for name in (method, method + SCALED) if name in methods]:
+        both = Predictor(method), Predictor(method, scaled=True)
+        for ours in [predictor for predictor in both if predictor in methods]:
             probs, labels = methods[ours]
             for baseline, (other, same) in others.items():
-                alike = not ours.endswith(SCALED) or baseline.endswith(SCALED)
-                if alike and baseline not in (method, method + SCALED) and torch.equal(labels, same):
-                    facts = {"dataset": dataset, "train": train, "setting": setting, "method": ours}
-                    facts |= {"baseline": baseline, "seed": seed}
+                alike = not ours.scaled or baseline.scaled
+                if alike and baseline not in both and torch.equal(labels, same):
+                    facts = {"dataset": dataset, "train": train, "setting": setting, "method": str(ours)}
+                    facts |= {"baseline": str(baseline), "seed": seed}
                     tables.append(paired_difference(probs, other, labels).assign(**facts))
     if not tables:
         return pd.DataFrame()
@@ -151,7 +168,7 @@ def choices(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     keys = ["dataset", "train", "method", "seed"]
-    for names, group in table[~table["method"].isin(CURVES)].groupby(keys, sort=False):
+    for names, group in table[~table["curve"]].groupby(keys, sort=False):
         if group["setting"].nunique() < 2:
             continue
         chosen, best = group.loc[group["validation_nll"].idxmin()], group.loc[group["nll"].idxmin()]
@@ -296,11 +313,11 @@ def _yaml(plan: Plan) -> str:
     return yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
 
 
-def _drawn(method: str, setting: str) -> bool:
+def _drawn(predictor: Predictor, setting: str) -> bool:
     """Whether its calibration is: of the temperature-scaled there is room for ours and the deterministic one alone."""
-    if method in CURVES or method.endswith(MEDIAN):
+    if predictor.curve or predictor.median:
         return False
-    return not method.endswith(SCALED) or (not setting and method in (f"ising{SCALED}", f"deterministic{SCALED}"))
+    return not predictor.scaled or (not setting and predictor.method in ("ising", "deterministic"))
 
 
 def _label(method: str, setting: str) -> str:
@@ -315,18 +332,18 @@ def _pictures(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
     for (dataset, train), groups in _tested_alike(every).items():
         stem = f"{_stem(dataset)}-{train}"
         drawn = [
-            (labels, dict(list(probs.items())[start : start + LINES]))
-            for labels, probs in groups
-            if len(probs) > 1
-            for start in range(0, len(probs), LINES)
+            (tested, dict(list(tested.probs.items())[start : start + LINES]))
+            for tested in groups
+            if len(tested.probs) > 1
+            for start in range(0, len(tested.probs), LINES)
         ]
-        for i, (labels, probs) in enumerate(drawn):
+        for i, (tested, probs) in enumerate(drawn):
             name = f"{stem}-calibration.png" if i == 0 else f"{stem}-calibration-{i + 1}.png"
-            pictures[name] = figure_calibration(probs, labels)
+            pictures[name] = figure_calibration(probs, tested.labels, tested.variants)
         rows = table[(table["dataset"] == dataset) & (table["train"] == train)]
-        if rows["method"].isin(CURVES).any():
+        if rows["curve"].any():
             pictures[f"{stem}-density.png"] = figure_curves(rows)
-    single = table[~table["method"].isin(CURVES) & ~table["method"].str.endswith((MEDIAN, SCALED))]
+    single = table[~(table["curve"] | table["median"] | table["scaled"])]
     if len(single):
         pairs = zip(single["method"], single["setting"], strict=True)
         pictures["cost.png"] = figure_cost(single.assign(method=[_label(*pair) for pair in pairs]))
@@ -345,13 +362,17 @@ def _tested_alike(every: Sequence[Result]) -> dict[tuple[str, int], list[Tested]
         if result.cell.seed != first[key]:
             continue
         known = groups.setdefault(key, [])
-        own = next((probs for labels, probs in known if torch.equal(labels, result.labels)), None)
+        own = next((tested for tested in known if torch.equal(tested.labels, result.labels)), None)
         if own is None:
-            own = {}
-            known.append((result.labels, own))
-        for number, probs in zip(result.outcomes, result.probs, strict=True):
-            if _drawn(number["method"], setting):
-                own[_label(number["method"], setting)] = probs
+            own = Tested(result.labels)
+            known.append(own)
+        for outcome in result.outcomes:
+            predictor = outcome.predictor
+            if _drawn(predictor, setting):
+                label = _label(str(predictor), setting)
+                own.probs[label] = outcome.probs
+                if predictor.scaled:
+                    own.variants[label] = _label(str(replace(predictor, scaled=False)), setting)
     return groups
 
 

@@ -1,6 +1,7 @@
 """How to train."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal, Self
 
 import pydantic
@@ -9,22 +10,25 @@ import torch
 from ..config import Config, Seed
 from ..data import AUGMENTATIONS, Augment
 from ..errors import InputError
+from .search import TemperatureSearch
+
+SEARCHES = {"auto": TemperatureSearch(), "sparsest": TemperatureSearch(rule="sparsest")}
+"""Short names of searches for the temperature."""
 
 
 class FitConfig(Config):
     """How to train.
 
     Attributes:
-        steps: optimiser steps from start to end; what ``temperature="auto"`` tries comes on top.
+        steps: optimiser steps from start to end; what a search for the temperature tries comes on top.
         batch_size: images a step.
         learning_rate: peak rate of Adam.
         warmup: share of the steps over which the rate rises to its peak; then it falls to zero along a cosine.
         pilot: share of the steps with all masks on, before they are learned.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
-        temperature: T of the power posterior, or ``"auto"``: a short path, cold to hot, after a warm pilot phase says
-            by the calibrated NLL of the validation images where to begin. The Ising phase is run there, and again at
-            hotter, else at colder temperatures as long as the NLL at its end falls; or ``"sparsest"``: likewise, and
-            hotter as long as the NLL stays within one standard error of the least; see `temperature.finish`.
+        temperature: T of the posterior, a positive number; or how to search for it, see `TemperatureSearch`, of which
+            ``"auto"`` (the default) and ``"sparsest"`` are short names. With a number, the model is trained once, at
+            that temperature from the first step.
         target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
         clip: largest norm of the gradient of the loss per image, over all parameters together.
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
@@ -40,7 +44,7 @@ class FitConfig(Config):
     warmup: float = pydantic.Field(default=0.2, gt=0, lt=1)
     pilot: float = pydantic.Field(default=0.6, ge=0, le=1)
     fine_tune: float = pydantic.Field(default=0.0, ge=0, le=1)
-    temperature: pydantic.PositiveFloat | Literal["auto", "sparsest"] = "auto"
+    temperature: pydantic.PositiveFloat | TemperatureSearch = TemperatureSearch()
     target_density: float | None = pydantic.Field(default=None, gt=0, lt=1)
     clip: pydantic.PositiveFloat = 1.0
     augment: Augment | None = None
@@ -50,11 +54,13 @@ class FitConfig(Config):
 
     @pydantic.field_validator("temperature", mode="wrap")
     @classmethod
-    def _number_or_rule(cls, value: object, check: pydantic.ValidatorFunctionWrapHandler) -> object:
+    def _number_or_search(cls, value: object, check: pydantic.ValidatorFunctionWrapHandler) -> object:
+        if isinstance(value, Mapping):
+            return TemperatureSearch(**value)
         try:
-            return check(value)
+            return check(SEARCHES[value] if isinstance(value, str) and value in SEARCHES else value)
         except pydantic.ValidationError:
-            raise ValueError("give a positive number, 'auto' or 'sparsest'") from None
+            raise ValueError("give a positive number, 'auto', 'sparsest' or a TemperatureSearch") from None
 
     @pydantic.field_validator("augment", mode="before")
     @classmethod

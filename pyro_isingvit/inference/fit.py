@@ -1,13 +1,13 @@
 """Fitting a guide to a model: pilot with all masks on, Ising phase, fine-tuning of the median-probability model."""
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
 import pyro
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..data import Images
 from ..draws import evaluating, seeded
@@ -15,9 +15,11 @@ from ..errors import InputError
 from ..guides import Guide
 from ..posterior import Posterior
 from .config import FitConfig
+from .events import Listener, ProgressBar, Started, Stopped
 from .pair import check_pair
+from .path import FitPath, path_table
 from .result import FitResult
-from .search import FACTORS, PATIENCE, SHARE, FitPath, finish, follow_path, path_table, pilot_temperature
+from .search import TemperatureSearch
 from .trainer import Trainer
 
 
@@ -27,6 +29,7 @@ def fit(
     validation: Images | None = None,
     config: FitConfig | None = None,
     progress: bool = True,
+    listeners: Sequence[Listener] = (),
 ) -> FitResult:
     """Fit a guide to the posterior of a model by stochastic variational inference.
 
@@ -36,10 +39,11 @@ def fit(
     Args:
         guide: the variational distribution, with its model. Both are trained in place and moved to the device.
         train: images to learn from.
-        validation: images to decide on; needed for ``temperature="auto"`` and ``"sparsest"``, which calibrate the
-            posterior by them too, see `Posterior.calibrate`. Never the test images.
+        validation: images to decide on; needed by a search for the temperature, which also calibrates the
+            posterior on them, see `Posterior.calibrate`. Never the test images.
         config: how to train; `FitConfig()` if None.
         progress: whether to show a progress bar.
+        listeners: are told what happens, see `pyro_isingvit.inference.events`.
 
     Returns:
         The posterior, which is a copy of what was fitted, and the log of the fit.
@@ -50,20 +54,15 @@ def fit(
     """
     config = config or FitConfig()
     path = finished = None
-    with _training(guide, train, validation, config, progress) as trainer:
+    with _training(guide, train, validation, config, progress, listeners) as trainer:
         if not _sparsifies(guide):
             trainer.run(config.steps, "weights")
         else:
             trainer.run_pilot()
             fine_tune = round(config.fine_tune * config.steps)
             ising = config.steps - trainer.step - fine_tune
-            if isinstance(config.temperature, str) and ising:
-                assert validation is not None
-                start, sparsest = trainer.snapshot(), config.temperature == "sparsest"
-                each = max(1, round(SHARE * ising / len(FACTORS)))
-                path = path_table(follow_path(trainer, validation, each, PATIENCE))
-                first = int(path["least_nll"].to_numpy().argmax())
-                finished = finish(trainer, validation, start, first, ising, sparsest)
+            if isinstance(config.temperature, TemperatureSearch) and ising:
+                path, finished = config.temperature.run(trainer, cast(Images, validation), ising)
             else:
                 trainer.run(ising, "ising")
             if fine_tune:
@@ -81,15 +80,16 @@ def fit_path(
     validation: Images,
     config: FitConfig | None = None,
     progress: bool = True,
+    listeners: Sequence[Listener] = (),
 ) -> FitPath:
     """Fit a guide at many temperatures in one go, from cold and dense to hot and sparse.
 
-    After the pilot phase, which is warm, all steps are spread evenly over `temperature.FACTORS`, each temperature
-    starting from the one before, at one low learning rate and with averaged parameters. What ``temperature="auto"``
-    does in short before its Ising phase is done here with all steps, and every point is kept.
+    After the pilot phase, which is warm, all steps are spread evenly over the temperatures of the configuration's
+    `TemperatureSearch`, each starting from the one before, at one low learning rate and with averaged parameters. Every
+    point of the path is kept.
 
     Args:
-        guide, train, validation, config, progress: see `fit`. The configuration's temperature stays ``"auto"``.
+        guide, train, validation, config, progress, listeners: see `fit`. The temperature has to be a search.
 
     Returns:
         The curve, and the posterior at each point of it.
@@ -98,28 +98,33 @@ def fit_path(
         InputError, TrainingError: see `fit`.
     """
     config = config or FitConfig()
-    for name, value, free in (
-        ("temperature", config.temperature, "auto"),
-        ("target_density", config.target_density, None),
-        ("fine_tune", config.fine_tune, 0),
-    ):
+    search = config.temperature
+    if not isinstance(search, TemperatureSearch):
+        raise InputError(f"temperature={search}: a path goes through all temperatures; leave it 'auto'")
+    for name, value, free in (("target_density", config.target_density, None), ("fine_tune", config.fine_tune, 0)):
         if value != free:
             raise InputError(f"{name}={value}: a path goes through all temperatures and densities; leave it {free!r}")
-    with _training(guide, train, validation, config, progress) as trainer:
+    with _training(guide, train, validation, config, progress, listeners) as trainer:
         trainer.run_pilot()
         left = config.steps - trainer.step
-        if left < len(FACTORS):
+        tried = len(search.factors)
+        if left < tried:
             raise InputError(
-                f"steps={config.steps}, pilot={config.pilot} leave {left} for {len(FACTORS)} temperatures: more steps"
+                f"steps={config.steps}, pilot={config.pilot} leave {left} for {tried} temperatures: more steps"
             )
-        stops = follow_path(trainer, validation, left // len(FACTORS))
+        stops = search.follow_path(trainer, validation, left // tried, patience=math.inf)
     table, facts = path_table(stops), config.model_dump(mode="json")
     return FitPath(Posterior.of(guide), table, stops, trainer.history, trainer.seconds, facts)
 
 
 @contextmanager
 def _training(
-    guide: Guide, train: Images, validation: Images | None, config: FitConfig, progress: bool
+    guide: Guide,
+    train: Images,
+    validation: Images | None,
+    config: FitConfig,
+    progress: bool,
+    listeners: Sequence[Listener],
 ) -> Iterator[Trainer]:
     """A trainer on the device, with everything in place for the time of a fit."""
     device, model = config.torch_device(), guide.model
@@ -130,12 +135,19 @@ def _training(
         _holding(guide, config.target_density),
         seeded(device, config.seed),
         pyro.validation_enabled(False),
-        Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress) as bar,
     ):
         wanted = config.temperature
-        model.temperature = pilot_temperature(guide, len(train)) if isinstance(wanted, str) else wanted
-        trainer = Trainer(guide, train.to(device), validation, config, bar)
-        yield trainer
+        if isinstance(wanted, TemperatureSearch):
+            model.temperature = wanted.pilot_temperature(guide, len(train))
+        else:
+            model.temperature = wanted
+        listening: list[Listener] = [*([ProgressBar()] if progress else []), *listeners]
+        trainer = Trainer(guide, train.to(device), validation, config, listening)
+        trainer.tell(Started(config.steps))
+        try:
+            yield trainer
+        finally:
+            trainer.tell(Stopped(trainer.step))
         trainer.seconds = time.perf_counter() - trainer.started
 
 
@@ -158,14 +170,16 @@ def _sparsifies(guide: Guide) -> bool:
 
 def _check(guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
     model = guide.model
-    if isinstance(config.temperature, str) and validation is None:
+    searched = isinstance(config.temperature, TemperatureSearch)
+    if searched and validation is None:
         raise InputError(
-            f'temperature="{config.temperature}" is decided on held-out images: pass validation, or a number, e.g. 1e-3'
+            "temperature: a search, such as 'auto', is decided on held-out images: pass validation, or a number, e.g. "
+            "1e-3"
         )
-    if isinstance(config.temperature, str) and (not _sparsifies(guide) or config.pilot + config.fine_tune == 1):
+    if searched and (not _sparsifies(guide) or config.pilot + config.fine_tune == 1):
         raise InputError(
-            f'temperature="{config.temperature}" is decided in the Ising phase, and there is none (no masks, or pilot '
-            "and fine_tune take all steps): give a number, e.g. 1e-3"
+            "temperature: a search, such as 'auto', is decided in the Ising phase, and there is none (no masks, or "
+            "pilot and fine_tune take all steps): give a number, e.g. 1e-3"
         )
     device = next(model.network.parameters()).device
     for name, part in (("train", train), ("validation", validation)):

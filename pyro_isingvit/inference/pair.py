@@ -3,13 +3,11 @@
 from typing import Any
 
 import pyro
-import torch
 from pyro import poutine
 from torch import Tensor
 
 from ..errors import InputError
 from ..guides import Guide
-from ..models import IsingSpikeSlab, Prior
 
 
 def check_pair(guide: Guide, images: Tensor, labels: Tensor) -> None:
@@ -51,15 +49,13 @@ def check_pair(guide: Guide, images: Tensor, labels: Tensor) -> None:
 
 def _check_normalised(guide: Guide) -> None:
     prior, sampled = guide.model.prior, guide.mask_hypers
-    masks = {name: torch.zeros(shape, device=prior.zero.device) for name, shape in guide.mask_shapes.items()}
-    if sampled and type(prior).log_normaliser in (Prior.log_normaliser, IsingSpikeSlab.log_normaliser):
-        with guide.hypers_at_median():
-            potential = prior.potential(masks)
-        if potential is not None:
-            raise InputError(
-                f"prior={type(prior).__name__} samples {sampled} beneath an interaction of its masks, whose "
-                "normaliser depends on them: override log_normaliser(masks), or let potential return None"
-            )
+    interaction = prior.interaction
+    if sampled and interaction is not None and not (interaction.normalised or interaction.covers_latents):
+        raise InputError(
+            f"prior={type(prior).__name__} samples {sampled} beneath an interaction of its masks, whose normaliser "
+            "depends on them: override log_normaliser(masks) of the interaction and set covers_latents = True, or set "
+            "interaction = None"
+        )
 
 
 def _latent(trace: Any) -> dict[str, Tensor]:

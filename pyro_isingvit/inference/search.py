@@ -1,293 +1,195 @@
-"""The temperature, decided on held-out images: a warm-started path from cold to hot, then whole trainings."""
+"""The search for the temperature of the posterior, decided on validation images."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pandas as pd
-from torch import Tensor, nn
+import pydantic
 
+from ..config import Config
 from ..data import Images
-from ..errors import InputError, TrainingError
+from ..errors import TrainingError
 from ..guides import Guide
 from ..models import IsingViT
-from ..posterior import Posterior
-from ..scores import mean_scores, nll
-from .trainer import Snapshot, Trainer
+from .path import Average, Candidate, Stop, candidate, path_table
 
-FACTORS = (0.005, 0.016, 0.05, 0.16, 0.5, 1.6, 5.0, 16.0)
-"""Temperatures tried, in multiples of training images per weight."""
-
-PILOT, PILOT_IMAGES = 0.5, 300
-"""Temperature of the pilot phase before them, likewise, but of no more than so many images. In a warm pilot phase
-weights are shrunk to what the data ask for and do not overfit before their masks are learned; from a hot one they do
-not recover."""
-
-SHARE = 0.2
-"""Steps that ``temperature="auto"`` spends on trying them, as a share of the Ising phase."""
-
-POSITION = 0.8
-"""Where on its schedule the learning rate is held meanwhile, for guides whose masks follow in closed form: low enough
-that temperatures differ by more than steps. For others it is held where it is."""
-
-SNAPSHOTS = 8
-"""States that are averaged at each."""
-
-PATIENCE = 1.2
-"""``temperature="auto"`` stops trying once the validation NLL is this many times its minimum."""
-
-DRAWS = 20
-"""Posterior draws behind each validation NLL."""
-
-Mark = Literal["least_nll", "sparsest"]
-"""A mark of `path_table`."""
+if TYPE_CHECKING:
+    from .trainer import Snapshot, Trainer
 
 
-def grid(model: IsingViT, num_data: int) -> list[float]:
-    """The temperatures of a path."""
-    return [factor * num_data / _weights(model) for factor in FACTORS]
+class TemperatureSearch(Config):
+    """How the temperature of the posterior is searched for; `FitConfig` takes it as ``temperature``.
+
+    1. The pilot phase is warm: at ``pilot`` times the number of training images (of at most ``pilot_images``) per
+       weight. There, weights are shrunk to what the data ask for, and do not overfit before their masks are learned.
+    2. A short path goes through rising temperatures, ``factors`` times the number of training images per weight. Each
+       starts where the one before ended. It ends once the validation NLL is ``patience`` times its minimum.
+    3. Whole Ising phases, each from the end of the pilot phase, are run at the temperature with the least NLL on the
+       path, then at hotter ones as long as the NLL at their end falls; if no hotter one was better, at colder ones as
+       long as it falls. The path alone cannot decide: after its few steps cold temperatures have not overfitted yet,
+       and hot ones have neither lost all their weights nor made up for those they lost.
+
+    All NLLs are those of calibrated predictions, see `Posterior.calibrate`.
+
+    Attributes:
+        rule: ``"least_nll"``; or ``"sparsest"``: whole phases go on to hotter temperatures as long as the NLL stays
+            within one standard error of the least, and the hottest of these is taken.
+        factors: temperatures tried, in multiples of training images per weight, rising.
+        pilot, pilot_images: temperature of the pilot phase, likewise.
+        share: steps of the short path, as a share of those of an Ising phase.
+        position: where on its schedule the learning rate is held along the path, for guides whose masks follow in
+            closed form: low enough that temperatures differ by more than steps do. For others it is held where it is.
+        snapshots: states that are averaged at each temperature of a path.
+        patience: see above.
+        draws: posterior draws behind each validation NLL.
+    """
+
+    rule: Literal["least_nll", "sparsest"] = "least_nll"
+    factors: Annotated[tuple[pydantic.PositiveFloat, ...], pydantic.Field(min_length=1)] = (
+        *(0.005, 0.016, 0.05, 0.16),
+        *(0.5, 1.6, 5.0, 16.0),
+    )
+    pilot: pydantic.PositiveFloat = 0.5
+    pilot_images: pydantic.PositiveInt = 300
+    share: float = pydantic.Field(default=0.2, gt=0, le=1)
+    position: float = pydantic.Field(default=0.8, ge=0, le=1)
+    snapshots: pydantic.PositiveInt = 8
+    patience: float = pydantic.Field(default=1.2, ge=1, allow_inf_nan=True)
+    draws: pydantic.PositiveInt = 20
+
+    @pydantic.model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.factors) != sorted(set(self.factors)):
+            raise ValueError(f"factors={self.factors}: must rise from cold to hot")
+        return self
+
+    def temperatures(self, model: IsingViT, num_data: int) -> list[float]:
+        """The temperatures tried for a model and a number of training images."""
+        return [factor * num_data / _weights(model) for factor in self.factors]
+
+    def pilot_temperature(self, guide: Guide, num_data: int) -> float:
+        """Temperature of the pilot phase. A guide without masks would prune weights in a warm one: the coldest."""
+        warm = self.pilot * min(num_data, self.pilot_images) / _weights(guide.model)
+        return warm if guide.mask_shapes else self.temperatures(guide.model, num_data)[0]
+
+    def follow_path(self, trainer: "Trainer", validation: Images, steps: int, patience: float) -> list[Stop]:
+        """Train through rising temperatures, each scored on the validation images.
+
+        Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the whole curve
+        of NLL against density, as a lasso path does. The learning rate is held, and each temperature is scored at the
+        average of the parameters over its second half: a single state may be off by more than temperatures differ.
+
+        Args:
+            trainer: at the end of the pilot phase; it is left at the end of the path.
+            validation: images to decide on.
+            steps: at each temperature.
+            patience: the path ends once the validation NLL is this many times its minimum, or training breaks down.
+
+        Raises:
+            TrainingError: if training breaks down at the first temperature.
+        """
+        model, guide = trainer.guide.model, trainer.guide
+        parts: tuple[Any, Any] = model, guide
+        trainer.stride = 0.0
+        if guide.closed_form:
+            trainer.position = max(trainer.position, self.position * trainer.config.steps)
+        stops: list[Stop] = []
+        for temperature in self.temperatures(model, len(trainer.train)):
+            model.temperature = temperature
+            average = Average(parts, steps, self.snapshots)
+            try:
+                trainer.run(steps, "path", average)
+                states = [copy.deepcopy(part.state_dict()) for part in parts]
+                for part, state in zip(parts, average.states, strict=True):
+                    part.load_state_dict(state)
+                found = candidate(guide, validation, self.draws)
+            except TrainingError:
+                if not stops:
+                    raise
+                break
+            of_model, of_guide = average.states
+            stops.append(Stop(found.nll, found.row, (of_model, of_guide)))
+            for part, state in zip(parts, states, strict=True):
+                part.load_state_dict(state)
+            if found.row["nll"] > patience * min(stop.row["nll"] for stop in stops):
+                break
+        return stops
+
+    def run(self, trainer: "Trainer", validation: Images, steps: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The short path and the whole Ising phases, see above.
+
+        Args:
+            trainer: at the end of the pilot phase; it is left at the end of the Ising phase that was chosen.
+            validation: images to decide on.
+            steps: of an Ising phase.
+
+        Returns:
+            The `path_table` of the short path, and that of the ends of the Ising phases, cold to hot, whose ``chosen``
+            marks the one that was chosen.
+
+        Raises:
+            TrainingError: if training breaks down at the first temperature of the path, or in the first Ising phase. A
+                later one that breaks down is not chosen.
+        """
+        start, each = trainer.snapshot(), max(1, round(self.share * steps / len(self.factors)))
+        path = path_table(self.follow_path(trainer, validation, each, self.patience))
+        phases = _IsingPhases(self, trainer, validation, start, steps, int(path["least_nll"].to_numpy().argmax()))
+        return path, phases.run()
 
 
-def pilot_temperature(guide: Guide, num_data: int) -> float:
-    """Of the pilot phase before a path: see `PILOT`. Without masks, weights would be pruned in it: the path's first."""
-    warm = PILOT * min(num_data, PILOT_IMAGES) / _weights(guide.model)
-    return warm if guide.mask_shapes else grid(guide.model, num_data)[0]
+class _IsingPhases:
+    """Whole Ising phases at one temperature after the other, as long as it pays; see `TemperatureSearch`."""
+
+    def __init__(
+        self,
+        search: TemperatureSearch,
+        trainer: "Trainer",
+        validation: Images,
+        start: "Snapshot",
+        steps: int,
+        first: int,
+    ) -> None:
+        self.search, self.trainer, self.validation = search, trainer, validation
+        self.start, self.steps, self.first = start, steps, first
+        self.temperatures = search.temperatures(trainer.guide.model, len(trainer.train))
+        self.ends: dict[int, tuple[Candidate, Snapshot]] = {}
+
+    def run(self) -> pd.DataFrame:
+        """Run them, go back to the end of the chosen one, and return their table."""
+        for i in range(self.first, len(self.temperatures)):
+            if not self._pays(i):
+                break
+        if self._table()["least_nll"][self.first]:
+            for i in reversed(range(self.first)):
+                if not self._pays(i):
+                    break
+        chosen = max(i for i in self.ends if self._within(i))
+        self.trainer.go_back(self.ends[chosen][1])
+        self.trainer.guide.model.temperature = self.temperatures[chosen]
+        return self._table().assign(chosen=lambda table: table.index == chosen).reset_index(drop=True)
+
+    def _pays(self, i: int) -> bool:
+        self.trainer.go_back(self.start)
+        self.trainer.guide.model.temperature = self.temperatures[i]
+        try:
+            self.trainer.run(self.steps, "ising")
+            found = candidate(self.trainer.guide, self.validation, self.search.draws)
+        except TrainingError:
+            if i == self.first:
+                raise
+            return False
+        self.ends[i] = found, self.trainer.snapshot()
+        return self._within(i)
+
+    def _within(self, i: int) -> bool:
+        table, sparsest = self._table(), self.search.rule == "sparsest"
+        slack = table["se"][i] if sparsest and i >= self.first else 0
+        return bool(table["nll"][i] <= table["nll"].min() + slack)
+
+    def _table(self) -> pd.DataFrame:
+        order = sorted(self.ends)
+        return path_table([self.ends[i][0] for i in order]).set_index(pd.Index(order))
 
 
 def _weights(model: IsingViT) -> int:
     return sum(site.numel for site in model.sites)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the validation images say.
-
-    Attributes:
-        nll: of each image, (n,), in nats.
-        row: what tables say: temperature, logit_scale, nll, brier, accuracy, densities.
-    """
-
-    nll: Tensor
-    row: dict[str, float]
-
-    @property
-    def temperature(self) -> float:
-        """Of the posterior."""
-        return self.row["temperature"]
-
-
-@dataclass(frozen=True)
-class Stop(Judged):
-    """A temperature of a path.
-
-    Attributes:
-        states: of model and guide, averaged over the second half of the steps at this temperature.
-    """
-
-    states: tuple[dict[str, Tensor], dict[str, Tensor]]
-
-    def posterior(self, template: Posterior) -> Posterior:
-        """The posterior here, calibrated; the template's guide in another state."""
-        guide = copy.deepcopy(template.guide)
-        of_model, of_guide = self.states
-        guide.model.load_state_dict(of_model)
-        guide.load_state_dict(of_guide)
-        guide.model.temperature = self.temperature
-        return Posterior((guide,), self.row["logit_scale"])
-
-
-def follow_path(trainer: Trainer, validation: Images, steps: int, patience: float = float("inf")) -> list[Stop]:
-    """Train through rising temperatures, judging each by the validation images.
-
-    Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the
-    whole curve of NLL against density, as a lasso path does. The learning rate is held, and each is judged by the
-    average of the parameters over its second half: a single state may be off by more than temperatures differ.
-
-    Args:
-        trainer: at the end of the pilot phase; it is left at the end of the path.
-        validation: images to decide on.
-        steps: at each temperature.
-        patience: the path ends once the validation NLL is this many times its minimum, or training breaks down.
-
-    Raises:
-        TrainingError: if it breaks down at the first.
-    """
-    model, guide = trainer.model, trainer.guide
-    parts: tuple[Any, Any] = model, guide
-    trainer.stride = 0.0
-    if guide.closed_form:
-        trainer.position = max(trainer.position, POSITION * trainer.config.steps)
-    stops: list[Stop] = []
-    for temperature in grid(model, len(trainer.train)):
-        model.temperature = temperature
-        average = _Average(parts, steps)
-        try:
-            trainer.run(steps, "path", average)
-            states = [copy.deepcopy(part.state_dict()) for part in parts]
-            for part, state in zip(parts, average.states, strict=True):
-                part.load_state_dict(state)
-            judged = _judge(guide, validation)
-        except TrainingError:
-            if not stops:
-                raise
-            break
-        of_model, of_guide = average.states
-        stops.append(Stop(judged.nll, judged.row, (of_model, of_guide)))
-        for part, state in zip(parts, states, strict=True):
-            part.load_state_dict(state)
-        if judged.row["nll"] > patience * min(stop.row["nll"] for stop in stops):
-            break
-    return stops
-
-
-def path_table(stops: Sequence[Judged]) -> pd.DataFrame:
-    """One row a temperature, calibrated on the validation images: temperature, logit_scale; nll, brier and accuracy of
-    these images; both densities.
-
-    ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images.
-    ``least_nll`` marks that minimum; ``sparsest`` the sparsest within one standard error of it.
-    """
-    table = pd.DataFrame([stop.row for stop in stops])
-    least = int(table["nll"].to_numpy().argmin())
-    gaps = [stop.nll - stops[least].nll for stop in stops]
-    table["se"] = [float(gap.std() / len(gap) ** 0.5) if len(gap) > 1 else 0.0 for gap in gaps]
-    within = table[table["nll"] <= table["nll"].min() + table["se"]]
-    marks = {"least_nll": least, "sparsest": within["median_density"].idxmin()}
-    return table.assign(**{name: table.index == row for name, row in marks.items()})
-
-
-def finish(
-    trainer: Trainer, validation: Images, start: Snapshot, first: int, steps: int, sparsest: bool = False
-) -> pd.DataFrame:
-    """Train from the end of the pilot phase at one temperature after the other, as long as it pays.
-
-    A path judges temperatures early and after few steps at each: before the cold ones overfit, and before the hot ones
-    have lost all their weights or made up for those they lost. So it only says where to begin, and whole trainings are
-    compared: hotter ones as long as the NLL at the end falls (or, for the sparsest, stays within a standard error of
-    the least), then, if no hotter one was better, colder ones as long as it falls.
-
-    Args:
-        trainer: at the end of a path; it is left at the end of the training with the least NLL (or the hottest
-            within one standard error of it).
-        validation: images to decide on.
-        start: the end of the pilot phase.
-        first: where in the `grid` to begin.
-        steps: of each training.
-        sparsest: which rule to go by.
-
-    Returns:
-        The `path_table` of the ends of the trainings, cold to hot; ``chosen`` marks the one it stayed at.
-
-    Raises:
-        TrainingError: if the first of them breaks down; another one that does has not paid.
-    """
-    model, guide = trainer.model, trainer.guide
-    temperatures = grid(model, len(trainer.train))
-    ends: dict[int, tuple[Judged, Snapshot]] = {}
-
-    def table() -> pd.DataFrame:
-        return path_table([ends[i][0] for i in sorted(ends)]).set_index(pd.Index(sorted(ends)))
-
-    def within(i: int) -> bool:
-        every = table()
-        return bool(every["nll"][i] <= every["nll"].min() + (every["se"][i] if sparsest and i >= first else 0))
-
-    def pays(i: int) -> bool:
-        trainer.go_back(start)
-        model.temperature = temperatures[i]
-        try:
-            trainer.run(steps, "ising")
-            judged = _judge(guide, validation)
-        except TrainingError:
-            if i == first:
-                raise
-            return False
-        ends[i] = judged, trainer.snapshot()
-        return within(i)
-
-    for i in range(first, len(temperatures)):
-        if not pays(i):
-            break
-    if table()["least_nll"][first]:
-        for i in reversed(range(first)):
-            if not pays(i):
-                break
-    chosen = max(i for i in ends if within(i))
-    trainer.go_back(ends[chosen][1])
-    model.temperature = temperatures[chosen]
-    return table().assign(chosen=lambda every: every.index == chosen).reset_index(drop=True)
-
-
-def _judge(guide: Guide, validation: Images) -> Judged:
-    """The posterior as it is now, calibrated: else a temperature would be chosen for how sure it is of what it says.
-
-    Raises:
-        TrainingError: if it predicts no finite NLL.
-    """
-    labels = validation.labels.cpu()
-    posterior = Posterior((guide,)).calibrate(validation, DRAWS)
-    probs = posterior.predict(validation.images, DRAWS).probs
-    scores = mean_scores(probs, labels)
-    row = {"temperature": guide.model.temperature, "logit_scale": posterior.logit_scale}
-    row |= {name: scores[name] for name in ("nll", "brier", "accuracy")}
-    return Judged(nll(probs, labels), row | posterior.densities())
-
-
-@dataclass(frozen=True)
-class FitPath:
-    """What `fit_path` returns: the whole curve of accuracy and NLL against density from one fit.
-
-    Attributes:
-        last: the posterior at the end of the path, not averaged.
-        table: one row a temperature, see `path_table`.
-        stops: what the rows are made of.
-        history, seconds, config: see `FitResult`.
-    """
-
-    last: Posterior
-    table: pd.DataFrame
-    stops: Sequence[Stop]
-    history: pd.DataFrame
-    seconds: float
-    config: Mapping[str, Any]
-
-    def at(self, row: int) -> Posterior:
-        """The posterior at a row of the table, calibrated on the validation images; it owns its tensors.
-
-        Raises:
-            InputError: if there is no such row.
-        """
-        if not 0 <= row < len(self.stops):
-            raise InputError(f"row={row}: the path has rows 0 to {len(self.stops) - 1}")
-        return self.stops[row].posterior(self.last)
-
-    def pick(self, mark: Mark = "least_nll") -> Posterior:
-        """The posterior at a marked row of the table, see `path_table`."""
-        return self.at(int(self.table[mark].to_numpy().argmax()))
-
-
-class _Average:
-    """Mean state of modules over the second half of some steps."""
-
-    def __init__(self, modules: Sequence[nn.Module], steps: int) -> None:
-        self.modules, self.every = modules, max(1, steps // (2 * SNAPSHOTS))
-        self.steps, self.step, self.count = steps, 0, 0
-        self.states: list[dict[str, Tensor]] = []
-
-    def __call__(self) -> None:
-        """Once after each step."""
-        self.step += 1
-        left = self.steps - self.step
-        if left % self.every or left >= self.every * SNAPSHOTS:
-            return
-        self.count += 1
-        states = [module.state_dict() for module in self.modules]
-        if not self.states:
-            self.states = copy.deepcopy(states)
-        for mean, state in zip(self.states, states, strict=True):
-            for name, value in state.items():
-                if value.is_floating_point():
-                    mean[name].lerp_(value, 1 / self.count)
-                else:  # a count of some guide's
-                    mean[name].copy_(value)

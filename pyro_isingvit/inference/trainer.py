@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pyro
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..data import Images
@@ -22,6 +21,7 @@ from ..posterior import Posterior
 from ..scores import mean_scores
 from .config import FitConfig
 from .elbo import TraceGraph_ELBO
+from .events import Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
 
 LOGS = 50
 """Rows of the history."""
@@ -50,7 +50,7 @@ class Trainer:
         train: Images,
         validation: Images | None,
         config: FitConfig,
-        bar: Progress,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         device, model = train.images.device, guide.model
         self.model, self.guide, self.train, self.config = model, guide, train, config
@@ -71,7 +71,12 @@ class Trainer:
         precision = getattr(torch, config.precision)
         self.autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
         self.batches = _batches(len(train), config.batch_size, device)
-        self.bar, self.task = bar, bar.add_task("", total=config.steps)
+        self.listeners = tuple(listeners)
+
+    def tell(self, event: Event) -> None:
+        """Tell all listeners."""
+        for listener in self.listeners:
+            listener(event)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -92,6 +97,7 @@ class Trainer:
         model, config, every = self.model, self.config, math.ceil(self.config.steps / LOGS)
         scale = model.temperature / len(self.train)  # of a gradient in nats to one per image
         total, count = torch.zeros((), device=self.train.images.device), 0
+        self.tell(PhaseStarted(phase, model.temperature, steps))
         for i in range(steps):
             batch = next(self.batches)
             images, labels = self.train.images[batch], self.train.labels[batch]
@@ -112,7 +118,7 @@ class Trainer:
             self.step += 1
             self.position += self.stride
             total, count = total + loss.detach() * scale, count + 1
-            self.bar.advance(self.task)
+            self.tell(StepTaken(self.step))
             if after_step is not None:
                 after_step()
             if self.step % every == 0 or i == steps - 1:
@@ -135,7 +141,7 @@ class Trainer:
         self.guide.forget()
         self.step, self.position, self.stride = snapshot.step, snapshot.position, snapshot.stride
         self.rows = list(snapshot.rows)
-        self.bar.reset(self.task, completed=self.step)
+        self.tell(WentBack(self.step))
 
     def _log(self, phase: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -156,8 +162,7 @@ class Trainer:
             "seconds": time.perf_counter() - self.started,
         }
         self.rows.append(row)
-        density = f"  density {row['median_density']:.0%}" if "median_density" in row else ""
-        self.bar.update(self.task, description=f"{phase:9} loss {loss:.3f}  accuracy {row['accuracy']:.1%}{density}")
+        self.tell(RowLogged(row))
 
 
 def _batches(total: int, size: int, device: torch.device) -> Iterator[Tensor]:

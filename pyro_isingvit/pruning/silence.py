@@ -1,7 +1,7 @@
 """Units that are cut leave their mean behind as a bias.
 
-The mean is taken at the centre of what a unit reads: the bias of the LayerNorm before it or, for a feature of a patch, a
-plain image of ``pixel_mean``.
+The mean is taken at the centre of what a unit reads: the bias of the LayerNorm before it or, for a feature of a patch,
+a plain image of ``pixel_mean``.
 """
 
 import torch

@@ -50,12 +50,15 @@ def plot_reliability(probs: Mapping[str, Tensor], labels: Tensor, bins: int = 10
     return bare(ax)
 
 
-def plot_radar(scores: Mapping[str, Mapping[str, float]], ax: Axes | None = None) -> Axes:
+def plot_radar(
+    scores: Mapping[str, Mapping[str, float]], ax: Axes | None = None, variants: Mapping[str, str] | None = None
+) -> Axes:
     """The five published scores of each method, on axes from the worst seen (rounded down) to 1.
 
     Args:
         scores: of `metrics`, by method.
         ax: polar axes to draw on; those of a new figure if None.
+        variants: see `style.lines`.
 
     Raises:
         InputError: if the axes are not polar.
@@ -66,7 +69,7 @@ def plot_radar(scores: Mapping[str, Mapping[str, float]], ax: Axes | None = None
         raise InputError("ax: need polar axes; make them by add_subplot(projection='polar')")
     angles = np.linspace(0, 2 * np.pi, len(PUBLISHED), endpoint=False)
     lowest = 1.0
-    for method, style in lines(list(scores)).items():
+    for method, style in lines(list(scores), variants).items():
         values = [
             1 - scores[method][name] if name == "false_positive_rate" else scores[method][name] for name in PUBLISHED
         ]

@@ -15,63 +15,72 @@ from ..calibration import metrics, reliability_table
 from .predictive import plot_radar
 from .style import ACCENT, DARK, GREY, LIGHT, bare, lines, new_axes
 
-CURVE_STYLES: dict[str, dict[str, Any]] = {
-    "ising-path": {"color": DARK, "marker": "o", "ls": "-"},
-    "ising-path, median network": {"color": LIGHT, "marker": "s", "ls": "--"},
-    "magnitude-pruning": {"color": ACCENT, "marker": "^", "ls": "-."},
+CURVE_STYLES: dict[tuple[str, bool], dict[str, Any]] = {
+    ("ising-path", False): {"color": DARK, "marker": "o", "ls": "-"},
+    ("ising-path", True): {"color": LIGHT, "marker": "s", "ls": "--"},
+    ("magnitude-pruning", False): {"color": ACCENT, "marker": "^", "ls": "-."},
 }
+"""By method, and whether it is its median-probability model."""
 
 MARKS = {"least_nll": ("least validation NLL", "o", 11), "sparsest": ("sparsest within one standard error", "D", 10)}
-"""How points of a path that `temperature.path_table` marks are drawn: name, marker, size."""
+"""How points of a path that `path_table` marks are drawn: name, marker, size."""
 
 
-def figure_calibration(probs: Mapping[str, Tensor], labels: Tensor) -> Figure:
+def figure_calibration(
+    probs: Mapping[str, Tensor], labels: Tensor, variants: Mapping[str, str] | None = None
+) -> Figure:
     """Calibration curve, distribution of the entropy, and the five published scores of each method.
 
     Args:
         probs: (n, classes) by method.
         labels: (n,), the truth.
+        variants: see `style.lines`.
     """
     figure = Figure(figsize=(11.5, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06, h_pad=0.15))
     grid = figure.add_gridspec(1, 3, width_ratios=[1, 1, 1.3])
     left, middle = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-    plot_calibration(probs, labels, left)
-    plot_entropies(probs, middle)
-    plot_radar(
-        {name: metrics(p, labels) for name, p in probs.items()}, figure.add_subplot(grid[2], projection="polar")
-    ).get_legend().remove()  # type: ignore[union-attr]
+    plot_calibration(probs, labels, left, variants)
+    plot_entropies(probs, middle, variants)
+    right, scores = figure.add_subplot(grid[2], projection="polar"), {m: metrics(p, labels) for m, p in probs.items()}
+    plot_radar(scores, right, variants).get_legend().remove()  # type: ignore[union-attr]
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize="small", frameon=False)
     return figure
 
 
-def plot_calibration(probs: Mapping[str, Tensor], labels: Tensor, ax: Axes | None = None) -> Axes:
+def plot_calibration(
+    probs: Mapping[str, Tensor], labels: Tensor, ax: Axes | None = None, variants: Mapping[str, str] | None = None
+) -> Axes:
     """Accuracy less confidence over bins of equal mass: below zero is overconfident.
 
     Args:
         probs: (n, classes) by method.
         labels: (n,), the truth.
         ax: where to draw; that of a new figure if None.
+        variants: see `style.lines`.
     """
     ax = new_axes(4.2, 3.8) if ax is None else ax
     ax.axhline(0, color=GREY, lw=1, zorder=0)
-    for method, style in lines(list(probs)).items():
+    for method, style in lines(list(probs), variants).items():
         table = reliability_table(probs[method], labels, 10, equal_mass=True)
         ax.plot(table["confidence"], table["accuracy"] - table["confidence"], ms=4, lw=1.2, label=method, **style)
     ax.set(xlabel="confidence", ylabel="accuracy less confidence")
     return bare(ax)
 
 
-def plot_entropies(probs: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
+def plot_entropies(
+    probs: Mapping[str, Tensor], ax: Axes | None = None, variants: Mapping[str, str] | None = None
+) -> Axes:
     """Share of the test images with at most an entropy, by method.
 
     Args:
         probs: (n, classes) by method.
         ax: where to draw; that of a new figure if None.
+        variants: see `style.lines`.
     """
     ax = new_axes(4.2, 3.8) if ax is None else ax
     highest = 0.0
-    for method, style in lines(list(probs)).items():
+    for method, style in lines(list(probs), variants).items():
         p = probs[method].double()
         entropy = np.sort((-(p * p.clamp_min(1e-300).log()).sum(-1)).numpy())
         share = np.arange(1, len(entropy) + 1) / len(entropy)
@@ -104,8 +113,10 @@ def plot_curves(table: pd.DataFrame, score: str = "accuracy", ax: Axes | None = 
         ax: where to draw; that of a new figure if None.
     """
     ax = new_axes(4.5, 3.8) if ax is None else ax
-    for method, style in CURVE_STYLES.items():
-        for i, (_, rows) in enumerate(table[table["method"] == method].groupby(["setting", "seed"])):
+    for (base, median), style in CURVE_STYLES.items():
+        curves = table[table["curve"] & (table["base"] == base) & (table["median"] == median)]
+        method = curves["method"].iloc[0] if len(curves) else base
+        for i, (_, rows) in enumerate(curves.groupby(["setting", "seed"])):
             rows = rows.sort_values("expected_density")
             ax.plot(rows["expected_density"], rows[score], ms=5, lw=1.3, label=method if i == 0 else None, **style)
             for mark, (label, marker, size) in MARKS.items():
@@ -114,7 +125,8 @@ def plot_curves(table: pd.DataFrame, score: str = "accuracy", ax: Axes | None = 
                 of_mark: dict[str, Any] = {"marker": marker, "ms": size, "color": GREY, "ls": "", "label": name}
                 ax.plot(marked["expected_density"], marked[score], mfc="none", mew=1.2, **of_mark)
     for method, marker, color in (("ising", "*", DARK), ("deterministic", "s", GREY)):
-        rows = table[(table["method"] == f"{method}, temperature-scaled") & (table["setting"] == "")]
+        alone = table[table["scaled"] & ~table["median"] & ~table["curve"]]
+        rows = alone[(alone["base"] == method) & (alone["setting"] == "")]
         if len(rows):
             label = f"{method} (auto)" if method == "ising" else method
             size = 9 if marker == "*" else 6

@@ -1,5 +1,6 @@
 """Colours that hold in greyscale and for the colour-blind, and axes of one's own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -30,9 +31,14 @@ SPARE: list[dict[str, Any]] = [
 ]
 
 
-def lines(methods: list[str]) -> dict[str, dict[str, Any]]:
-    """A style for each method; "name, variant" is drawn as its name, but dotted and with hollow markers."""
-    names = {method: method.partition(",")[0] for method in methods}
+def lines(methods: list[str], variants: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """A style for each method.
+
+    Args:
+        methods: their names.
+        variants: names of variants of a method, and its name: drawn alike, but dotted and with hollow markers.
+    """
+    names = {method: (variants or {}).get(method, method) for method in methods}
     unknown = dict.fromkeys(name for name in names.values() if name not in METHODS)
     known = METHODS | {name: SPARE[i % len(SPARE)] for i, name in enumerate(unknown)}
     variant = {"ls": ":", "mfc": "none"}

@@ -1,0 +1,64 @@
+"""What an interaction of masks is: a factor on top of the base measure."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+class Interaction(nn.Module):
+    """A factor ``exp(energy(masks))`` over all masks, on top of the prior's base measure.
+
+    A prior has one as its ``interaction``. Subclasses implement `energy`; the other two methods are needed only where
+    the docstring says so. Parameters of an interaction are learned with the guide.
+
+    Example: an interaction of two sites, without parameters.
+
+        >>> class Together(Interaction):
+        ...     def energy(self, masks):
+        ...         return masks["encoder.up"].mean() * masks["encoder.down"].mean()
+    """
+
+    normalised = False
+    """Whether base measure times factor is a probability distribution as it stands, so that no normaliser is needed."""
+
+    covers_latents = False
+    """Whether `log_normaliser` accounts for latent variables that the prior samples beneath the base measure."""
+
+    def energy(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Log of the factor, unnormalised, a scalar.
+
+        Should be linear in each mask, so that its gradient at mean masks is the mean-field one.
+
+        Args:
+            masks: masks, or mean masks, by site name.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement energy(masks)")
+
+    def log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """log Z of base measure times factor; needed only where it depends on learned parameters.
+
+        Args:
+            masks: the current draw, for those who put a pseudo-likelihood in place of log Z.
+
+        Raises:
+            NotImplementedError: unless overridden.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__}.energy or the base measure depends on learned parameters, so the normaliser does "
+            "too: override log_normaliser(masks) with log Z (Ising.log_normaliser for small systems) or a "
+            "pseudo-likelihood in its place, or detach the parameters"
+        )
+
+    def draw(self, draws: int) -> dict[str, Tensor]:
+        """Draws of the masks that interact, ``(draws, *mask shape)`` by site name; needed for draws from the prior.
+
+        Raises:
+            NotImplementedError: unless overridden.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} interacts, so masks are not drawn from prior.mask: override draw(draws), e.g. with "
+            "Ising.chain"
+        )
+
+    def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Told the posterior means of all weights, by site name, before masks are updated in closed form."""

@@ -1,0 +1,83 @@
+"""What happens during a fit, and who listens: progress bars, loggers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@dataclass(frozen=True)
+class Started:
+    """A fit begins; it has so many steps, not counting what a search for the temperature tries."""
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """A phase of so many steps begins: ``pilot``, ``path``, ``ising``, ``fine-tune``, or ``weights`` without masks."""
+
+    phase: str
+    temperature: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepTaken:
+    """A step of the optimiser was taken; counted from 1."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class RowLogged:
+    """A row was added to the history, see `FitResult`."""
+
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class WentBack:
+    """Training was put back to an earlier step, from which another temperature is tried."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The fit is over, or was broken off."""
+
+    step: int
+
+
+Event = Started | PhaseStarted | StepTaken | RowLogged | WentBack | Stopped
+
+Listener = Callable[[Event], None]
+"""Called with each event of a fit, in order. What it raises ends the fit."""
+
+
+class ProgressBar:
+    """A listener that shows steps, loss, accuracy and density on the terminal."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self._task = self._bar.add_task("", total=None)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started(steps):
+                self._bar.update(self._task, total=steps)
+                self._bar.start()
+            case StepTaken():
+                self._bar.advance(self._task)
+            case RowLogged(row):
+                density = f"  density {row['median_density']:.0%}" if "median_density" in row else ""
+                text = f"{row['phase']:9} loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}{density}"
+                self._bar.update(self._task, description=text)
+            case WentBack(step):
+                self._bar.reset(self._task, completed=step)
+            case Stopped():
+                self._bar.stop()
+            case PhaseStarted():
+                pass
