@@ -33,14 +33,14 @@ PRIORS: dict[str, tuple[Callable[..., iv.Prior], Callable[..., iv.Guide]]] = {
         partial(iv.IndependentSpikeSlab, learn_slab_scale=True),
         iv.LikelihoodGuided,
     ),
-    "HierarchicalSpikeSlab": (iv.HierarchicalSpikeSlab, iv.LikelihoodGuided),
+    "HierarchicalSpikeSlab": (iv.priors.HierarchicalSpikeSlab, iv.LikelihoodGuided),
     "StructuredSpikeSlab": (iv.StructuredSpikeSlab, iv.LikelihoodGuided),
-    "LatticeSpikeSlab": (iv.LatticeSpikeSlab, iv.LikelihoodGuided),
-    "RegularisedHorseshoe, MeanField": (iv.RegularisedHorseshoe, iv.MeanField),
-    "RegularisedHorseshoe, Auto": (iv.RegularisedHorseshoe, iv.Auto),
-    "Prior (no masks), Auto": (iv.Prior, iv.Auto),
-    "LogUniform, SparseVariationalDropout": (iv.LogUniform, iv.SparseVariationalDropout),
-    "Flat, PointEstimate (deterministic)": (iv.Flat, iv.PointEstimate),
+    "LatticeSpikeSlab": (iv.priors.LatticeSpikeSlab, iv.LikelihoodGuided),
+    "RegularisedHorseshoe, MeanField": (iv.priors.RegularisedHorseshoe, iv.MeanField),
+    "RegularisedHorseshoe, Auto": (iv.priors.RegularisedHorseshoe, iv.guides.Auto),
+    "Prior (no masks), Auto": (iv.Prior, iv.guides.Auto),
+    "LogUniform, SparseVariationalDropout": (iv.priors.LogUniform, iv.guides.SparseVariationalDropout),
+    "Flat, PointEstimate (deterministic)": (iv.priors.Flat, iv.guides.PointEstimate),
 }
 
 ESTIMATORS = ("levenberg_marquardt", "hessian_diagonal", "paired_draws", "straight_through", "disarm", "none")
@@ -49,12 +49,12 @@ GUIDES: dict[str, Callable[..., iv.Guide]] = {
     **{f"LikelihoodGuided({name!r})": partial(iv.LikelihoodGuided, estimator=name) for name in ESTIMATORS},
     "LikelihoodGuided('hessian_diagonal')": partial(iv.LikelihoodGuided, estimator=partial(HessianDiagonal, every=40)),
     "MeanField": iv.MeanField,
-    "Relaxed": iv.Relaxed,
-    "BackwardIsing": iv.BackwardIsing,
-    "LowRank": iv.LowRank,
-    "ScoreFunction('none')": partial(iv.ScoreFunction, baseline="none"),
-    "ScoreFunction('decaying_average')": iv.ScoreFunction,
-    "ScoreFunction('neural')": partial(iv.ScoreFunction, baseline="neural"),
+    "Relaxed": iv.guides.Relaxed,
+    "BackwardIsing": iv.guides.BackwardIsing,
+    "LowRank": iv.guides.LowRank,
+    "ScoreFunction('none')": partial(iv.guides.ScoreFunction, baseline="none"),
+    "ScoreFunction('decaying_average')": iv.guides.ScoreFunction,
+    "ScoreFunction('neural')": partial(iv.guides.ScoreFunction, baseline="neural"),
 }
 
 
@@ -115,13 +115,13 @@ def main() -> None:
     short, likelihood = {"steps": options.steps}, {"temperature": 1.0}
     tables = {
         "Every prior": [
-            (name, *pair, short | (likelihood if pair[0] is iv.Flat else {})) for name, pair in PRIORS.items()
+            (name, *pair, short | (likelihood if pair[0] is iv.priors.Flat else {})) for name, pair in PRIORS.items()
         ],
         "Every guide and estimator, under IsingSpikeSlab": [
             (name, iv.IsingSpikeSlab, guide, short) for name, guide in GUIDES.items()
         ],
         "Whole heads and hidden units: StructuredSpikeSlab in 5,000 steps": [
-            ("deterministic", iv.Flat, iv.PointEstimate, LARGE | likelihood),
+            ("deterministic", iv.priors.Flat, iv.guides.PointEstimate, LARGE | likelihood),
             ("T = 0.01", iv.StructuredSpikeSlab, iv.LikelihoodGuided, LARGE | {"temperature": 0.01}),
             ("T = 0.06", iv.StructuredSpikeSlab, iv.LikelihoodGuided, LARGE | {"temperature": 0.06}),
             (

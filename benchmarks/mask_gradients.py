@@ -45,9 +45,9 @@ IMAGES, MASKS = 200, 10
 STATES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=MASKS)))
 GUIDES: dict[str, Callable[[iv.IsingViT], iv.MeanField]] = {
     "straight-through (MeanField)": iv.MeanField,
-    "concrete (Relaxed)": iv.Relaxed,
-    "score function": lambda model: iv.ScoreFunction(model, baseline="none"),
-    "score function, decaying average": iv.ScoreFunction,
+    "concrete (Relaxed)": iv.guides.Relaxed,
+    "score function": lambda model: iv.guides.ScoreFunction(model, baseline="none"),
+    "score function, decaying average": iv.guides.ScoreFunction,
 }
 
 

@@ -16,7 +16,15 @@ from pathlib import Path
 
 import torch
 
-from pyro_isingvit import FitResult, IsingSpikeSlab, IsingViT, LikelihoodGuided, ViT, ViTConfig, predict
+from pyro_isingvit import (
+    FitResult,
+    IsingSpikeSlab,
+    IsingViT,
+    LikelihoodGuided,
+    ViT,
+    ViTConfig,
+    predict,
+)
 
 PUBLISHED = ViTConfig(dim=64, heads=8)
 """The published MNIST geometry, of some 300,000 weights."""

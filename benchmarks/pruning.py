@@ -41,8 +41,8 @@ def build(method: str, seed: int) -> tuple[iv.IsingViT, iv.Guide]:
         network = iv.ViT(iv.ViTConfig())
     sites = network.weight_sites()
     if method.startswith("magnitude"):
-        model = iv.IsingViT(network, iv.Flat(sites))
-        return model, iv.PointEstimate(model)
+        model = iv.IsingViT(network, iv.priors.Flat(sites))
+        return model, iv.guides.PointEstimate(model)
     coupling = float(method[-1])
     prior: iv.Prior
     if method.startswith("heads"):
@@ -59,7 +59,7 @@ def _slug(method: str) -> str:
     return method.replace(" ", "").replace(",", "-")
 
 
-def fitted(method: str, density: float, data: iv.Data, folder: Path, steps: int, seed: int) -> iv.FitResult:
+def fitted(method: str, density: float, data: iv.data.Data, folder: Path, steps: int, seed: int) -> iv.FitResult:
     """Fit, or read the fit of before."""
     plain = method.startswith("magnitude")
     where = folder / f"{'deterministic' if plain else f'{_slug(method)}-{density}'}-{seed}"
@@ -75,7 +75,7 @@ def fitted(method: str, density: float, data: iv.Data, folder: Path, steps: int,
     return result
 
 
-def by_magnitude(result: iv.FitResult, density: float, by_kind: bool) -> iv.CompactViT:
+def by_magnitude(result: iv.FitResult, density: float, by_kind: bool) -> iv.pruning.CompactViT:
     """Units of the largest products of norms of what enters and what leaves (or, of queries and keys, of both).
 
     Ranked all together, or as many of each kind.
@@ -89,10 +89,14 @@ def by_magnitude(result: iv.FitResult, density: float, by_kind: bool) -> iv.Comp
     }
     sizes = dict.fromkeys(scores, 1)  # each of them owns 2 x dim weights
     kept = {k: m for unit in scores for k, m in keep_best({unit: scores[unit]}, {unit: 1}, density).items()}
-    return iv.shrink(result.posterior.model.network, weights, kept if by_kind else keep_best(scores, sizes, density))
+    return iv.pruning.shrink(
+        result.posterior.model.network, weights, kept if by_kind else keep_best(scores, sizes, density)
+    )
 
 
-def judged(method: str, result: iv.FitResult, density: float, data: iv.Data, steps: int, seed: int) -> pd.DataFrame:
+def judged(
+    method: str, result: iv.FitResult, density: float, data: iv.data.Data, steps: int, seed: int
+) -> pd.DataFrame:
     """Cut to a density, as it is and trained on."""
     if method.startswith("magnitude"):
         small = by_magnitude(result, density, method.endswith("kind"))
@@ -102,7 +106,7 @@ def judged(method: str, result: iv.FitResult, density: float, data: iv.Data, ste
     for tuned in (False, True):
         if tuned:
             settings = iv.FitConfig(**TUNE, steps=steps, seed=seed)
-            iv.fine_tune(small, data.train, data.validation, settings, progress=False)
+            iv.pruning.fine_tune(small, data.train, data.validation, settings, progress=False)
         with evaluating(small):
             probs = torch.cat([small(batch).softmax(-1) for batch in data.test.images.split(500)])
         size = sum(p.numel() for p in small.parameters())
@@ -183,13 +187,15 @@ def main() -> None:
     cut = {f"{density}": iv.prune(results[POSTERIORS[0], density], density=density) for density in args.densities}
     both = iv.prune(results[POSTERIORS[0], args.densities[-1]], density={"hidden": 0.45, "head_dim": 0.6})
     settings = iv.FitConfig(**TUNE | {"learning_rate": 2e-3}, steps=args.steps // 2, seed=args.seeds[-1])
-    iv.fine_tune(both, data.train, data.validation, settings)
+    iv.pruning.fine_tune(both, data.train, data.validation, settings)
     with torch.no_grad():
         probs = torch.cat([both(batch).softmax(-1) for batch in data.test.images.split(500)])
     print("hidden .45, attention .6", [layer.hidden or layer.heads for layer in both.config.layers])
     print(metrics(probs, data.test.labels))
     cut["hidden .45, attention .6"] = both
-    for name, cost in costs({"dense": dense, "dense, folded": iv.shrink(dense)} | cut, data.test.images).items():
+    for name, cost in costs(
+        {"dense": dense, "dense, folded": iv.pruning.shrink(dense)} | cut, data.test.images
+    ).items():
         print(name, cost)
 
 

@@ -19,16 +19,16 @@ import torch
 from torch import nn
 
 from pyro_isingvit import (
-    Flat,
     Guide,
     IsingSpikeSlab,
     IsingViT,
     LikelihoodGuided,
-    PointEstimate,
     TraceGraph_ELBO,
     ViT,
     ViTConfig,
 )
+from pyro_isingvit.guides import PointEstimate
+from pyro_isingvit.models.priors import Flat
 
 IMAGES = 300
 

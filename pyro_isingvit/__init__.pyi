@@ -1,81 +1,50 @@
 from . import data, diagnostics, guides, pruning
-from .data import Augment, Data, Images, from_dataset, read, split
+from .couplings import Coupling
+from .data import Augment, Images, from_dataset, read, split
 from .diagnostics import plots
-from .distributions import Gaussian, Ising, SpikeAndSlab, StraightThroughBernoulli, StraightThroughConcrete
+from .distributions import Gaussian, SpikeAndSlab, StraightThroughBernoulli
 from .errors import InputError, TrainingError
-from .guides import (
-    Auto,
-    BackwardIsing,
-    Guide,
-    LikelihoodGuided,
-    LowRank,
-    MeanField,
-    PointEstimate,
-    Relaxed,
-    ScoreFunction,
-    SparseVariationalDropout,
-)
+from .guides import Guide, LikelihoodGuided, MeanField
 from .inference.config import FitConfig
 from .inference.elbo import TraceGraph_ELBO
 from .inference.fit import fit, fit_path
 from .inference.result import FitResult
 from .inference.search import TemperatureSearch
-from .interactions import VIT_COUPLINGS, Coupling, CouplingGraph
+from .interactions import CouplingGraph
 from .models import (
-    Flat,
-    HierarchicalSpikeSlab,
     IndependentSpikeSlab,
+    Interaction,
     IsingSpikeSlab,
     IsingViT,
-    LatticeSpikeSlab,
-    LogUniform,
     Prior,
-    RegularisedHorseshoe,
     StructuredSpikeSlab,
     priors,
 )
 from .network import ViT, ViTConfig, WeightSite
 from .posterior import Posterior, Prediction
-from .pruning import export, fine_tune, prune, prune_draws, shrink
-from .pruning.compact import CompactViT
+from .pruning import export, prune
 
 __all__ = [
-    "VIT_COUPLINGS",
     "Augment",
-    "Auto",
-    "BackwardIsing",
-    "CompactViT",
     "Coupling",
     "CouplingGraph",
-    "Data",
     "FitConfig",
     "FitResult",
-    "Flat",
     "Gaussian",
     "Guide",
-    "HierarchicalSpikeSlab",
     "Images",
     "IndependentSpikeSlab",
     "InputError",
-    "Ising",
+    "Interaction",
     "IsingSpikeSlab",
     "IsingViT",
-    "LatticeSpikeSlab",
     "LikelihoodGuided",
-    "LogUniform",
-    "LowRank",
     "MeanField",
-    "PointEstimate",
     "Posterior",
     "Prediction",
     "Prior",
-    "RegularisedHorseshoe",
-    "Relaxed",
-    "ScoreFunction",
-    "SparseVariationalDropout",
     "SpikeAndSlab",
     "StraightThroughBernoulli",
-    "StraightThroughConcrete",
     "StructuredSpikeSlab",
     "TemperatureSearch",
     "TraceGraph_ELBO",
@@ -86,7 +55,6 @@ __all__ = [
     "data",
     "diagnostics",
     "export",
-    "fine_tune",
     "fit",
     "fit_path",
     "from_dataset",
@@ -94,9 +62,7 @@ __all__ = [
     "plots",
     "priors",
     "prune",
-    "prune_draws",
     "pruning",
     "read",
-    "shrink",
     "split",
 ]

@@ -5,18 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from .data import AUGMENTATIONS, DATASETS, read
 from .errors import InputError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
+from .experiments.console import show_pruned, show_run
+from .experiments.page import write_study
 from .experiments.plan import read_plan, shipped_plans
-from .experiments.prune import NOTABLE_ZEROS, Pruned, prune_run
-from .experiments.run import Run
+from .experiments.prune import prune_run
 from .experiments.study import run_cell, run_study
-from .experiments.tables import write_study
 from .pruning.decide import DEFAULT_LEVELS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -129,7 +127,7 @@ def fit_command(
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
     finished = run(config, out, everything, compare, overwrite)
-    _show(finished)
+    show_run(finished)
     Console().print(f"Run folder: {out}", highlight=False, soft_wrap=True)
 
 
@@ -157,7 +155,7 @@ def evaluate_command(
     """Predict the test images of a run again from its folder."""
     if draws is not None and draws < 1:
         raise InputError(f"--draws={draws}: need at least one")
-    _show(evaluate(folder, data_root, draws))
+    show_run(evaluate(folder, data_root, draws))
 
 
 @app.command("report")
@@ -209,7 +207,7 @@ def prune_command(
         data_root=data_root,
         overwrite=overwrite,
     )
-    _show_pruned(pruned)
+    show_pruned(pruned)
     Console().print(f"Small network: {out}", highlight=False, soft_wrap=True)
 
 
@@ -281,51 +279,6 @@ def _roots(given: list[str]) -> dict[str, str]:
         of_one = equals and (name in DATASETS or name.endswith(".npz"))
         roots.update({name: folder} if of_one else {"": text})
     return roots
-
-
-def _show(finished: Run) -> None:
-    config, result = finished.config, finished.result
-    table = Table(
-        title=f"{config.dataset}: {config.train} training and {len(finished.data.test)} test images, "
-        f"temperature {result.posterior.model.temperature:.2g}, seed {config.fit.seed}",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
-        caption="kept: share of the weights in the median-probability model\nexpected: mean inclusion probability\n"
-        "logits are scaled to suit the validation images, but for those of the median network",
-        caption_justify="left",
-    )
-    table.add_column("", no_wrap=True)
-    for column in ("accuracy", "NLL", "ECE", "Brier", "kept", "expected", "seconds"):
-        table.add_column(column, justify="right")
-    for method, score in finished.scores.items():
-        table.add_row(
-            method,
-            f"{score['accuracy']:.2%}",
-            f"{score['nll']:.4f}",
-            f"{score['ece']:.4f}",
-            f"{score['brier']:.4f}",
-            f"{score['density']:.1%}",
-            f"{score['expected_density']:.1%}",
-            f"{score['seconds']:.0f}",
-        )
-    Console().print(table)
-
-
-def _show_pruned(pruned: Pruned) -> None:
-    table = Table(title=f"cut by {', '.join(pruned.levels)}", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    for column in ("", "before", "after"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for name, shown, figures in pruned.rows():
-        table.add_row(name, *(shown.format(figure) for figure in figures))
-    Console().print(table)
-    zeros = pruned.after.cost.zeros
-    if zeros > NOTABLE_ZEROS:
-        Console().print(
-            f"{zeros:.0%} of the small network's parameters are zeros in dense matrices: they save no time. "
-            "Levels hidden and head_dim cut whole units.",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def main() -> None:

@@ -17,6 +17,9 @@ from .guides import Guide
 from .logit_scale import most_probable_scale, scaled_log_likelihood
 from .models import IsingViT
 
+DRAWS = 200
+"""Draws of masks behind numbers about masks that have no closed form."""
+
 
 @dataclass(frozen=True)
 class Prediction:

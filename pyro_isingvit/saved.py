@@ -13,10 +13,11 @@ from pyro.infer import autoguide
 from torch import Tensor, nn
 
 from . import guides as guide_classes
+from .couplings import Coupling
 from .errors import InputError
 from .guides import Guide
 from .guides.estimators import ESTIMATORS
-from .interactions import Coupling, CouplingGraph
+from .interactions import CouplingGraph
 from .models import IsingViT, priors
 from .network import ViT, ViTConfig, WeightSite
 from .settings import LEARNED, describe, plain

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from pyro_isingvit import FitConfig, Images, IsingSpikeSlab, IsingViT, LikelihoodGuided, ViT, ViTConfig, fit
+from pyro_isingvit import (
+    FitConfig,
+    Images,
+    IsingSpikeSlab,
+    IsingViT,
+    LikelihoodGuided,
+    ViT,
+    ViTConfig,
+    fit,
+)
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and on a busy machine for long
 

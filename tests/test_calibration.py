@@ -18,7 +18,7 @@ from pyro_isingvit import (
     Prior,
     ViT,
 )
-from pyro_isingvit.diagnostics.attention import attention
+from pyro_isingvit.diagnostics.attention import attention_maps
 from pyro_isingvit.diagnostics.calibration import (
     BINS,
     metrics,
@@ -139,7 +139,7 @@ def test_under_shift_has_a_row_for_each_strength(stripes):
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_attention_of_a_sure_posterior_is_that_of_the_network(pooling, stripes):
     result = posterior_of(TINY.model_copy(update={"pooling": pooling}), initial_logit=8.0, initial_scale=1e-6)
-    found = attention(result, stripes.images[:5], draws=3)
+    found = attention_maps(result, stripes.images[:5], draws=3)
     blocks = []
     with torch.no_grad():
         result.model.network(stripes.images[:5], blocks)
@@ -156,15 +156,15 @@ def test_attention_of_a_sure_posterior_is_that_of_the_network(pooling, stripes):
 
 
 def test_attention_spreads_with_the_posterior(stripes):
-    found = attention(posterior_of(initial_logit=0.0, initial_scale=0.5), stripes.images[:2], draws=30)
+    found = attention_maps(posterior_of(initial_logit=0.0, initial_scale=0.5), stripes.images[:2], draws=30)
     assert found.sd.max() > 0.01
     assert found.rollout_sd.min() >= 0
     with pytest.raises(InputError, match="draws=0"):
-        attention(posterior_of(), stripes.images[:2], draws=0)
+        attention_maps(posterior_of(), stripes.images[:2], draws=0)
 
 
 def test_a_dead_network_looks_nowhere_in_particular(stripes):
-    found = attention(posterior_of(initial_logit=-8.0), stripes.images[:2], draws=2)
+    found = attention_maps(posterior_of(initial_logit=-8.0), stripes.images[:2], draws=2)
     assert found.rollout_mean == pytest.approx(torch.full_like(found.rollout_mean, 0.25), abs=0.01)
 
 
@@ -172,4 +172,4 @@ def test_attention_without_masks(stripes):
     network = ViT(TINY)
     model = IsingViT(network, Prior(network.weight_sites()))
     result = Posterior((MeanField(model),))
-    assert attention(result, stripes.images[:2], draws=2).head_inclusion.tolist() == [[1, 1], [1, 1]]
+    assert attention_maps(result, stripes.images[:2], draws=2).head_inclusion.tolist() == [[1, 1], [1, 1]]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pyro_isingvit import FitResult
 from pyro_isingvit.cli import main
-from pyro_isingvit.experiments.run import evaluate
+from pyro_isingvit.experiments.runs import evaluate
 from pyro_isingvit.pruning.compact import load
 from tests.test_data import write_cifar100
 

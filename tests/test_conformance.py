@@ -7,7 +7,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_isingvit import VIT_COUPLINGS, CouplingGraph, FitConfig, InputError, fit
+from pyro_isingvit import (
+    CouplingGraph,
+    FitConfig,
+    InputError,
+    fit,
+)
+from pyro_isingvit.couplings import VIT_COUPLINGS
 from pyro_isingvit.guides import (
     Auto,
     BackwardIsing,

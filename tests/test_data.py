@@ -12,7 +12,15 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from pyro_isingvit import Images, InputError, ViT, ViTConfig, from_dataset, read, split
+from pyro_isingvit import (
+    Images,
+    InputError,
+    ViT,
+    ViTConfig,
+    from_dataset,
+    read,
+    split,
+)
 
 
 def numbered(n: int) -> Images:

@@ -21,7 +21,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def ensemble():
-    return iv.prune_draws(posterior_of(iv.StructuredSpikeSlab), draws=3, density=0.5)
+    return iv.pruning.prune_draws(posterior_of(iv.StructuredSpikeSlab), draws=3, density=0.5)
 
 
 @pytest.fixture(scope="module", params=["network", "ensemble"])
@@ -47,7 +47,7 @@ def test_every_kind_of_layer_comes_back(config, tmp_path):
     whole = network_of(config, 2)
     weights = {name: p.detach().clone() for name, p in whole.named_parameters()}
     weights["encoder.key"][0, 1], weights["encoder.value"][0, 0, 1:], weights["encoder.up"][1] = 0, 0, 0
-    network = iv.shrink(whole, weights)
+    network = iv.pruning.shrink(whole, weights)
     assert network.config.layers[0].heads[-1][1] == 0
     iv.export(network, tmp_path / "small", ["onnx"])
     assert torch.equal(compact.load(tmp_path / "small")(IMAGES), network(IMAGES))

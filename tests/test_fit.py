@@ -12,14 +12,12 @@ from pyro_isingvit import (
     Augment,
     FitConfig,
     FitResult,
-    Flat,
     Images,
     InputError,
     IsingSpikeSlab,
     IsingViT,
     LikelihoodGuided,
     MeanField,
-    PointEstimate,
     Prior,
     StructuredSpikeSlab,
     TemperatureSearch,
@@ -28,7 +26,9 @@ from pyro_isingvit import (
     ViT,
     fit,
 )
+from pyro_isingvit.guides import PointEstimate
 from pyro_isingvit.inference import events
+from pyro_isingvit.models.priors import Flat
 from tests.conftest import QUICK, TINY, pair, quick_fit
 
 

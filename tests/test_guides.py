@@ -15,10 +15,10 @@ from pyro_isingvit import (
     FitConfig,
     Images,
     IsingViT,
-    StraightThroughConcrete,
     TraceGraph_ELBO,
     fit,
 )
+from pyro_isingvit.distributions import StraightThroughConcrete
 from pyro_isingvit.guides import BackwardIsing, LowRank, MeanField, ScoreFunction
 from pyro_isingvit.models import IsingSpikeSlab
 from pyro_isingvit.testing import TwoLayers

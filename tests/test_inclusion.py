@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_isingvit import (
-    BackwardIsing,
     FitConfig,
     Images,
     IndependentSpikeSlab,
@@ -17,7 +16,6 @@ from pyro_isingvit import (
     IsingSpikeSlab,
     IsingViT,
     LikelihoodGuided,
-    LowRank,
     MeanField,
     Posterior,
     Prior,
@@ -27,13 +25,13 @@ from pyro_isingvit import (
     fit,
 )
 from pyro_isingvit.diagnostics.inclusion import (
-    alive_units,
-    inclusion,
+    inclusion_dataset,
     inclusion_table,
     stability,
     threshold_table,
-    unit_inclusion,
 )
+from pyro_isingvit.diagnostics.units import alive_units, unit_inclusion
+from pyro_isingvit.guides import BackwardIsing, LowRank
 from pyro_isingvit.network.units import UNITS
 from pyro_isingvit.testing import ENUMERABLE, all_masks
 
@@ -80,14 +78,14 @@ def test_intervals_cover_the_share_kept(guide):
 
 
 def test_inclusion_is_labelled(guide):
-    weights = inclusion(of(guide))
+    weights = inclusion_dataset(of(guide))
     probs = guide.inclusion_probabilities()
     assert weights["encoder.up"].dims == ("layer", "hidden", "dim")
     assert np.array_equal(weights["encoder.up"].values, probs["encoder.up"].numpy())
-    layers = inclusion(of(guide), by="layer")
+    layers = inclusion_dataset(of(guide), by="layer")
     assert layers["encoder.out"].dims == ("layer",)
     assert float(layers["encoder.out"][1]) == pytest.approx(probs["encoder.out"][1].mean().item())
-    assert float(inclusion(of(guide), by="role")["classifier.out"]) == pytest.approx(
+    assert float(inclusion_dataset(of(guide), by="role")["classifier.out"]) == pytest.approx(
         probs["classifier.out"].mean().item()
     )
 
@@ -96,9 +94,9 @@ def test_shared_masks_have_the_dimensions_that_differ(tiny_network):
     model = IsingViT(tiny_network, StructuredSpikeSlab(tiny_network.weight_sites(), coupling=0.1))
     guide = MeanField(model)
     spread(guide)
-    assert inclusion(of(guide))["encoder.query"].dims == ("layer", "head")
+    assert inclusion_dataset(of(guide))["encoder.query"].dims == ("layer", "head")
     alive = unit_inclusion(of(guide), "head")
-    into, out = (inclusion(of(guide))[role].values for role in ("encoder.value", "encoder.out"))
+    into, out = (inclusion_dataset(of(guide))[role].values for role in ("encoder.value", "encoder.out"))
     assert np.allclose(alive.values, into * out)  # one mask in, one out
 
 
@@ -206,7 +204,9 @@ def test_refusals(guide, call, message):
         call(guide)
 
 
-@pytest.mark.parametrize("read", [inclusion, inclusion_table, threshold_table, lambda one: stability([one, one])])
+@pytest.mark.parametrize(
+    "read", [inclusion_dataset, inclusion_table, threshold_table, lambda one: stability([one, one])]
+)
 def test_a_guide_without_masks_is_refused(tiny_network, read):
     model = IsingViT(tiny_network, Prior(tiny_network.weight_sites()))
     with pytest.raises(InputError, match="MeanField, has no masks"):

@@ -5,7 +5,15 @@ import itertools
 import pytest
 import torch
 
-from pyro_isingvit import VIT_COUPLINGS, Coupling, CouplingGraph, InputError, IsingSpikeSlab, ViT, ViTConfig
+from pyro_isingvit import (
+    Coupling,
+    CouplingGraph,
+    InputError,
+    IsingSpikeSlab,
+    ViT,
+    ViTConfig,
+)
+from pyro_isingvit.couplings import VIT_COUPLINGS
 
 SMALL = ViTConfig(image_size=4, patch_size=2, classes=2, dim=4, depth=2, heads=2, mlp_ratio=1, classifier_hidden=2)
 

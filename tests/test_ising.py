@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
-from pyro_isingvit import InputError, Ising
+from pyro_isingvit import InputError
+from pyro_isingvit.distributions import Ising
 
 
 def system(sites: int, strength: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

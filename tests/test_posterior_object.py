@@ -8,34 +8,32 @@ import pytest
 import torch
 
 from pyro_isingvit import (
-    Auto,
-    BackwardIsing,
     FitConfig,
     FitResult,
-    Flat,
-    HierarchicalSpikeSlab,
     IndependentSpikeSlab,
     InputError,
     IsingSpikeSlab,
     IsingViT,
-    LatticeSpikeSlab,
     LikelihoodGuided,
-    LogUniform,
-    LowRank,
     MeanField,
-    PointEstimate,
     Posterior,
     Prior,
-    RegularisedHorseshoe,
-    Relaxed,
-    ScoreFunction,
-    SparseVariationalDropout,
     StructuredSpikeSlab,
     ViT,
     fit,
     fit_path,
 )
+from pyro_isingvit.guides import (
+    Auto,
+    BackwardIsing,
+    LowRank,
+    PointEstimate,
+    Relaxed,
+    ScoreFunction,
+    SparseVariationalDropout,
+)
 from pyro_isingvit.models import BackwardIsingSpikeSlab
+from pyro_isingvit.models.priors import Flat, HierarchicalSpikeSlab, LatticeSpikeSlab, LogUniform, RegularisedHorseshoe
 from tests.conftest import QUICK, TINY, pair
 
 

@@ -6,7 +6,13 @@ import pyro
 import pytest
 import torch
 
-from pyro_isingvit import Images, InputError, LikelihoodGuided, Posterior, TrainingError
+from pyro_isingvit import (
+    Images,
+    InputError,
+    LikelihoodGuided,
+    Posterior,
+    TrainingError,
+)
 from pyro_isingvit.logit_scale import best_logit_scale
 
 

@@ -10,7 +10,13 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_isingvit import Coupling, CouplingGraph, InputError, TraceGraph_ELBO, WeightSite
+from pyro_isingvit import (
+    Coupling,
+    CouplingGraph,
+    InputError,
+    TraceGraph_ELBO,
+    WeightSite,
+)
 from pyro_isingvit.guides import LikelihoodGuided, MeanField
 from pyro_isingvit.models import (
     BackwardIsingSpikeSlab,

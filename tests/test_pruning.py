@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_isingvit as iv
-from pyro_isingvit.pruning import costs, decide
+from pyro_isingvit.pruning import costs, decide, shrink
 from tests.networks import CONFIG, IMAGES, LEVEL_DIMS, PLAIN, WITH_STEM, WITH_TOKEN, network_of, posterior_of
 
 # --- decisions --------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def test_weights_by_threshold_and_by_density():
 @pytest.mark.parametrize("level", list(LEVEL_DIMS))
 def test_units_by_probability(level):
     """Those that stay are the more probable ones, as many as asked for."""
-    from pyro_isingvit.diagnostics.inclusion import unit_inclusion
+    from pyro_isingvit.diagnostics.units import unit_inclusion
     from pyro_isingvit.network.units import units_at
 
     result = posterior_of(iv.StructuredSpikeSlab)
@@ -53,7 +53,7 @@ def test_density_is_a_share_of_the_weights_of_all_kinds():
     with torch.no_grad():
         for logit in result.guide.logit.values():
             logit.add_(8.0)  # all weights are in, so that units that stay stay whole
-    whole = encoder_weights(iv.shrink(result.model.network))
+    whole = encoder_weights(iv.pruning.shrink(result.model.network))
     for level, largest in ((("hidden", "head_dim"), 16), (("hidden", "head"), 128)):
         share = encoder_weights(iv.prune(result, level, density=0.5)) / whole
         # the constant part of queries that go is one unit for each head
@@ -107,7 +107,7 @@ def test_a_unit_that_goes_leaves_its_mean(level):
         whole = network(images)
         small = iv.prune(result, level, density=0.4)
     assert (small(images) - whole).abs().max() < 1e-4
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in iv.shrink(network).parameters())
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in iv.pruning.shrink(network).parameters())
 
 
 def test_a_spike_with_a_mean_keeps_it():
@@ -128,7 +128,7 @@ def test_a_spike_with_a_mean_keeps_it():
     small = iv.prune(result, "weight")
     assert (small(IMAGES).softmax(-1) - result.predict_plug_in(IMAGES)).abs().max() < 1e-5
     assert (small.patch_embed == torch.tensor(0.05)).all()
-    draws = iv.prune_draws(result, draws=2, level="weight")
+    draws = iv.pruning.prune_draws(result, draws=2, level="weight")
     assert draws.config.layers == small.config.layers
     assert draws.config.patch_features == 16
 
@@ -150,7 +150,7 @@ def test_fixed_masks_hold():
         assert (small(IMAGES).softmax(-1) - result.predict_plug_in(IMAGES)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("family", [iv.LowRank, iv.BackwardIsing])
+@pytest.mark.parametrize("family", [iv.guides.LowRank, iv.guides.BackwardIsing])
 def test_correlated_masks_rank_too(family):
     """Of units that are alive in every draw the more probable stay, not those of the first block."""
     network = network_of(CONFIG, 6)
@@ -175,12 +175,12 @@ def test_an_ensemble_is_its_draws(config):
     model = iv.IsingViT(network, iv.StructuredSpikeSlab(network.weight_sites(), coupling=0.1))
     guide = iv.MeanField(model, initial_logit=0.5)
     result = iv.Posterior((guide,), logit_scale=0.6)
-    ensemble = iv.prune_draws(result, draws=4, density=1.0, seed=3)
+    ensemble = iv.pruning.prune_draws(result, draws=4, density=1.0, seed=3)
     draws = [0.6 * draw.logits(IMAGES) for draw in result.draws(4, 3)]
     expected = torch.stack(draws)
     assert (ensemble(IMAGES) - expected).abs().max() < 1e-5
     assert max(layer.hidden for layer in ensemble.config.layers) < 12
-    smaller = iv.prune_draws(result, draws=4, density={"hidden": 0.25}, seed=3)
+    smaller = iv.pruning.prune_draws(result, draws=4, density={"hidden": 0.25}, seed=3)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in ensemble.parameters())
 
 
@@ -192,7 +192,7 @@ def test_fine_tuning_trains_the_small_network():
     images = iv.Images(IMAGES, labels, classes=10)
     small = iv.prune(posterior_of(), density=0.5)
     before = torch.nn.functional.cross_entropy(small(IMAGES), labels)
-    history = iv.fine_tune(
+    history = iv.pruning.fine_tune(
         small, images, config=iv.FitConfig(steps=200, batch_size=6, learning_rate=1e-2), progress=False
     )
     after = torch.nn.functional.cross_entropy(small(IMAGES), labels)
@@ -209,10 +209,10 @@ def test_what_was_cut_stays_cut_and_a_failure_changes_nothing():
     assert sum(int(zero.sum()) for zero in zeros.values()) > 100
     for steps in (60, 1):  # the last step's harm is seen by nobody but fine_tune
         with pytest.raises(iv.TrainingError):
-            iv.fine_tune(small, images, config=iv.FitConfig(steps=steps, learning_rate=1e30), progress=False)
+            iv.pruning.fine_tune(small, images, config=iv.FitConfig(steps=steps, learning_rate=1e30), progress=False)
     assert all(torch.equal(p, before[name]) for name, p in small.named_parameters())
     assert not small.training
-    iv.fine_tune(small, images, config=iv.FitConfig(steps=20), progress=False)
+    iv.pruning.fine_tune(small, images, config=iv.FitConfig(steps=20), progress=False)
     assert all((small.get_parameter(name)[zero] == 0).all() for name, zero in zeros.items())
     assert not torch.equal(small.out_bias, before["out_bias"])
 
@@ -248,13 +248,19 @@ def test_costs():
         (lambda r: iv.prune(r, density={"hidden": 0.3, "block": 0.5}), "hidden is part of block; leave one out"),
         (lambda r: iv.prune(r, density={}), r"level=\(\): choose of"),
         (lambda r: iv.prune(r, density={"hidden": None}), "give a share for each level"),
-        (lambda r: iv.prune_draws(r, draws=1), "draws=1"),
-        (lambda r: iv.shrink(r.model.network, {"encoder.Up": torch.zeros(2)}), "weights: 'encoder.Up' of shape"),
-        (lambda r: iv.shrink(r.model.network, kept={"units": torch.ones(2)}), "kept: no unit 'units'"),
-        (lambda r: iv.shrink(r.model.network, kept={"hidden": torch.ones(3, 5)}), r"'hidden' of shape \(3, 5\)"),
-        (lambda r: iv.fine_tune(r.model.network, None), "network=ViT: give a CompactViT"),
+        (lambda r: iv.pruning.prune_draws(r, draws=1), "draws=1"),
+        (
+            lambda r: shrink(r.model.network, {"encoder.Up": torch.zeros(2)}),
+            "weights: 'encoder.Up' of shape",
+        ),
+        (lambda r: shrink(r.model.network, kept={"units": torch.ones(2)}), "kept: no unit 'units'"),
+        (
+            lambda r: shrink(r.model.network, kept={"hidden": torch.ones(3, 5)}),
+            r"'hidden' of shape \(3, 5\)",
+        ),
+        (lambda r: iv.pruning.fine_tune(r.model.network, None), "network=ViT: give a CompactViT"),
         (lambda r: iv.export(r.model.network, "nowhere"), "network=ViT: give a CompactViT"),
-        (lambda r: iv.fine_tune(iv.prune_draws(r, draws=2), None), "an ensemble of 2"),
+        (lambda r: iv.pruning.fine_tune(iv.pruning.prune_draws(r, draws=2), None), "an ensemble of 2"),
     ],
 )
 def test_refusals(call, message):
@@ -269,8 +275,8 @@ def test_nothing_left_and_no_masks():
     with pytest.raises(iv.InputError, match="nothing is left of the network: no patch feature"):
         iv.prune(result, "weight")
     network = network_of(CONFIG, 0)
-    model = iv.IsingViT(network, iv.Flat(network.weight_sites()))
-    plain = iv.Posterior((iv.PointEstimate(model),))
+    model = iv.IsingViT(network, iv.priors.Flat(network.weight_sites()))
+    plain = iv.Posterior((iv.guides.PointEstimate(model),))
     with pytest.raises(iv.InputError, match="PointEstimate has no masks"):
         iv.prune(plain)
     assert math.isfinite(

@@ -8,16 +8,28 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_isingvit import Data, FitConfig, IndependentSpikeSlab, IsingViT, LikelihoodGuided, ViT, ViTConfig, fit, read
+from pyro_isingvit import (
+    FitConfig,
+    IndependentSpikeSlab,
+    IsingViT,
+    LikelihoodGuided,
+    ViT,
+    ViTConfig,
+    fit,
+    read,
+)
+from pyro_isingvit.data import Data
 from pyro_isingvit.diagnostics import plots
 from pyro_isingvit.diagnostics.calibration import metrics, paired_difference
 from pyro_isingvit.diagnostics.checks import leave_one_out, posterior_predictive_check, prior_predictive_check
-from pyro_isingvit.diagnostics.inclusion import alive_units, inclusion_table, threshold_table, unit_inclusion
-from pyro_isingvit.diagnostics.report import CHECK_DRAWS, LOO_DRAWS, PRIOR_DRAWS, examine, verdicts, write_report
+from pyro_isingvit.diagnostics.findings import CHECK_DRAWS, LOO_DRAWS, PRIOR_DRAWS, examine
+from pyro_isingvit.diagnostics.inclusion import inclusion_table, threshold_table
+from pyro_isingvit.diagnostics.report import verdicts, write_report
 from pyro_isingvit.diagnostics.shift import outside_scores, rotate, static, under_shift
+from pyro_isingvit.diagnostics.units import alive_units, unit_inclusion
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.experiments import RunConfig, recipe, report, run
-from pyro_isingvit.experiments.run import evaluate
+from pyro_isingvit.experiments.runs import evaluate
 from pyro_isingvit.models import Interaction
 from pyro_isingvit.network.units import UNITS
 

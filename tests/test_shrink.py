@@ -51,12 +51,12 @@ def test_the_cut_network_is_the_masked_one(level, config, share, seed):
     weights = masked(network, random_masks(network, level, share, seed))
     if not depends_on_the_image(network, random_masks(network, level, share, seed)):
         with pytest.raises(iv.InputError, match="nothing is left of the network"):
-            iv.shrink(network, weights)
+            iv.pruning.shrink(network, weights)
         return
-    small = iv.shrink(network, weights)
+    small = iv.pruning.shrink(network, weights)
     expected = torch.func.functional_call(network, weights, (IMAGES,))
     assert (small(IMAGES) - expected).abs().max() < 1e-5
-    assert sum(p.numel() for p in small.parameters()) <= sum(p.numel() for p in iv.shrink(network).parameters())
+    assert sum(p.numel() for p in small.parameters()) <= sum(p.numel() for p in iv.pruning.shrink(network).parameters())
 
 
 def test_dead_parts_are_gone():
@@ -69,7 +69,7 @@ def test_dead_parts_are_gone():
     weights["encoder.query"][0, 0, 2:] = 0  # two units that ask all tokens the same become one
     weights["patch_embed"][:, 5:] = 0
     weights["classifier.out"][:, 3:] = 0
-    small = iv.shrink(network, weights)
+    small = iv.pruning.shrink(network, weights)
     attention, mlp = small.config.layers
     assert attention.heads == ((1, 3, 4), (1, 1, 4))
     assert mlp.hidden == 2
@@ -83,7 +83,7 @@ def test_a_network_without_blocks():
     for config in (CONFIG, WITH_TOKEN, PLAIN):
         network = network_of(config, 1)
         weights = {name: torch.zeros_like(network.get_parameter(name)) for name in ("encoder.value", "encoder.down")}
-        small = iv.shrink(network, weights)
+        small = iv.pruning.shrink(network, weights)
         assert small.config.layers == ()
         assert (small(IMAGES) - torch.func.functional_call(network, weights, (IMAGES,))).abs().max() < 1e-5
 

@@ -54,7 +54,8 @@ def test_a_killed_study_goes_on(plan_file, tmp_path):
     assert done() == before
     cell = plan.cells()[0]
     alone = read_result(run_cell(cell, tmp_path / "alone", {}))
-    torch.testing.assert_close(alone.probs[0], read_result(out / "cells" / f"{cell.key}.safetensors").probs[0])
+    again = read_result(out / "cells" / f"{cell.key}.safetensors")
+    torch.testing.assert_close(alone.outcomes[0].probs, again.outcomes[0].probs)
 
 
 def test_results_of_other_images_are_refused(tmp_path, monkeypatch):

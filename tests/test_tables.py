@@ -9,10 +9,12 @@ import torch
 
 from pyro_isingvit import InputError
 from pyro_isingvit.diagnostics.calibration import paired_difference
-from pyro_isingvit.experiments.methods import Outcome, Predictor
+from pyro_isingvit.experiments.outcome import Outcome, Predictor
+from pyro_isingvit.experiments.page import write_study
+from pyro_isingvit.experiments.pictures import stem_of
 from pyro_isingvit.experiments.plan import Cell, Plan, read_plan
 from pyro_isingvit.experiments.study import Result, read_result, run_cell
-from pyro_isingvit.experiments.tables import _stem, choices, differences, result_table, summary, write_study
+from pyro_isingvit.experiments.tables import choices, differences, result_table, summary
 
 
 def page_of(plan, folder):
@@ -165,9 +167,9 @@ def test_pictures_keep_apart_what_was_tested_on_different_images(tmp_path):
 
 
 def test_names_of_pictures_tell_files_apart():
-    assert len({_stem(name) for name in ("a/x.npz", "b/x.npz", "a-x.npz", "mnist", "mnist.npz")}) == 5
-    assert _stem("fashion-mnist") == "fashion-mnist"
-    assert "/" not in _stem("/tmp/x.npz")
+    assert len({stem_of(name) for name in ("a/x.npz", "b/x.npz", "a-x.npz", "mnist", "mnist.npz")}) == 5
+    assert stem_of("fashion-mnist") == "fashion-mnist"
+    assert "/" not in stem_of("/tmp/x.npz")
 
 
 def test_a_plan_of_curves_alone(tmp_path):

@@ -14,10 +14,10 @@ from pyro_isingvit import (
     Images,
     InputError,
     LikelihoodGuided,
-    ScoreFunction,
     TrainingError,
     fit_path,
 )
+from pyro_isingvit.guides import ScoreFunction
 from pyro_isingvit.inference import path as path_module
 from pyro_isingvit.inference import search as search_module
 from pyro_isingvit.inference.search import TemperatureSearch

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_isingvit.couplings import VIT_COUPLINGS, Coupling
 from pyro_isingvit.distributions import Ising
 from pyro_isingvit.distributions.ising import EXACT_LIMIT
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
+from pyro_isingvit.interactions import CouplingGraph
 from pyro_isingvit.network import WeightSite
 
 from .independent import DEFAULT, Inclusion, IndependentSpikeSlab

@@ -11,9 +11,10 @@ from typing import Any
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_isingvit.couplings import VIT_COUPLINGS, Coupling
 from pyro_isingvit.distributions import StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.interactions import VIT_COUPLINGS, Coupling, CouplingGraph
+from pyro_isingvit.interactions import CouplingGraph
 from pyro_isingvit.network import LAYER, WeightSite, by_name
 from pyro_isingvit.network.units import UNITS
 

@@ -1,1 +1,8 @@
-"""Reading a posterior: predictive quality, inclusion, pictures, ArviZ."""
+"""Reading a posterior: predictive quality, inclusion, predictive checks, ArviZ, pictures.
+
+``__init__.pyi`` lists the names. Each is imported when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

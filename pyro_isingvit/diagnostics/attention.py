@@ -13,7 +13,7 @@ from torch.func import functional_call
 from ..draws import Draw
 from ..network import ViT
 from ..posterior import Posterior
-from .inclusion import unit_inclusion
+from .units import unit_inclusion
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Attention:
     head_inclusion: Tensor
 
 
-def attention(posterior: Posterior, images: Tensor, draws: int = 50, seed: int = 0) -> Attention:
+def attention_maps(posterior: Posterior, images: Tensor, draws: int = 50, seed: int = 0) -> Attention:
     """Posterior mean and standard deviation of the attention maps of images.
 
     Rollout multiplies the blocks' maps, each the mean over the heads that are alive in the draw (a head without

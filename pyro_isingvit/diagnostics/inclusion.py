@@ -1,4 +1,4 @@
-"""What the posterior keeps: inclusion probabilities by weight, unit, block and role, and how far to trust them.
+"""What the posterior keeps: inclusion probabilities by weight, block and role, and how far to trust them.
 
 References:
     Barbieri & Berger, "Optimal Predictive Model Selection", Annals of Statistics 2004 (median-probability model).
@@ -6,7 +6,6 @@ References:
     Hierarchical Mixture Method", Biostatistics 2004 (expected false discovery rate).
 """
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal
@@ -20,17 +19,13 @@ from torch import Tensor
 from ..draws import check_draws
 from ..errors import InputError
 from ..network import LAYER, WeightSite
-from ..network.units import UNITS
-from ..posterior import Posterior
+from ..posterior import DRAWS, Posterior
 
 THRESHOLDS = tuple(float(t) for t in np.arange(1, 20) / 20)
 """From .05 to .95."""
 
-DRAWS = 200
-"""Draws of masks where a number has no closed form."""
 
-
-def inclusion(posterior: Posterior, by: Literal["weight", "layer", "role"] = "weight") -> xr.Dataset:
+def inclusion_dataset(posterior: Posterior, by: Literal["weight", "layer", "role"] = "weight") -> xr.Dataset:
     """Posterior inclusion probabilities, exact where the guide knows them (see `Guide.inclusion_probabilities`).
 
     Args:
@@ -60,102 +55,6 @@ def inclusion(posterior: Posterior, by: Literal["weight", "layer", "role"] = "we
             variables[site.name] = dims, probs.numpy()
             coords |= {dim: np.arange(size) for dim, size in zip(dims, probs.shape, strict=True)}
     return xr.Dataset(variables, coords)
-
-
-def unit_inclusion(posterior: Posterior, unit: str = "head", draws: int = DRAWS, seed: int = 0) -> xr.DataArray:
-    """Posterior probability that a unit is alive: at least one weight into it and one out of it are in.
-
-    A product over the masks, exact, where the guide's masks are independent; else the frequency over draws.
-
-    Args:
-        posterior: a posterior with masks.
-        unit: a name of `pyro_isingvit.network.units.UNITS`.
-        draws, seed: of the masks, where there is no closed form.
-
-    Returns:
-        Over the dimensions of the unit.
-
-    Raises:
-        InputError: if the network has no such unit.
-    """
-    alive = -torch.expm1(log_dead(posterior, unit, draws, seed))
-    dims = UNITS[unit].dims
-    coords = {dim: np.arange(size) for dim, size in zip(dims, alive.shape, strict=True)}
-    return xr.DataArray(alive.numpy(), coords, dims, name=f"P({unit} is alive)")
-
-
-def log_dead(posterior: Posterior, unit: str, draws: int = DRAWS, seed: int = 0) -> Tensor:
-    """Log of the probability that a unit is not alive, in doubles; see `unit_inclusion`.
-
-    Among units that are alive almost surely it still tells which are more so; among those alive in every draw, as if
-    their masks were independent.
-    """
-    sites = {site.name: site for site in posterior.model.sites}
-    possible = [name for name, known in UNITS.items() if set(known.owns) <= sites.keys()]
-    if unit not in possible:
-        raise InputError(f"unit={unit!r}: choose one of {possible}")
-    inside = posterior.inclusion_probabilities()
-    product, exact = _product_log_dead(inside, sites, unit)
-    product = product.expand(_unit_shape(sites, unit))
-    if exact and len(posterior.guides) == 1 and posterior.guide.independent_masks:
-        return product
-    each = [alive_units(posterior, unit, masks).double() for masks in posterior.mask_draws(draws, seed)]
-    alive = torch.stack(each).mean(0)
-    return torch.where(alive < 1, torch.log1p(-alive), product.clamp_max(-math.log(2 * draws)))
-
-
-def _product_log_dead(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: str) -> tuple[Tensor, bool]:
-    """`log_dead` from inclusion probabilities, with size 1 where units share all of their masks; and whether that is
-    exact if masks are independent: not so of a block whose units share some."""
-    known = UNITS[unit]
-    if not known.sites:
-        parts = [_product_log_dead(inside, sites, part)[0].flatten(len(known.dims)).sum(-1) for part in known.parts]
-        total = torch.stack(torch.broadcast_tensors(*parts)).sum(0)
-        return total, all(_share_alike(inside, sites, part) for part in known.parts)
-    log_alive = torch.zeros([1] * len(known.dims), dtype=torch.float64)
-    for site in known.sites:
-        if site in inside:
-            log_alive = log_alive + _log1mexp(_log_out(inside[site], sites[site], known.dims))
-    return _log1mexp(log_alive), True
-
-
-def _share_alike(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: str) -> bool:
-    """Whether the sites of a unit all have masks, shared along the same of its dimensions."""
-    dims, names = UNITS[unit].dims, UNITS[unit].sites
-    shapes = {tuple(_log_out(inside[name], sites[name], dims).shape) if name in inside else None for name in names}
-    return len(shapes) == 1 and None not in shapes
-
-
-def _log_out(probs: Tensor, site: WeightSite, dims: Sequence[str]) -> Tensor:
-    """Log of the probability that no weight of a site is in at a unit, in doubles: thousands of factors close to 1."""
-    return _over_units(site, torch.log1p(-probs.double().cpu()), dims, "sum")
-
-
-def _log1mexp(log_p: Tensor) -> Tensor:
-    """log(1 - exp(log_p)) for log_p <= 0, without cancellation at either end."""
-    near_one = log_p > -math.log(2)
-    small = torch.where(near_one, log_p, -math.log(2))
-    large = torch.where(near_one, -math.log(2), log_p)
-    return torch.where(near_one, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
-
-
-def alive_units(posterior: Posterior, unit: str, masks: dict[str, Tensor] | None = None) -> Tensor:
-    """Which units are alive under given masks, those of the median-probability model if None.
-
-    Returns:
-        Booleans over the dimensions of the unit.
-    """
-    masks = posterior.median_masks() if masks is None else masks
-    known = UNITS[unit]
-    if not known.sites:
-        each = [alive_units(posterior, part, masks).flatten(len(known.dims)).any(-1) for part in known.parts]
-        return torch.stack(each).any(0)
-    sites = {site.name: site for site in posterior.model.sites}
-    alive = torch.ones(_unit_shape(sites, unit), dtype=torch.bool)
-    for name in known.sites:
-        if name in masks:
-            alive = alive & (_over_units(sites[name], masks[name].cpu(), known.dims, "amax") > 0)
-    return alive
 
 
 def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
@@ -300,19 +199,6 @@ def _probabilities(posterior: Posterior) -> dict[str, Tensor]:
         family = type(posterior.guides[0]).__name__
         raise InputError(f"posterior: its guide, {family}, has no masks, and so no inclusion probabilities")
     return posterior.inclusion_probabilities()
-
-
-def _unit_shape(sites: dict[str, WeightSite], unit: str) -> list[int]:
-    site = sites[UNITS[unit].owns[0]]
-    return [site.shape[site.dims.index(dim)] for dim in UNITS[unit].dims]
-
-
-def _over_units(site: WeightSite, values: Tensor, dims: Sequence[str], reduce: Literal["sum", "amax"]) -> Tensor:
-    """Reduce masks over all dimensions but some; along those, the shape broadcasts to that of the units."""
-    axes = [i for i, d in enumerate(site.dims) if d not in dims]
-    kept = getattr(values, reduce)(axes) if axes else values
-    order = [d for d in site.dims if d in dims]
-    return kept.permute([order.index(d) for d in dims])
 
 
 def _by_block(site: WeightSite, values: Tensor) -> Tensor:

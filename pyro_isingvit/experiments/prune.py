@@ -16,8 +16,8 @@ from ..posterior import Posterior
 from ..pruning import Cost, costs, export, fine_tune, prune, prune_draws
 from ..pruning.compact import CompactViT
 from ..pruning.cut import scale_within
-from ..pruning.export import METRICS, check
-from .run import open_run
+from ..pruning.exported import METRICS, check
+from .runs import open_run
 
 NOTABLE_ZEROS = 0.1
 """Share of zeros in a small network that is worth a word."""

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..data import Images, read
 from ..errors import InputError
-from .methods import Outcome, outcomes
+from .methods import outcomes
+from .outcome import Outcome
 from .plan import FORMAT, Cell, Plan
 from .recipes import RunConfig, recipe
-from .run import check_place, load, versions
+from .runs import check_place, load, versions
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class FitConfig(Config):
         try:
             return check(SEARCHES[value] if isinstance(value, str) and value in SEARCHES else value)
         except pydantic.ValidationError:
-            raise ValueError("give a positive number, 'auto', 'sparsest' or a TemperatureSearch") from None
+            raise ValueError("give a positive number, 'auto' or 'sparsest'") from None
 
     @pydantic.field_validator("augment", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..diagnostics.inclusion import alive_units, log_dead
+from ..diagnostics.units import alive_units, log_dead
 from ..errors import InputError
 from ..network import ViT
 from ..network.units import LEVELS, UNITS, is_part, units_at

@@ -7,7 +7,8 @@ from ...errors import InputError
 from ...network import LAYER
 from ...network.units import UNITS
 from ...posterior import Posterior
-from ..inclusion import inclusion, inclusion_table, threshold_table, unit_inclusion
+from ..inclusion import inclusion_dataset, inclusion_table, threshold_table
+from ..units import unit_inclusion
 from .style import ACCENT, DARK, GREY, LIGHT, MAP, bare, figure_of, new_axes, note_right
 
 
@@ -47,7 +48,7 @@ def plot_heads(posterior: Posterior, ax: Axes | None = None) -> Axes:
     Raises:
         InputError: if no attention weights have masks.
     """
-    probs = inclusion(posterior)
+    probs = inclusion_dataset(posterior)
     roles = [role for role in UNITS["head"].owns if role in probs]
     if not roles:
         raise InputError("posterior: none of its attention weights has a mask, so there is nothing to draw by head")

@@ -146,7 +146,8 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
     Raises:
         InputError: if the folder is no run, or is damaged.
     """
-    from ..diagnostics.report import examine, write_report
+    from ..diagnostics.findings import examine
+    from ..diagnostics.report import write_report
 
     again = evaluate(folder, data_root, draws)
     facts = json.loads((Path(folder) / "run.json").read_text())

@@ -1,0 +1,47 @@
+from . import plots
+from .arviz_adapter import read_netcdf, write_netcdf
+from .attention import Attention, attention_maps
+from .calibration import metrics, paired_difference, reliability_table, selective_accuracy
+from .checks import (
+    LeaveOneOut,
+    leave_one_out,
+    posterior_predictive_check,
+    predictive_check,
+    prior_predictive_check,
+)
+from .findings import Findings, examine
+from .inclusion import inclusion_dataset, inclusion_table, stability, threshold_table
+from .inference_data import to_inference_data
+from .report import verdicts, write_report
+from .shift import outside_scores, under_shift
+from .units import alive_units, unit_inclusion
+
+__all__ = [
+    "Attention",
+    "Findings",
+    "LeaveOneOut",
+    "alive_units",
+    "attention_maps",
+    "examine",
+    "inclusion_dataset",
+    "inclusion_table",
+    "leave_one_out",
+    "metrics",
+    "outside_scores",
+    "paired_difference",
+    "plots",
+    "posterior_predictive_check",
+    "predictive_check",
+    "prior_predictive_check",
+    "read_netcdf",
+    "reliability_table",
+    "selective_accuracy",
+    "stability",
+    "threshold_table",
+    "to_inference_data",
+    "under_shift",
+    "unit_inclusion",
+    "verdicts",
+    "write_netcdf",
+    "write_report",
+]

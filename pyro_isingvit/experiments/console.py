@@ -1,0 +1,55 @@
+"""Tables for the terminal."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .prune import NOTABLE_ZEROS, Pruned
+from .runs import Run
+
+
+def show_run(finished: Run) -> None:
+    """Print the scores of a run."""
+    config, result = finished.config, finished.result
+    table = Table(
+        title=f"{config.dataset}: {config.train} training and {len(finished.data.test)} test images, "
+        f"temperature {result.posterior.model.temperature:.2g}, seed {config.fit.seed}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        caption="kept: share of the weights in the median-probability model\nexpected: mean inclusion probability\n"
+        "logits are scaled to suit the validation images, but for those of the median network",
+        caption_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for column in ("accuracy", "NLL", "ECE", "Brier", "kept", "expected", "seconds"):
+        table.add_column(column, justify="right")
+    for method, score in finished.scores.items():
+        table.add_row(
+            method,
+            f"{score['accuracy']:.2%}",
+            f"{score['nll']:.4f}",
+            f"{score['ece']:.4f}",
+            f"{score['brier']:.4f}",
+            f"{score['density']:.1%}",
+            f"{score['expected_density']:.1%}",
+            f"{score['seconds']:.0f}",
+        )
+    Console().print(table)
+
+
+def show_pruned(pruned: Pruned) -> None:
+    """Print what a small network costs and how it scores, beside the whole one."""
+    table = Table(title=f"cut by {', '.join(pruned.levels)}", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, shown, figures in pruned.rows():
+        table.add_row(name, *(shown.format(figure) for figure in figures))
+    Console().print(table)
+    zeros = pruned.after.cost.zeros
+    if zeros > NOTABLE_ZEROS:
+        Console().print(
+            f"{zeros:.0%} of the small network's parameters are zeros in dense matrices: they save no time. "
+            "Levels hidden and head_dim cut whole units.",
+            highlight=False,
+            soft_wrap=True,
+        )
