@@ -1,6 +1,8 @@
-"""Every prior with `LikelihoodGuided`, every guide and estimator with `IsingSpikeSlab`, on digits with one recipe.
+"""Compare every prior, guide and estimator on the digits, with one recipe.
 
-python benchmarks/catalogue.py --out docs
+Priors are fitted with `LikelihoodGuided` where they have masks, guides and estimators under `IsingSpikeSlab`.
+
+    python benchmarks/catalogue.py --out docs
 """
 
 import argparse
@@ -16,14 +18,14 @@ import torch
 
 import pyro_isingvit as iv
 from pyro_isingvit.diagnostics.calibration import metrics
-from pyro_isingvit.diagnostics.inclusion import alive_units
-from pyro_isingvit.experiments.tables import markdown
+from pyro_isingvit.diagnostics.units import alive_units
+from pyro_isingvit.experiments.page import markdown
 from pyro_isingvit.guides.estimators import HessianDiagonal
 
 PRIORS: dict[str, tuple[Callable[..., iv.Prior], Callable[..., iv.Guide]]] = {
     "IsingSpikeSlab": (iv.IsingSpikeSlab, iv.LikelihoodGuided),
     "IsingSpikeSlab(weighting='magnitude')": (partial(iv.IsingSpikeSlab, weighting="magnitude"), iv.LikelihoodGuided),
-    "IsingSpikeSlab(direction='backward')": (partial(iv.IsingSpikeSlab, direction="backward"), iv.LikelihoodGuided),
+    "BackwardIsingSpikeSlab": (iv.priors.BackwardIsingSpikeSlab, iv.LikelihoodGuided),
     "IsingSpikeSlab(learn_coupling=True)": (
         partial(iv.IsingSpikeSlab, coupling=0.5, learn_coupling=True),
         iv.LikelihoodGuided,
@@ -62,7 +64,7 @@ NOTES = """Second-order estimates and coordinate updates prune most and stay acc
 
 * `StructuredSpikeSlab` keeps more weights: a unit goes only when all of its weights together are not worth their
   price; the last table shows it at higher temperatures.
-* `IsingSpikeSlab(direction='backward')` keeps more: a kept mask behind raises the odds of all before it, and a dropped
+* `BackwardIsingSpikeSlab` keeps more: a kept mask behind raises the odds of all before it, and a dropped
   one is not pulled back by those before it as under the symmetric energy.
 * `IndependentSpikeSlab(learn_slab_scale=True)`: the slabs shrink onto small weights, which keeps more of those.
 * `straight_through` prunes everything: the first-order term is noise about a stationary point (see the design of
@@ -79,7 +81,7 @@ LARGE = {"steps": 5000, "pilot": 0.4}
 def run(
     name: str, prior: Callable[..., iv.Prior], guide: Callable[..., iv.Guide], fit: dict[str, Any]
 ) -> dict[str, Any]:
-    """One fit and its figures on the test images."""
+    """Fit once; returns a row of scores on the test images."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = iv.split(iv.read("digits"), train=1000, test=500)
@@ -100,7 +102,7 @@ def run(
         **{
             f"{name} alive": f"{int(alive.sum())}/{alive.numel()}"
             for name, unit in (("heads", "head"), ("hidden units", "hidden"))
-            for alive in [alive_units(result.posterior.guide, unit)]
+            for alive in [alive_units(result.posterior, unit)]
         },
         "seconds": round(result.seconds),
     }

@@ -1,9 +1,11 @@
-"""Estimators of the likelihood's pull on a mask: bias, scatter and time against exact enumeration; ranks on digits.
+"""Bias, standard deviation and time of the estimators of the gain in log-likelihood from keeping a weight.
 
-Three parts. (1) A network of ten weights at its most likely values, masks uncertain: mean, standard deviation
-and time of one update of every estimator, against E[L | mask = 1] - E[L | mask = 0] summed over all states.
-(2) Gradients of the whole ELBO in the logits of those masks, as Pyro guides estimate them, likewise. (3) A
-trained digits network: rank correlation of what each weight is worth with the exact Hessian diagonal's account.
+There are three parts:
+
+1. A network of ten weights at their most likely values, with uncertain masks: bias, standard deviation and time of one
+   update of every estimator, against the exact E[L | mask = 1] - E[L | mask = 0], summed over all states.
+2. The same for the gradients of the whole ELBO in the logits of these masks, as guides without estimators compute them.
+3. A network trained on digits: rank correlation of the estimates with those by the exact diagonal of the Hessian.
 
     python benchmarks/mask_gradients.py --out docs
 """
@@ -23,9 +25,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_isingvit as iv
-from pyro_isingvit.experiments.tables import markdown
+from pyro_isingvit.experiments.page import markdown
 from pyro_isingvit.guides.estimators import ESTIMATORS
-from pyro_isingvit.models.ising_vit import Seen
+from pyro_isingvit.models.ising_vit import Pass
 from pyro_isingvit.testing import TwoLayers
 
 NOTES = {
@@ -39,7 +41,7 @@ NOTES = {
     "Hessian diagonal says, on the same training images. GELU units bend the Hessian of `encoder.up` by a term that "
     "Gauss-Newton and Fisher information lack.",
 }
-"""What to know of each table, by its title."""
+"""Notes on each table, by its title."""
 
 IMAGES, MASKS = 200, 10
 STATES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=MASKS)))
@@ -52,7 +54,7 @@ GUIDES: dict[str, Callable[[iv.IsingViT], iv.MeanField]] = {
 
 
 def problem() -> tuple[TwoLayers, iv.Images]:
-    """The network at the most likely weights for labels that it drew itself."""
+    """The network at the most likely weights for labels that were drawn from it, and the images."""
     torch.manual_seed(4)
     network, images = TwoLayers(), torch.rand(IMAGES, 1, 1, 3)
     with torch.no_grad():
@@ -71,7 +73,7 @@ def problem() -> tuple[TwoLayers, iv.Images]:
 
 
 def exact(network: TwoLayers, data: iv.Images, guide: iv.MeanField) -> tuple[Tensor, Tensor]:
-    """Pull of the likelihood, and gradient of the likelihood's part of the ELBO in the logits; of ten masks."""
+    """Gains in log-likelihood from keeping each weight, and gradients of its mean in the logits of the masks."""
     probs = torch.cat([guide.logit[key].flatten().sigmoid() for key in ("first", "second")]).detach()
     values = []
     for state in STATES:
@@ -86,15 +88,23 @@ def exact(network: TwoLayers, data: iv.Images, guide: iv.MeanField) -> tuple[Ten
 
 
 def spread(guide: iv.MeanField) -> None:
-    """Uncertain masks, next to certain weights."""
+    """Make the masks of a guide uncertain."""
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         for logit in guide.logit.values():
             logit.normal_()
 
 
+def last_pass(guide: iv.LikelihoodGuided) -> Pass:
+    """The last pass of training, which the guide itself does not learn from any more."""
+    seen = guide.seen
+    assert seen is not None
+    guide.forget()
+    return seen
+
+
 def row(name: str, draws: list[Tensor], seconds: float, truth: Tensor) -> dict[str, object]:
-    """Bias and scatter in per cent of the root mean square of the truth."""
+    """Bias and standard deviation (scatter) in per cent of the root mean square of the truth."""
     each, size = torch.stack(draws), truth.square().mean().sqrt()
     bias = (each.mean(0) - truth).square().mean().sqrt() / size
     noise = (each.var(0) / len(each)).mean().sqrt() / size
@@ -111,7 +121,7 @@ def row(name: str, draws: list[Tensor], seconds: float, truth: Tensor) -> dict[s
 
 
 def pulls(repeats: int) -> pd.DataFrame:
-    """Part 1."""
+    """Part 1: estimators."""
     network, data = problem()
     rows = []
     for name, make in ESTIMATORS.items():
@@ -126,8 +136,7 @@ def pulls(repeats: int) -> pd.DataFrame:
             batch = torch.randint(IMAGES, (20,))
             start = time.perf_counter()
             loss(data.images[batch], data.labels[batch]).backward()
-            seen, model.seen = model.seen, None
-            assert seen is not None
+            seen = last_pass(guide)
             with torch.no_grad():
                 guide.estimator.update(guide, seen)
                 guide.estimator.prepare(guide, seen)
@@ -139,7 +148,7 @@ def pulls(repeats: int) -> pd.DataFrame:
 
 
 def gradients(repeats: int) -> pd.DataFrame:
-    """Part 2."""
+    """Part 2: gradients of guides."""
     network, data = problem()
     rows = []
     for name, family in GUIDES.items():
@@ -169,7 +178,7 @@ def gradients(repeats: int) -> pd.DataFrame:
 
 
 def ranks(steps: int, images: int) -> pd.DataFrame:
-    """Part 3. Training, estimators and Hessian share all images, so that no sampling comes between them."""
+    """Part 3: ranks. Training, estimators and Hessian use the same images, so that they differ by no sampling error."""
     torch.manual_seed(0)
     train = iv.split(iv.read("digits"), train=images, test=500).train
     network = iv.ViT(iv.ViTConfig(image_size=8, patch_size=4, mlp_ratio=8))
@@ -184,15 +193,14 @@ def ranks(steps: int, images: int) -> pd.DataFrame:
         loss = iv.TraceGraph_ELBO()(model, guide)
         for batch in (torch.randperm(images)[:20] for _ in range(1500)):
             loss(train.images[batch], train.labels[batch]).backward()
-            seen, model.seen = model.seen, None
-            assert seen is not None
+            seen = last_pass(guide)
             with torch.no_grad():
                 guide.estimator.update(guide, seen)
     start = time.perf_counter()
     weights = {site.name: guide.loc[site.key].detach() for site in model.sites}
     worth["hessian_diagonal"] = ESTIMATORS["hessian_diagonal"](model)
     with torch.no_grad():
-        worth["hessian_diagonal"].prepare(guide, Seen(train.images, train.labels, weights, 1.0, images))
+        worth["hessian_diagonal"].prepare(guide, Pass(train.images, train.labels, weights, 1.0, images))
     print(f"Hessian diagonal of {sum(s.numel for s in model.sites)} weights: {time.perf_counter() - start:.0f} s")
     rows = []
     for site in [None, *model.sites]:
@@ -207,7 +215,7 @@ def ranks(steps: int, images: int) -> pd.DataFrame:
 
 
 def picture(tables: dict[str, pd.DataFrame], path: Path) -> None:
-    """Bias and scatter of every estimator of parts 1 and 2."""
+    """Draw bias and scatter of every estimator of parts 1 and 2."""
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     sizes = [len(table) for table in tables.values()]
     axes = figure.subplots(2, 1, sharex=True, height_ratios=sizes)
@@ -230,8 +238,8 @@ def picture(tables: dict[str, pd.DataFrame], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=1500, help="of training the digits network")
-    parser.add_argument("--images", type=int, default=100, help="of the digits network")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of the digits network")
+    parser.add_argument("--images", type=int, default=100, help="training images of the digits network")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""What reading a posterior costs: memory of the posterior predictive, size and time of the InferenceData.
+"""Memory and time of the posterior predictive, and size and time of the InferenceData.
 
     python benchmarks/posterior.py
 
-Peak memory is that of a process of its own, so each measurement starts one.
+Peak memory can only be measured for a whole process, so each measurement starts a process of its own.
 """
 
 import argparse
@@ -16,54 +16,46 @@ from pathlib import Path
 
 import torch
 
-from pyro_isingvit import (
-    FitResult,
-    IsingSpikeSlab,
-    IsingViT,
-    LikelihoodGuided,
-    ViT,
-    ViTConfig,
-    predict,
-)
+from pyro_isingvit import IsingSpikeSlab, IsingViT, LikelihoodGuided, Posterior, ViT, ViTConfig
 
 PUBLISHED = ViTConfig(dim=64, heads=8)
 """The published MNIST geometry, of some 300,000 weights."""
 
 
-def fitted() -> FitResult:
-    """An unfitted posterior of that size: what it costs to read does not depend on the fit."""
+def unfitted() -> Posterior:
+    """A posterior of that size before any fit; the cost of reading it does not depend on the fit."""
     torch.manual_seed(0)
     network = ViT(PUBLISHED)
     model = IsingViT(network, IsingSpikeSlab(network.weight_sites()))
-    return FitResult(model, LikelihoodGuided(model, initial_logit=0.0), None, None, 0.0)
+    return Posterior.of(LikelihoodGuided(model, initial_logit=0.0))
 
 
 def predictive(images: int, draws: int) -> dict[str, float]:
-    """Time of a posterior predictive, and the most memory this process ever held."""
-    result, pixels = fitted(), torch.rand(images, 1, 28, 28)
+    """Time of a posterior predictive, and the peak memory of this process."""
+    posterior, pixels = unfitted(), torch.rand(images, 1, 28, 28)
     started = time.perf_counter()
     if draws:
-        predict(result.posterior.model, result.posterior.guide, pixels, draws)
+        posterior.predict(pixels, draws)
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def inference_data(draws: int) -> dict[str, float]:
-    """Time to make an InferenceData of all masks, its size in memory and as netCDF."""
+    """Time to make an InferenceData of all masks, and its size in memory and as netCDF."""
     from pyro_isingvit.diagnostics.arviz_adapter import write_netcdf
     from pyro_isingvit.diagnostics.inference_data import to_inference_data
 
-    result = fitted()
-    to_inference_data(result, draws=1)  # imports
+    posterior = unfitted()
+    to_inference_data(posterior, draws=1)  # the first call imports packages
     started = time.perf_counter()
-    data = to_inference_data(result, draws=draws)
+    data = to_inference_data(posterior, draws=draws)
     seconds = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
         write_netcdf(data, Path(folder) / "posterior.nc")
         on_disk = (Path(folder) / "posterior.nc").stat().st_size
     size = data.posterior.nbytes + data.sample_stats.nbytes
     return {
-        "masks": sum(site.numel for site in result.posterior.model.sites),
+        "masks": sum(site.numel for site in posterior.model.sites),
         "seconds": seconds,
         "memory_mb": size / 1e6,
         "disk_mb": on_disk / 1e6,

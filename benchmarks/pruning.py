@@ -1,8 +1,8 @@
-"""Accuracy against size of networks cut from posteriors, and by magnitude, on MNIST.
+"""Accuracy against size of networks that are pruned by posteriors, and by magnitude, on MNIST.
 
-Fits posteriors held at several densities, and the deterministic network, with the same recipe from the same weights;
-cuts each to its density, trains the cut network on for a while, and writes ``docs/pruning.csv``, ``docs/pruning.png``
-and the tables of ``docs/pruning.md``. An hour or more on one thread:
+Fits posteriors held at several densities, and the deterministic network, with the same recipe from the same initial
+weights. Cuts each to its density, fine-tunes the pruned network, writes ``docs/pruning.csv`` and ``docs/pruning.png``,
+and prints the tables of ``docs/pruning.md``. This takes an hour or more on one thread:
 
     python benchmarks/pruning.py --data-root FOLDER --work FOLDER
 """
@@ -17,32 +17,32 @@ from torch import Tensor
 
 import pyro_isingvit as iv
 from pyro_isingvit.diagnostics.calibration import metrics
-from pyro_isingvit.diagnostics.inclusion import Unit, alive_units
+from pyro_isingvit.diagnostics.units import alive_units
+from pyro_isingvit.draws import evaluating, seeded
+from pyro_isingvit.experiments.page import markdown
 from pyro_isingvit.experiments.recipes import known_recipe
-from pyro_isingvit.experiments.tables import markdown
 from pyro_isingvit.models.priors.structured import UNIT_LEVELS
-from pyro_isingvit.predict import evaluating, seeded
 from pyro_isingvit.pruning import costs, decide
 from pyro_isingvit.pruning.decide import keep_best
 
 DENSITIES = (0.15, 0.3, 0.5)
-"""Shares of the weights. A posterior is held at one, and cut to it."""
+"""Shares of the weights. A posterior is held at one of them while it is fitted, and cut to the same."""
 
 POSTERIORS = ("units, J = 1", "heads, J = 1", "weights, J = 1", "weights, J = 0")
-"""By what has a mask: hidden units, and units of heads; hidden units, and whole heads; single weights."""
+"""Posteriors by what has a mask: hidden units and units of heads, hidden units and whole heads, or single weights."""
 
 METHODS = (*POSTERIORS, "magnitude", "magnitude by kind")
 TUNE = {"learning_rate": 1e-3, "batch_size": 64, "augment": "handwriting", "precision": "bfloat16"}
 
 
-def build(method: str, seed: int) -> tuple[iv.IsingViT, iv.Guide]:
-    """The pair of a method; all start at the same weights."""
+def build(method: str, seed: int) -> iv.Guide:
+    """The guide of a method, with its model; all start from the same weights."""
     with seeded(torch.device("cpu"), seed):
         network = iv.ViT(iv.ViTConfig())
     sites = network.weight_sites()
     if method.startswith("magnitude"):
         model = iv.IsingViT(network, iv.priors.Flat(sites))
-        return model, iv.guides.PointEstimate(model)
+        return iv.guides.PointEstimate(model)
     coupling = float(method[-1])
     prior: iv.Prior
     if method.startswith("heads"):
@@ -51,8 +51,7 @@ def build(method: str, seed: int) -> tuple[iv.IsingViT, iv.Guide]:
         prior = iv.StructuredSpikeSlab(sites, levels=UNIT_LEVELS, coupling=coupling)
     else:
         prior = iv.IsingSpikeSlab(sites, coupling=coupling)
-    model = iv.IsingViT(network, prior)
-    return model, iv.LikelihoodGuided(model)
+    return iv.LikelihoodGuided(iv.IsingViT(network, prior))
 
 
 def _slug(method: str) -> str:
@@ -60,48 +59,45 @@ def _slug(method: str) -> str:
 
 
 def fitted(method: str, density: float, data: iv.data.Data, folder: Path, steps: int, seed: int) -> iv.FitResult:
-    """Fit, or read the fit of before."""
+    """Fit a method, or read an earlier fit."""
     plain = method.startswith("magnitude")
     where = folder / f"{'deterministic' if plain else f'{_slug(method)}-{density}'}-{seed}"
-    model, guide = build(method, seed)
     if (where / "posterior.safetensors").exists():
-        return iv.FitResult.load(where, model, guide)
+        return iv.FitResult.load(where)
     known = known_recipe("mnist", len(data.train))
     assert known is not None
     settings = known["fit"] | {"steps": steps, "seed": seed, "precision": "bfloat16"}
     held = {"temperature": 1.0} if plain else {"target_density": density}
-    result = iv.fit(guide, data.train, data.validation, iv.FitConfig(**settings | held))
+    result = iv.fit(build(method, seed), data.train, data.validation, iv.FitConfig(**settings | held))
     result.save(where)
     return result
 
 
-def by_magnitude(result: iv.FitResult, density: float, by_kind: bool) -> iv.pruning.CompactViT:
-    """Units of the largest products of norms of what enters and what leaves (or, of queries and keys, of both).
+def by_magnitude(posterior: iv.Posterior, density: float, by_kind: bool) -> iv.pruning.CompactViT:
+    """Keep the units with the largest product of the norms of their ingoing and outgoing weights (or of query and key).
 
-    Ranked all together, or as many of each kind.
+    Units are ranked all together, or each kind by itself.
     """
-    weights = result.posterior.guide.mean_weights({})
+    weights = posterior.mean_weights({})
     norms = {name: weight.square() for name, weight in weights.items()}
-    scores: dict[Unit, Tensor] = {
+    scores: dict[str, Tensor] = {
         "hidden": norms["encoder.up"].sum(2) * norms["encoder.down"].sum(1),
-        "head_dim": norms["encoder.value"].sum(3) * norms["encoder.out"].sum(1),
+        "value": norms["encoder.value"].sum(3) * norms["encoder.out"].sum(1),
         "query_key": norms["encoder.query"].sum(3) * norms["encoder.key"].sum(3),
     }
-    sizes = dict.fromkeys(scores, 1)  # each of them owns 2 x dim weights
+    sizes = dict.fromkeys(scores, 1)  # each unit has 2 x dim weights
     kept = {k: m for unit in scores for k, m in keep_best({unit: scores[unit]}, {unit: 1}, density).items()}
-    return iv.pruning.shrink(
-        result.posterior.model.network, weights, kept if by_kind else keep_best(scores, sizes, density)
-    )
+    return iv.pruning.shrink(posterior.model.network, weights, kept if by_kind else keep_best(scores, sizes, density))
 
 
 def judged(
-    method: str, result: iv.FitResult, density: float, data: iv.data.Data, steps: int, seed: int
+    method: str, posterior: iv.Posterior, density: float, data: iv.data.Data, steps: int, seed: int
 ) -> pd.DataFrame:
-    """Cut to a density, as it is and trained on."""
+    """Scores of the network cut to a density, before and after fine-tuning."""
     if method.startswith("magnitude"):
-        small = by_magnitude(result, density, method.endswith("kind"))
+        small = by_magnitude(posterior, density, method.endswith("kind"))
     else:
-        small = iv.prune(result, density=density)
+        small = iv.prune(posterior, density=density)
     rows = []
     for tuned in (False, True):
         if tuned:
@@ -117,12 +113,12 @@ def judged(
     return pd.DataFrame(rows)
 
 
-def dead_units(method: str, density: float, result: iv.FitResult) -> dict[str, object]:
-    """The share of units that are dead when the most probable weights are kept, as many as the density says."""
-    masks = decide(result.posterior.guide, "weight", density=density).masks
+def dead_units(method: str, density: float, posterior: iv.Posterior) -> dict[str, object]:
+    """Share of the units that are dead when the most probable weights are kept, up to a density."""
+    masks = decide(posterior, "weight", density=density).masks
     dead = {
-        f"{unit} dead": 1 - float(alive_units(result.posterior.guide, unit, masks).double().mean())
-        for unit in ("hidden", "head_dim", "query_key")
+        f"{unit} dead": 1 - float(alive_units(posterior, unit, masks).double().mean())
+        for unit in ("hidden", "value", "query_key")
     }
     return {"method": method, "density": density} | dead
 
@@ -148,27 +144,28 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", required=True)
-    parser.add_argument("--work", type=Path, required=True, help="where fits and curves are kept")
+    parser.add_argument("--work", type=Path, required=True, help="folder to keep fits and their scores in")
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--only", choices=METHODS, action="append", help="fit and cut these, and stop")
+    parser.add_argument("--only", choices=METHODS, action="append", help="fit and cut only these methods, and exit")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--tune-steps", type=int, default=1000)
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     everything = iv.read("mnist", args.data_root)
-    tables, dead, results = [], [], {}
+    tables, dead, posteriors = [], [], {}
     for seed in args.seeds:
         data = iv.split(everything, 6000, None, 2000, seed)
         for method in args.only or METHODS:
             for density in args.densities:
-                result = results[method, density] = fitted(method, density, data, args.work, args.steps, seed)
+                posterior = fitted(method, density, data, args.work, args.steps, seed).posterior
+                posteriors[method, density] = posterior
                 path = args.work / f"{_slug(method)}-{density}-{seed}.csv"
                 if not path.exists():
-                    judged(method, result, density, data, args.tune_steps, seed).to_csv(path, index=False)
+                    judged(method, posterior, density, data, args.tune_steps, seed).to_csv(path, index=False)
                 tables.append(pd.read_csv(path))
                 if method in POSTERIORS:
-                    dead.append(dead_units(method, density, result))
+                    dead.append(dead_units(method, density, posterior))
     if args.only:
         return
     table = pd.concat(tables)
@@ -179,13 +176,12 @@ def main() -> None:
     )
     print(markdown(shown[["parameters", "hidden", "accuracy", "nll", "ece"]].reset_index()))
     print(markdown(pd.DataFrame(dead)))
-    whole = results["magnitude", args.densities[0]]
-    dense = whole.posterior.model.network
-    dense.load_state_dict(dense.state_dict() | whole.posterior.guide.mean_weights({}))
-    probs = whole.posterior.predict_plug_in(data.test.images)
+    whole = posteriors["magnitude", args.densities[0]]
+    dense = whole.network()
+    probs = whole.predict_plug_in(data.test.images)
     print("dense", metrics(probs, data.test.labels))
-    cut = {f"{density}": iv.prune(results[POSTERIORS[0], density], density=density) for density in args.densities}
-    both = iv.prune(results[POSTERIORS[0], args.densities[-1]], density={"hidden": 0.45, "head_dim": 0.6})
+    cut = {f"{density}": iv.prune(posteriors[POSTERIORS[0], density], density=density) for density in args.densities}
+    both = iv.prune(posteriors[POSTERIORS[0], args.densities[-1]], density={"hidden": 0.45, "head_dim": 0.6})
     settings = iv.FitConfig(**TUNE | {"learning_rate": 2e-3}, steps=args.steps // 2, seed=args.seeds[-1])
     iv.pruning.fine_tune(both, data.train, data.validation, settings)
     with torch.no_grad():

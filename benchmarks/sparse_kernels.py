@@ -1,4 +1,4 @@
-"""Whether zeros in a weight matrix save time: dense against compressed sparse rows, side by side.
+"""Compare the time of dense products with that of compressed sparse rows, at several shares of zeros.
 
 python benchmarks/sparse_kernels.py
 """
@@ -10,14 +10,14 @@ import pandas as pd
 import torch
 from torch.utils.benchmark import Timer
 
-from pyro_isingvit.experiments.tables import markdown
+from pyro_isingvit.experiments.page import markdown
 
 SHAPES = {"up of dim 32": (512, 32), "up of dim 384": (1536, 384), "up of dim 768": (3072, 768)}
-"""Matrices (outputs, inputs) of the networks here, and of larger ones."""
+"""Shapes (outputs, inputs) of matrices of the networks here, and of larger ones."""
 
 DENSITIES = (0.5, 0.3, 0.1, 0.03)
 COLUMNS = {"up of dim 32": 4096, "up of dim 384": 4096, "up of dim 768": 1024}
-"""Tokens of a batch."""
+"""Number of tokens in a batch."""
 
 
 def milliseconds(matrix: torch.Tensor, tokens: torch.Tensor) -> float:

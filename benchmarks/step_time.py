@@ -1,8 +1,8 @@
-"""Time of an Ising step and of the deterministic step, side by side in one run.
+"""Compare the time of an Ising step with that of the deterministic step.
 
-Both are whole training steps (forward, backward, clipping, Adam, and for the Ising network the refresh of
-masks and scales) of the same ViT on random images; the Ising step also in bfloat16. They take turns, so that a
-busy machine slows all; each figure is the median over the rounds, the ratio taken within a round.
+Both are whole training steps of the same ViT on random images: forward, backward, clipping, Adam, and for the Ising
+network the update of masks and scales. The Ising step is also timed in bfloat16. The methods take turns, so that other
+work on the machine slows all of them. Each figure is the median over the rounds; ratios are taken within a round.
 
     python benchmarks/step_time.py --threads 1
     python benchmarks/step_time.py --threads 1 --geometry cifar --batches 50 --rounds 10 --steps 10
@@ -54,8 +54,8 @@ def plain_step(config: ViTConfig, batch: int) -> Callable[[], None]:
     return step
 
 
-def pyro_step(model: IsingViT, guide: Guide, batch: int) -> Callable[[], None]:
-    """A step of a model and guide as `fit` takes it."""
+def pyro_step(model: IsingViT, guide: Guide, batch: int, precision: torch.dtype = torch.float32) -> Callable[[], None]:
+    """A training step of a model and guide, as in `fit`."""
     model.num_data, model.temperature = IMAGES, 1e-4
     images, labels = random_batch(model.network.config, batch)
     loss = TraceGraph_ELBO()(model, guide)
@@ -63,11 +63,14 @@ def pyro_step(model: IsingViT, guide: Guide, batch: int) -> Callable[[], None]:
     optimizer = torch.optim.Adam(parameters, 1e-3, fused=True)
 
     def step() -> None:
-        loss(images, labels).backward()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            value = loss(images, labels)
+        value.backward()
         torch._foreach_mul_([p.grad for p in parameters], model.temperature / IMAGES)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        guide.learn()
 
     return step
 
@@ -76,19 +79,18 @@ def ising_step(config: ViTConfig, batch: int, precision: torch.dtype = torch.flo
     """A step of the Ising phase."""
     network = ViT(config)
     model = IsingViT(network, IsingSpikeSlab(network.weight_sites()))
-    model.precision = precision
-    return pyro_step(model, LikelihoodGuided(model), batch)
+    return pyro_step(model, LikelihoodGuided(model), batch, precision)
 
 
 def flat_step(config: ViTConfig, batch: int) -> Callable[[], None]:
-    """A step of the deterministic network through the same Pyro program."""
+    """A step of the deterministic network as a Pyro program."""
     network = ViT(config)
     model = IsingViT(network, Flat(network.weight_sites()))
     return pyro_step(model, PointEstimate(model), batch)
 
 
 def random_batch(config: ViTConfig, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels without meaning."""
+    """Random images and labels."""
     return torch.rand(batch, config.channels, *config.image_size), torch.randint(config.classes, (batch,))
 
 
@@ -105,7 +107,7 @@ def main() -> None:
     parser.add_argument("--geometry", choices=GEOMETRIES, default="mnist")
     parser.add_argument("--batches", type=int, nargs="+", default=[20, 64, 128])
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=20, help="steps a round; two refreshes of the masks")
+    parser.add_argument("--steps", type=int, default=20, help="steps per round; the masks are updated every ten steps")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,4 +1,4 @@
-"""Guides, one a file. To write one, subclass `Guide` or any of these and override one method."""
+"""Guides, one per file. To write one, subclass `Guide` or any of these and override one method."""
 
 from .auto import Auto
 from .backward_ising import BackwardIsing

@@ -22,12 +22,13 @@ from .base import Guide
 
 
 class Auto(Guide):
-    """Any of `pyro.infer.autoguide` over all weights and the prior's own latent variables.
+    """Any guide of `pyro.infer.autoguide` over all weights and the prior's own latent variables.
 
     Args:
-        model: whose prior has no masks.
-        family: e.g. `AutoNormal`, `AutoDelta`, or for small networks `AutoLowRankMultivariateNormal`.
-        options: of the family; by default weights start from the network's own.
+        model: the model whose posterior this approximates; its prior has no masks.
+        family: class of the guide, e.g. `AutoNormal`, `AutoDelta`, or for small networks
+            `AutoLowRankMultivariateNormal`.
+        options: arguments of the family; by default the weights start at the network's.
 
     Raises:
         InputError: if the prior has masks.
@@ -40,14 +41,14 @@ class Auto(Guide):
         self._settings = {"family": family.__name__ if _of_pyro(family) else plain(family), **plain(options)}
         self.hyper_loc.clear()
         self.hyper_log_scale.clear()
-        self._hypers = {"mask": {}, "weight": {}}  # the family has them all
+        self._hypers = {"mask": {}, "weight": {}}  # the family samples them all
         start = {site.weight_name: model.network.get_parameter(site.name).detach().clone() for site in model.sites}
         options.setdefault("init_loc_fn", init_to_value(values=start, fallback=init_to_median()))
         if "init_scale" in inspect.signature(family).parameters:
             options.setdefault("init_scale", 5e-3)
         with pyro.settings.context(module_local_params=True), poutine.block(), torch.random.fork_rng():
             self.family = family(model.draw_weights, **options)
-            self.family()  # it makes its parameters when first called
+            self.family()  # the first call creates its parameters
 
     def settings(self) -> dict[str, Any]:
         return dict(self._settings)

@@ -20,25 +20,26 @@ from pyro_isingvit.network import LAYER, WeightSite
 from .mean_field import MeanField
 
 MARGINAL_DRAWS = 32
-"""Draws behind inclusion probabilities, each of which averages exact conditional probabilities."""
+"""Number of draws over which the conditional inclusion probabilities are averaged."""
 
 
 class BackwardIsing(MeanField):
-    r"""Structured masks: the guide's mirror of the prior's couplings.
+    r"""Masks that depend on each other through the prior's couplings, from the output backwards.
 
     .. math:: \mathrm{logit}\, q(m = 1 \mid \text{behind}) = \mathrm{logit} + \sum_c 2 \kappa_c \bar s_c
 
-    with :math:`\bar s_c` the mean spin, at the unit they share, of the weights behind in coupling c, and one
-    learned strength :math:`\kappa_c` for each coupling. All at zero it is `MeanField`.
+    with :math:`\bar s_c` the mean spin, at the shared unit, of the weights behind (nearer to the output) in coupling c,
+    and one learned strength :math:`\kappa_c` for each coupling. With all strengths at zero this is `MeanField`.
 
     Args:
-        model: whose posterior this approximates.
-        couplings: which masks follow which; those of the prior if None.
-        initial_strength: of every coupling.
-        options: of `MeanField`; the strengths learn at the masks' rate.
+        model: the model whose posterior this approximates.
+        couplings: the graph that says which masks depend on which; that of the prior if None.
+        initial_strength: initial strength of every coupling.
+        options: arguments of `MeanField`; the strengths have the learning rate of the logits.
 
     Raises:
-        InputError: if there are no couplings to mirror, they run in a circle, or masks are not the graph's.
+        InputError: if a value is out of range, there are no couplings, they form a cycle, or the graph's sites are not
+            those of the prior's masks.
     """
 
     def __init__(
@@ -104,9 +105,9 @@ class BackwardIsing(MeanField):
         return [weights, masks]
 
     def _backward(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """A draw of all masks, those behind first, and their log odds given those; by site name, in the graph's shapes.
+        """A draw of all masks, those behind first, and its conditional log odds; by site name in the graph's shapes.
 
-        Block by block, since the masks of one block follow those of the next.
+        Masks are drawn block by block, since those of one block depend on those of the next.
         """
         sites = self.couplings.sites
         logits = {name: list(_blocks(logit, sites[name])) for name, logit in self._own_logits().items()}
@@ -121,12 +122,12 @@ class BackwardIsing(MeanField):
         return {name: (_joined(drawn[name], site), _joined(logits[name], site)) for name, site in sites.items()}
 
     def _own_logits(self) -> dict[str, Tensor]:
-        """Log odds without those behind, by site name, in the graph's shapes."""
+        """Log odds without the contribution of the masks behind, by site name in the graph's shapes."""
         return {n: self.logit[self._sites[n].key].reshape(site.shape) for n, site in self.couplings.sites.items()}
 
 
 class _Drawn(StraightThroughBernoulli):
-    """The distribution of a draw that has been made already, block by block."""
+    """The distribution of a draw that was already made, block by block."""
 
     def __init__(self, draw: Tensor, logits: Tensor) -> None:
         super().__init__(logits=logits, event_dim=logits.dim())

@@ -1,4 +1,4 @@
-"""What a guide is: the methods that a variational family consists of, and the program around them."""
+"""The base class of guides: the methods that define a variational family, and the Pyro program that calls them."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ from pyro_isingvit.programs import announce_parameters, full_precision
 from pyro_isingvit.settings import Described
 
 INITIAL_HYPER_SCALE = 0.1
-"""Posterior scale that a prior's own latent variables start from, unconstrained."""
+"""Initial posterior scale of the prior's own latent variables, in unconstrained space."""
 
 
 class Guide(Described, nn.Module):
@@ -29,10 +29,10 @@ class Guide(Described, nn.Module):
 
     Subclasses implement `mask` and `weight`; a structured family overrides `draw_masks`. Latent variables of
     the prior's own (an inclusion probability, a scale) get a `hyper` distribution each. All learned
-    numbers are `nn.Parameter`s of the guide, none live in Pyro's global store.
+    values are `nn.Parameter`s of the guide; none are in Pyro's global store.
 
     Args:
-        model: whose posterior this approximates.
+        model: the model whose posterior this approximates.
 
     Attributes:
         mask_shapes: shape of the masks of every site that has them, by site name.
@@ -45,24 +45,24 @@ class Guide(Described, nn.Module):
     """Whether masks and weights are sampled in plates over their dimensions."""
 
     independent_masks = True
-    """Whether all masks are independent under this family. A class that overrides `draw_masks` is taken not to be,
-    unless it says so itself."""
+    """Whether all masks are independent under this family. False for a class that overrides `draw_masks`, unless the
+    class sets it."""
 
     seen: Pass | None = None
-    """The last pass of training that was watched and not learned from yet."""
+    """The last pass of training that `see` received and `learn` has not used yet."""
 
     sparsifies = False
-    """Whether training has phases, from a whole network to a sparse one, though no site has masks."""
+    """Whether `fit` trains in phases, from a whole network to a sparse one, although no site has masks."""
 
     closed_form = False
-    """Whether masks and scales follow the weights in closed form, however low the learning rate is."""
+    """Whether masks and scales are updated in closed form, independently of the learning rate."""
 
     target_density: float | None = None
-    """Share of the weights to hold in, if the family can; None leaves it to prior and likelihood."""
+    """Mean inclusion probability that is held, see `hold_density`; None leaves it to prior and likelihood."""
 
     def __init__(self, model: IsingViT) -> None:
         super().__init__()
-        self._model = (model,)  # in a tuple: its parameters are not the guide's
+        self._model = (model,)  # in a tuple, so that its parameters are not registered as the guide's
         self.mask_shapes: dict[str, torch.Size] = {}
         self._hypers: dict[str, dict[str, TorchDistributionMixin]] = {"mask": {}, "weight": {}}
         prior, masks = model.prior, {}
@@ -101,48 +101,49 @@ class Guide(Described, nn.Module):
 
     @property
     def watches(self) -> bool:
-        """Whether `learn` wants the passes of training; here it does not."""
+        """Whether `see` is called before each pass of the network in training; False here."""
         return False
 
     def see(self, passing: Pass) -> Linear | None:
-        """Told of each pass of training that it watches, before the network runs.
+        """Receive a pass of training, before the network runs.
 
         Returns:
-            What is to apply the network's linear layers, see `pyro_isingvit.network.Linear`; None for the usual.
+            The function that applies the network's linear layers, see `pyro_isingvit.network.Linear`; None for the
+            default.
         """
         self.seen = passing
         return None
 
     def learn(self) -> None:
-        """Learn what is not learned by gradient from the last pass that was seen, once; nothing here.
+        """Update what is not learned by gradient, from the last pass that was seen, once; does nothing here.
 
-        `fit` calls it after each step of the optimiser, and a guide itself when it next runs, which is after that step
-        too: so that training by `pyro.infer.SVI`, which knows nothing of it, comes to the same.
+        `fit` calls this after each step of the optimiser. Otherwise the guide calls it when it next runs, which is also
+        after that step, so that training with `pyro.infer.SVI` gives the same result.
         """
 
     def forget(self) -> None:
-        """Drop what was seen and not learned from yet."""
+        """Discard the last pass that was seen, if `learn` has not used it yet."""
         self.seen = None
 
     @property
     def mask_hypers(self) -> list[str]:
-        """Latent variables that the prior of the masks samples on its own."""
+        """Names of the latent variables that the prior of the masks samples."""
         return list(self._hypers["mask"])
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin:
-        """Distribution of the masks of a site: event shape ``mask_shapes[site.name]``."""
+        """Distribution of the masks of a site, event shape ``mask_shapes[site.name]``."""
         raise NotImplementedError(f"{type(self).__name__} must implement mask(site)")
 
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:
-        """Distribution of a weight given its mask (None for a site without): event shape ``site.shape``."""
+        """Distribution of a weight given its mask (None for a site without masks), event shape ``site.shape``."""
         raise NotImplementedError(f"{type(self).__name__} must implement weight(site, mask)")
 
     def hyper(self, name: str, prior: TorchDistributionMixin) -> TorchDistributionMixin:
-        """Distribution of a latent variable of the prior's own; a normal one in unconstrained space.
+        """Distribution of a latent variable of the prior's own; a Gaussian in unconstrained space.
 
         Args:
-            name: of its sample site.
-            prior: its distribution under the prior, as the guide was made.
+            name: name of its sample site.
+            prior: its distribution under the prior when the guide was made.
         """
         loc, log_scale = self.hyper_loc[_key(name)], self.hyper_log_scale[_key(name)]
         transform = biject_to(prior.support)
@@ -177,10 +178,10 @@ class Guide(Described, nn.Module):
             }
 
     def mask_log_prob(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """log q of masks, by site name, of all sites together; a scalar.
+        """Log probability of the masks of all sites together, given by site name; a scalar.
 
         Raises:
-            NotImplementedError: if the family has no tractable one.
+            NotImplementedError: if it is intractable for this family.
         """
         logs = [
             self.mask(site).log_prob(masks[site.name]) for site in self.model.sites if site.name in self.mask_shapes
@@ -189,7 +190,7 @@ class Guide(Described, nn.Module):
 
     @torch.no_grad()
     def inclusion_probabilities(self) -> dict[str, Tensor]:
-        """Posterior probability of each mask being 1, by site name."""
+        """Posterior probability of each mask being 1, by site name, in the shape of the masks."""
         return {site.name: self.mask(site).mean.detach() for site in self.model.sites if site.name in self.mask_shapes}
 
     @torch.no_grad()
@@ -203,10 +204,10 @@ class Guide(Described, nn.Module):
         return {site.name: self.weight(site, masks.get(site.name)).mean for site in self.model.sites}
 
     def hold_density(self, density: float | None) -> None:
-        """From now on keep the mean inclusion probability of all weights at ``density``; None lets go of it.
+        """Hold the mean inclusion probability of all weights at ``density`` from now on; None stops this.
 
         Raises:
-            InputError: if this family cannot, or the density is out of range.
+            InputError: if this family cannot do so, or the density is out of range.
         """
         if density is not None:
             raise InputError(
@@ -214,12 +215,12 @@ class Guide(Described, nn.Module):
             )
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Trainable parameters as the groups of a torch optimiser."""
+        """The trainable parameters as parameter groups of a torch optimiser."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": learning_rate}]
 
     @contextmanager
     def hypers_at_median(self) -> Iterator[None]:
-        """The prior's own latent variables at their posterior medians, hidden from outer handlers."""
+        """Context with the prior's own latent variables at their posterior medians, hidden from outer Pyro handlers."""
         with torch.no_grad():
             data = {
                 name: biject_to(fn.support)(self.hyper_loc[_key(name)])
@@ -230,10 +231,10 @@ class Guide(Described, nn.Module):
             yield
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"seen": None}  # tensors within a graph can be neither copied nor pickled
+        return self.__dict__ | {"seen": None}  # tensors in an autograd graph can be neither copied nor pickled
 
     def _discover(self, kind: str, part: Callable[..., Any], *args: Any) -> Any:
-        """Run a method of the prior and remember the latent variables it samples."""
+        """Run a method of the prior, store the latent variables it samples, and return its result."""
         trace = poutine.trace(part).get_trace(*args)
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node):
@@ -246,7 +247,7 @@ class Guide(Described, nn.Module):
 
 
 def initial_weights(model: IsingViT) -> dict[str, Tensor]:
-    """A copy of the network's own weights by the key of their site, on the prior's device: where guides start."""
+    """Initial weights of a guide: a copy of the network's, by ``site.key``, on the prior's device."""
     return {
         site.key: model.network.get_parameter(site.name).detach().clone().to(model.prior.zero.device)
         for site in model.sites

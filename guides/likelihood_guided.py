@@ -1,12 +1,12 @@
-r"""Mean field whose masks follow the likelihood's own account of what each weight is worth.
+r"""Mean field with masks updated from the estimated gain in log-likelihood from keeping each weight.
 
-For a Bernoulli mask the exact natural gradient of the ELBO in its logit vanishes at
+For a Bernoulli mask, the exact natural gradient of the ELBO in its logit vanishes at
 
 .. math:: \mathrm{logit} =
    (L_+ - L_-)/T - \mathrm{KL}(q(w|1) \| p(w|1)) + \log\frac{\pi}{1-\pi} + \text{Ising local field}
 
-and this guide moves a share of the way there after every few batches. The same curvature gives the scale
-of each weight in closed form, :math:`1/s^2 = F/T + 1/S^2`.
+and this guide moves the logit a share of the way there every few batches. The curvature F of the log-likelihood also
+gives the scale s of each weight in closed form, :math:`1/s^2 = F/T + 1/S^2`, where S is the scale of the prior's slab.
 
 References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
@@ -29,30 +29,30 @@ from .estimators import ESTIMATORS, Estimator
 from .mean_field import MeanField
 
 LOGIT_BOUND = 8.0
-"""Logits are kept within plus and minus this, so that a mask can always return."""
+"""Logits are clamped to within plus and minus this, so that a dropped weight can be kept again."""
 
 
 class LikelihoodGuided(MeanField):
     """`MeanField` with coordinate updates of the masks and scales in place of their gradients.
 
-    It learns from the gradients of each backward pass, after the step of the optimiser: the means move first, and then
-    masks and scales, given the new means. `fit` calls `learn` then; under `pyro.infer.SVI` it needs no call of its own.
-    The loss has to be the ELBO itself, in nats and of one particle. While the model's masks are fixed only the
-    curvature is followed.
+    The updates use the gradients of the backward pass and come after the step of the optimiser: first the means change,
+    then masks and scales, given the new means. `fit` calls `learn` at that point; under `pyro.infer.SVI` the guide
+    calls it itself. The loss has to be the negative ELBO itself, in nats, with one particle. While the model's masks
+    are fixed, only the estimator is updated.
 
     Args:
-        model: whose posterior this approximates; its prior's weights are spike-and-slab.
+        model: the model whose posterior this approximates; all weights of its prior are spike-and-slab.
         initial_logit, initial_scale: see `MeanField`.
-        rate: share of the way to its target that a mask's logit goes with each batch.
-        refresh_every: batches between updates, which are then as large as that many small ones.
-        estimator: of the likelihood's pull: a name of `pyro_isingvit.guides.estimators.ESTIMATORS`, or what makes one
-            from the model.
-        target_density: hold the mean inclusion probability of all weights here, by solving for the external field at
-            each update, in place of the prior's own; within (0, 1).
-        fixed_scale: of every weight from start to end, as published; None for the closed form.
+        rate: share of the way to its target that the logit of a mask moves per batch, within (0, 1).
+        refresh_every: number of batches between updates; one update moves as far as that many updates of one batch.
+        estimator: the estimator of the gain in log-likelihood from keeping each weight: a name of
+            `pyro_isingvit.guides.estimators.ESTIMATORS`, or a function that makes an `Estimator` from the model.
+        target_density: mean inclusion probability of all weights, within (0, 1), which is held by shifting all logits
+            by a common external field at each update; None leaves it to prior and likelihood.
+        fixed_scale: scale of every weight throughout training, as published; None for the closed form.
 
     Raises:
-        InputError: if a value is out of range, or the prior has no spike-and-slab weights.
+        InputError: if a value is out of range, or a weight of the prior is not spike-and-slab.
     """
 
     closed_form = True
@@ -106,7 +106,7 @@ class LikelihoodGuided(MeanField):
 
     @torch.no_grad()
     def learn(self) -> None:
-        """Take in the gradients of the last pass that was seen; every few batches update masks and scales."""
+        """Update the estimator from the last pass that was seen and, every few batches, the masks and scales."""
         seen = self.seen
         if seen is None or any(weight.grad is None for weight in seen.weights.values()):
             return
@@ -121,7 +121,7 @@ class LikelihoodGuided(MeanField):
 
     @torch.no_grad()
     def refresh(self, share: float = 1.0) -> None:
-        """Move every mask's logit and every weight's log scale a share of the way to its optimum."""
+        """Move the logit of every mask and the log scale of every weight a share of the way to its optimum."""
         temperature, sites = self.model.temperature, self.model.sites
         if self.model.prior.interaction is not None:
             self.model.prior.interaction.observe_weights({site.name: self.loc[site.key] for site in sites})
@@ -147,14 +147,14 @@ class LikelihoodGuided(MeanField):
 
     @torch.no_grad()
     def sample_parts(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A draw of all masks, and of all weights as if they were in; by site name."""
+        """A draw of all masks, and a draw of all weights from their slabs; by site name."""
         masks = {site.name: self.mask(site).sample() for site in self.model.sites}
         return masks, {site.name: self.slab(site).sample() for site in self.model.sites}
 
     def prior_fields(self) -> dict[str, Tensor]:
         """Prior log odds of each mask given the posterior means of all others, by site name.
 
-        Base measure and energy are linear in each mask, so these are gradients.
+        They are gradients, since the log of the base measure and the energy are linear in each mask.
         """
         prior, sites = self.model.prior, self.model.sites
         with torch.enable_grad(), self.hypers_at_median():
@@ -184,7 +184,7 @@ def _base(prior: Prior, site: WeightSite) -> TorchDistributionMixin:
 
 
 def _divergence(q: torch.distributions.Distribution, p: torch.distributions.Distribution) -> Tensor:
-    """KL(q || p) of each element; from one draw where there is no closed form, as updates average over many."""
+    """KL(q || p) of each element; where there is no closed form, from one draw, since updates average over many."""
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
@@ -193,7 +193,7 @@ def _divergence(q: torch.distributions.Distribution, p: torch.distributions.Dist
 
 
 def _field_for_density(logits: Tensor, sizes: Tensor, density: float) -> Tensor:
-    """The shift of all logits at which probabilities, weighted by ``sizes``, have mean ``density``; by bisection."""
+    """The shift of all logits, by bisection, at which the probabilities weighted by ``sizes`` have mean ``density``."""
     shares = sizes / sizes.sum()
     low, high = (-logits).min() - 20, (-logits).max() + 20
     for _ in range(40):

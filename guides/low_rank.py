@@ -20,23 +20,24 @@ from pyro_isingvit.models.ising_vit import IsingViT
 from .mean_field import MeanField
 
 BOUND = 14.0
-"""Log odds count as no larger in the copula: beyond, a single-precision probability is 1 and its quantile infinite."""
+"""Largest absolute log odds in the copula: beyond, a float32 probability rounds to 1, and its quantile is infinite."""
 
 
 class LowRank(MeanField):
-    r"""A mask is 1 where a Gaussian is positive whose correlations have rank r.
+    r"""Masks that are correlated by a Gaussian copula of rank r: a mask is 1 where its Gaussian is positive.
 
     .. math:: m_i = [\,a_i + u_i^\top z + \epsilon_i > 0\,], \quad z \sim N(0, I_r), \; \epsilon_i \sim N(0, 1)
 
-    with :math:`a_i` such that the inclusion probability is exactly :math:`\sigma(\mathrm{logit}_i)`. The density
-    of the masks alone is out of reach; the ELBO is the one of masks and z together, with a learned linear
-    Gaussian :math:`r(z \mid m)` on the model's side (a hierarchical variational model). It is a bound for any r.
+    with :math:`a_i` such that the inclusion probability is exactly :math:`\sigma(\mathrm{logit}_i)`. The probability
+    of the masks alone is intractable. The ELBO is therefore that of masks and z together, where the model is extended
+    by a learned linear Gaussian :math:`r(z \mid m)` (a hierarchical variational model). It is a lower bound for any
+    such Gaussian.
 
     Args:
-        model: whose posterior this approximates.
-        rank: r.
-        initial_factor: scale of the first u; zero would be `MeanField`, and stay there.
-        options: of `MeanField`; the copula learns at the masks' rate.
+        model: the model whose posterior this approximates.
+        rank: r, at least 1.
+        initial_factor: scale of the random initial u; with zero this is `MeanField`, and training does not change that.
+        options: arguments of `MeanField`; the copula has the learning rate of the logits.
 
     Raises:
         InputError: if a value is out of range, or the model has no masks.
@@ -82,7 +83,7 @@ class LowRank(MeanField):
         return masks
 
     def mask_log_prob(self, masks: Mapping[str, Tensor]) -> Tensor:
-        raise NotImplementedError("the density of the masks of a Gaussian copula is out of reach")
+        raise NotImplementedError("the masks of a Gaussian copula have no density in closed form")
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         weights, masks = super().parameter_groups(learning_rate)

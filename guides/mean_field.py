@@ -1,4 +1,4 @@
-"""Every mask and every weight on its own, learned by gradient."""
+"""Independent masks and weights, learned by gradient."""
 
 import math
 from typing import Any
@@ -16,16 +16,16 @@ from .base import Guide, initial_weights
 
 
 class MeanField(Guide):
-    """``mask ~ Bernoulli(sigmoid(logit))``, ``weight ~ Normal(loc, scale)`` where in, the prior's spike where out.
+    """``mask ~ Bernoulli(sigmoid(logit))``, ``weight ~ Normal(loc, scale)`` if kept, the prior's spike if dropped.
 
-    Masks get the straight-through gradient, which is biased in the likelihood; `LikelihoodGuided` replaces
-    it by a coordinate update.
+    Masks are learned by the straight-through gradient, whose likelihood term is biased; `LikelihoodGuided`
+    replaces it by coordinate updates.
 
     Args:
-        model: whose posterior this approximates.
-        initial_logit: of every mask; high, so that training starts from the whole network.
-        initial_scale: of every weight.
-        mask_rate: learning rate of the logits in multiples of the weights'.
+        model: the model whose posterior this approximates.
+        initial_logit: initial logit of every mask; high, so that training starts from the whole network.
+        initial_scale: initial scale of every weight.
+        mask_rate: learning rate of the logits, in multiples of that of the weights.
 
     Raises:
         InputError: if a value is out of range.
@@ -79,7 +79,7 @@ class MeanField(Guide):
         return SpikeAndSlab(mask, slab, spike, len(site.shape))
 
     def slab(self, site: WeightSite) -> TorchDistributionMixin:
-        """A weight that is in: batch shape ``site.shape``."""
+        """Distribution of a weight that is kept, batch shape ``site.shape``."""
         return Gaussian(self.loc[site.key], self.log_scale[site.key])
 
     def _prior_weight(self, site: WeightSite, mask: Tensor | None) -> Any:

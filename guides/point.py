@@ -16,16 +16,17 @@ from .base import Guide, initial_weights
 
 
 class PointEstimate(Guide):
-    """``weight = loc``. For priors without masks; under `Flat` it trains the deterministic network.
+    """A point estimate of every weight, for priors without masks; under `Flat` it is the deterministic network.
 
-    Masks that are fixed (`IsingViT.fix_masks`) cut weights, as magnitude pruning does.
+    Masks that are fixed (`IsingViT.fix_masks`) set weights to zero, as in magnitude pruning.
 
     Args:
-        model: whose posterior this approximates.
-        dropconnect: share of the weights that each step of training leaves out at random; the others are scaled up.
+        model: the model whose posterior this approximates.
+        dropconnect: share of the weights, within [0, 1), that each step of training sets to zero at random; the others
+            are scaled up.
 
     Raises:
-        InputError: if the prior has masks, or the share is not within [0, 1).
+        InputError: if the prior has masks, or ``dropconnect`` is out of range.
     """
 
     def __init__(self, model: IsingViT, dropconnect: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Masks that learn through the concrete relaxation.
+"""Masks that are learned through the concrete relaxation.
 
 References:
     Louizos, Welling & Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018.
@@ -18,9 +18,9 @@ class Relaxed(MeanField):
     """`MeanField` whose masks are exact zeros and ones with the gradient of their concrete relaxation.
 
     Args:
-        model: whose posterior this approximates.
-        relaxation: temperature of the concrete distribution.
-        options: of `MeanField`.
+        model: the model whose posterior this approximates.
+        relaxation: relaxation temperature of the concrete distribution, positive; smaller is less biased and noisier.
+        options: arguments of `MeanField`.
 
     Raises:
         InputError: if a value is out of range.

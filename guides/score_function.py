@@ -1,4 +1,4 @@
-"""Plain Bernoulli masks with the score-function gradient, and baselines that tame it.
+"""Bernoulli masks with the score-function gradient, and baselines that reduce its variance.
 
 References:
     Mnih & Gregor, "Neural Variational Inference and Learning in Belief Networks", ICML 2014.
@@ -19,7 +19,7 @@ from pyro_isingvit.network import WeightSite
 from .mean_field import MeanField
 
 BASELINE_DECAY = 0.9
-"""Of the decaying average of each mask's downstream cost."""
+"""Decay of the average downstream cost of each mask."""
 
 BASELINE_HIDDEN = 16
 """Hidden units of the neural baseline."""
@@ -28,17 +28,18 @@ BASELINE_HIDDEN = 16
 class ScoreFunction(MeanField):
     """`MeanField` with the unbiased score-function gradient of `TraceGraph_ELBO` in place of the straight-through one.
 
-    Masks and weights are sampled in plates, so that the prior and entropy of one mask count for that mask
-    alone. The likelihood counts for all, and its variance grows with their number: for small networks.
+    Masks and weights are sampled in plates, so that the prior and entropy terms of a mask affect the gradient of that
+    mask alone. The likelihood affects the gradients of all masks, and their variance grows with the number of masks, so
+    this guide is for small networks.
 
     Args:
-        model: whose posterior this approximates; with one mask for each weight.
-        baseline: what is taken from the cost: nothing, its ``"decaying_average"``, or a ``"neural"`` function
-            of the images' mean plus one number for each mask.
-        options: of `MeanField`.
+        model: the model whose posterior this approximates, with one mask for each weight.
+        baseline: what is subtracted from the cost: nothing (``"none"``), its ``"decaying_average"``, or a learned
+            function of the mean image of the batch plus a learned offset for each mask (``"neural"``).
+        options: arguments of `MeanField`.
 
     Raises:
-        InputError: if the baseline is unknown, or several weights share a mask.
+        InputError: if a value is out of range, the baseline is unknown, or several weights share a mask.
     """
 
     plated = True
@@ -85,7 +86,7 @@ class ScoreFunction(MeanField):
         self._context = None if images is None else images.detach().flatten(1).mean(0)
         first = None if self.net is None else self.net[0]
         if isinstance(first, nn.LazyLinear) and self._context is not None:
-            with torch.random.fork_rng(), torch.no_grad():  # whatever is drawn first
+            with torch.random.fork_rng(), torch.no_grad():  # initial weights do not depend on earlier draws
                 torch.manual_seed(0)
                 first(self._context)
         return super().forward(images, *args, **kwargs)
@@ -98,16 +99,17 @@ class ScoreFunction(MeanField):
         }
 
     def _baseline(self, site: WeightSite) -> dict[str, Any]:
-        """Pyro's options; the averages live in this module, not in the global store."""
+        """Options of Pyro's baseline. The averages are kept in this module, not in the global store."""
         if self.baseline == "none" or not self.training or not torch.is_grad_enabled():
             return {}
         offset = self.offset[site.key]
         if self.baseline == "decaying_average":
-            # The gradient of Pyro's squared error in the baseline is minus twice what the cost exceeds it by.
+            # The gradient of Pyro's squared error in the baseline is -2 * (cost - baseline).
             value = offset.detach().clone().requires_grad_()
             value.register_hook(lambda gradient: offset.data.add_(gradient, alpha=-0.5 * (1 - BASELINE_DECAY)))
             return {"baseline_value": value}
-        # In nats of all data, from numbers of order one; the squared error is brought back to order one too.
+        # The network returns values of order one; the baseline is in nats of all data, and so of order ``unit``. The
+        # division by ``unit`` gives the gradient of the squared error the order of the gradient of the loss.
         unit = (self.model.num_data or 1) / self.model.temperature
         value = offset + self.net(self._context) if self.net is not None and self._context is not None else offset
         value.register_hook(lambda gradient: gradient / unit)

@@ -1,4 +1,4 @@
-"""Gaussian noise of its own strength on every weight; what is all noise is dropped.
+"""Gaussian noise with its own variance on every weight; weights that are mostly noise are dropped.
 
 References:
     Molchanov, Ashukha & Vetrov, "Variational Dropout Sparsifies Deep Neural Networks", ICML 2017.
@@ -21,23 +21,23 @@ from pyro_isingvit.network import WeightSite
 from .base import Guide, initial_weights
 
 DROPPED = 3.0
-"""A weight is out if the log of its noise variance over its squared mean, log alpha, is at least this."""
+"""A weight is dropped if log alpha, the log of its noise variance over its squared mean, is at least this."""
 
 
 class SparseVariationalDropout(Guide):
     """``weight ~ Normal(loc, scale)`` under `LogUniform`, a baseline without masks.
 
-    A weight with ``log alpha = log(scale ** 2 / loc ** 2)`` of 3 or more is out: its inclusion probability is 0, that
-    of all others 1, and predictions leave it out. The KL divergence from the prior is the published approximation, not
-    the one-draw estimate.
+    A weight with ``log alpha = log(scale ** 2 / loc ** 2)`` of 3 or more is dropped: its inclusion probability is 0,
+    that of all others is 1, and predictions set it to zero. The KL divergence from the prior is the published
+    approximation, not an estimate from one draw.
 
     Args:
-        model: whose posterior this approximates; its prior is `LogUniform`.
-        initial_scale: of every weight.
-        scale_rate: learning rate of the log scales in multiples of the weights'.
+        model: the model whose posterior this approximates; its prior is `LogUniform`.
+        initial_scale: initial scale of every weight.
+        scale_rate: learning rate of the log scales, in multiples of that of the means.
 
     Raises:
-        InputError: if the prior is another one, or a value is out of range.
+        InputError: if the prior is not `LogUniform`, or a value is out of range.
     """
 
     sparsifies = True
@@ -77,14 +77,14 @@ class SparseVariationalDropout(Guide):
 
 
 class _Noisy(Gaussian):
-    """A `Gaussian` whose pathwise term is, less the prior's log density of the draw, the approximate divergence."""
+    """A `Gaussian` whose `pathwise_log_prob`, minus the prior's log density of a draw, is the `divergence`."""
 
     def pathwise_log_prob(self, value: Tensor) -> Tensor:
         return divergence(self._loc, self._log_scale) - value.abs().clamp_min(SMALLEST).log()
 
 
 def divergence(loc: Tensor, log_scale: Tensor) -> Tensor:
-    """KL from the log-uniform prior of each weight, up to a constant: equation 14 of Molchanov et al."""
+    """KL divergence of each weight from the log-uniform prior, up to a constant: equation 14 of Molchanov et al."""
     log_alpha = _log_alpha(loc, log_scale)
     return -0.63576 * (torch.sigmoid(1.87320 + 1.48695 * log_alpha) - 1) + 0.5 * nn.functional.softplus(-log_alpha)
 

@@ -24,13 +24,14 @@ from .priors import Interaction, Prior
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of the network in training, as a companion sees it.
+    """One forward pass of the network in training, as the guide receives it.
 
     Attributes:
-        images, labels: the batch.
-        weights: as they enter the network, by site name. After the backward pass, ``grad`` of each is the gradient of
+        images: (batch, channels, height, width).
+        labels: (batch,), or None.
+        weights: by site name, as they enter the network. After the backward pass, ``grad`` of each is the gradient of
             the loss through the likelihood alone, without the prior and the entropy of the weight.
-        temperature, num_data: of the model at the time.
+        temperature, num_data: the model's temperature of the posterior and number of training images at the time.
     """
 
     images: Tensor
@@ -41,12 +42,12 @@ class Pass:
 
 
 class Companion(Protocol):
-    """What the program runs with: a `Guide`, which has all of this.
+    """The interface through which the model uses its guide; every `Guide` has it.
 
     Attributes:
         plated: whether masks and weights are sampled in plates over their dimensions, so that Pyro knows which
-            terms of the loss are local.
-        watches: whether it wants to see the passes of training.
+            terms of the loss are local to each element.
+        watches: whether `see` is called before each pass of the network in training.
     """
 
     plated: bool
@@ -55,11 +56,13 @@ class Companion(Protocol):
     def watches(self) -> bool: ...
 
     def see(self, passing: Pass) -> Linear | None:
-        """Called before the network runs. Returns what is to apply its linear layers, None for the usual."""
+        """Called before the network runs. Returns a function to apply its linear layers, or None for the default."""
 
 
 class IsingViT(nn.Module):
-    r"""The Pyro model. With ``N = num_data`` and temperature ``T``:
+    r"""The Pyro model of masks, their interaction, weights and labels.
+
+    With ``N = num_data`` and temperature of the posterior ``T``:
 
     .. code-block:: text
 
@@ -68,27 +71,28 @@ class IsingViT(nn.Module):
         for site:  weight ~ prior.weight(site, mask)
         plate("data", N), scale 1 / T:  label ~ Categorical(logits=network(images; weights))
 
-    The temperature is that of a power posterior, prior times likelihood ** (1 / T). Small data carry far
-    less information than a network has weights, so T = 1 prunes everything; see `fit`.
+    The posterior is a power posterior, prior times likelihood ** (1 / T). A network has far more weights than small
+    data have information, so T = 1 prunes everything; see `fit`.
 
-    Biases, norms and embeddings that are not among the prior's sites are learned parameters.
+    Parameters of the network that are not among the prior's sites (biases, norms, embeddings) are learned without a
+    prior.
 
     Args:
-        network: a `ViT`, or any module that has the weights of the prior's sites as parameters. Its weights are where
-            guides start; they are no longer trained themselves.
-        prior: over the network's sites.
-        num_data: N, the number of training images; `fit` sets it. The batch's own size if None.
-        temperature: T > 0; `fit` sets it.
+        network: a `ViT`, or any module that has the weights of the prior's sites as parameters. Guides start from
+            these weights; the network's own copy is no longer trained.
+        prior: the prior over the network's sites.
+        num_data: N, the number of training images; `fit` sets it. If None, the size of each batch.
+        temperature: T > 0, the temperature of the posterior; `fit` sets it.
 
     Attributes:
         num_data, temperature: N and T, as above; both may be changed.
-        fixed_masks: by site name, while masks are fixed; see `fix_masks`.
+        fixed_masks: masks by site name while they are fixed, else None; see `fix_masks`.
 
     Under `torch.autocast` the network's matrix products are in lower precision; masks, weights, priors and the loss
-    stay in float32.
+    remain in float32.
 
     Raises:
-        InputError: if a site of the prior is no weight of the network, or of another shape there.
+        InputError: if a site of the prior is not a parameter of the network, or has another shape there.
     """
 
     def __init__(self, network: ViT, prior: Prior, num_data: int | None = None, temperature: float = 1.0) -> None:
@@ -104,13 +108,21 @@ class IsingViT(nn.Module):
         self.network, self.prior = network, prior
         self.num_data, self.temperature = num_data, temperature
         self.fixed_masks: dict[str, Tensor] | None = None
-        self._companions: tuple[Companion, ...] = ()  # at most one; in a tuple, since it is no part of the model
+        self._companions: tuple[Companion, ...] = ()  # at most one; in a tuple, so that it is not a submodule
         self._varies = any(p.requires_grad for p in prior.parameters()) or _samples(prior)
         for site in self.sites:
             network.get_parameter(site.name).requires_grad_(False)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images (batch, channels, height, width) in [0, 1] and labels (batch,) or None; returns the logits."""
+        """Run the model on a batch.
+
+        Args:
+            images: (batch, channels, height, width), floats within [0, 1] or bytes.
+            labels: (batch,); None samples them.
+
+        Returns:
+            The logits, (batch, classes).
+        """
         weights = self.draw_weights()
         batch = len(images)
         linear = None
@@ -127,7 +139,7 @@ class IsingViT(nn.Module):
         return logits
 
     def draw_weights(self) -> dict[str, Tensor]:
-        """The latent part of the program: every mask and weight. Returns the weights by site name."""
+        """Sample all masks and weights, the latent part of the model. Returns the weights by site name."""
         announce_parameters("model", self)
         with full_precision(self.prior.zero.device):
             masks = self._draw_masks() if self.fixed_masks is None else self.fixed_masks
@@ -137,29 +149,30 @@ class IsingViT(nn.Module):
             }
 
     def follow(self, companion: Companion | None) -> None:
-        """Run with a companion from now on, or with none. A `Guide` calls this each time it runs."""
+        """Set the guide that the model runs with from now on, or None. A `Guide` calls this each time it runs."""
         self._companions = () if companion is None else (companion,)
 
     def sample(self, site: WeightSite, name: str, fn: TorchDistributionMixin, **infer: Any) -> Tensor:
-        """`pyro.sample` of a site's masks or weights, in plates over its dimensions if the companion is plated."""
+        """`pyro.sample` of a site's masks or weights, in plates over its dimensions if the guide is plated."""
         if not any(companion.plated for companion in self._companions):
             return pyro.sample(name, fn, infer=infer)
         with ExitStack() as plates:
             for dim, size in zip(site.dims, site.shape, strict=True):
-                # A plate that takes no subsample, and so can be entered for the masks and again for the weights.
+                # This plate does not subsample, so that it can be entered for the masks and again for the weights.
                 plates.enter_context(IndepMessenger(f"{site.name}.{dim}", size, site.axis(dim)))
             return pyro.sample(name, fn.to_event(-fn.event_dim), infer=infer)
 
     def logits(self, images: Tensor, weights: Mapping[str, Tensor], linear: Linear | None = None) -> Tensor:
-        """The network's logits (batch, classes) with given weights, by site name, in place of its own.
+        """Logits (batch, classes) of the network with the given weights in place of its own.
 
         Args:
             images: (batch, channels, height, width).
             weights: by site name.
-            linear: applies the network's linear layers, see `pyro_isingvit.network.Linear`; None for the usual.
+            linear: a function that applies the network's linear layers, see `pyro_isingvit.network.Linear`; None for
+                the default.
 
         Raises:
-            InputError: if ``linear`` is given, and the network's ``forward`` does not take it.
+            InputError: if ``linear`` is given, but the network's ``forward`` has no argument of that name.
         """
         options: dict[str, Any] = {}
         if linear is not None:
@@ -172,7 +185,7 @@ class IsingViT(nn.Module):
         return functional_call(self.network, dict(weights), (images,), options).float()
 
     def fix_masks(self, masks: Mapping[str, Tensor] | None) -> None:
-        """Condition on masks, by site name: they are sampled neither here nor in guides. None frees them again."""
+        """Fix the masks, given by site name, so that neither the model nor guides sample them. None undoes this."""
         self.fixed_masks = None if masks is None else dict(masks)
 
     def _draw_masks(self) -> dict[str, Tensor]:
@@ -189,7 +202,7 @@ class IsingViT(nn.Module):
         masks: Mapping[str, Tensor],
         bases: Mapping[WeightSite, TorchDistributionMixin | None],
     ) -> Tensor | float:
-        """0 where the normaliser of base measure times factor is a constant."""
+        """log Z of base measure times factor, or 0 where nothing that requires a gradient affects it."""
         if interaction.normalised or not self._varies:
             return 0.0
         detached = {name: mask.detach() for name, mask in masks.items()}
@@ -203,7 +216,7 @@ class IsingViT(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_companions": ()}  # a copy has a guide of its own
+        return self.__dict__ | {"_companions": ()}  # a copy runs with a guide of its own
 
     def extra_repr(self) -> str:
         return f"num_data={self.num_data}, temperature={self.temperature}"

@@ -1,4 +1,4 @@
-"""The command line, `isingvit`."""
+"""Bayesian sparsification of Vision Transformers, on the command line."""
 
 import sys
 from pathlib import Path
@@ -7,12 +7,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .data import AUGMENTATIONS, DATASETS, read
+from . import cli_options as option
+from .data import DATASETS, read
 from .errors import InputError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
 from .experiments.console import show_pruned, show_run
 from .experiments.page import write_study
-from .experiments.plan import read_plan, shipped_plans
+from .experiments.plan import Cell, read_plan, shipped_plans
 from .experiments.prune import prune_run
 from .experiments.study import run_cell, run_study
 from .pruning.decide import DEFAULT_LEVELS
@@ -20,92 +21,42 @@ from .pruning.decide import DEFAULT_LEVELS
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 
-Dataset = Annotated[
-    str,
-    typer.Option(
-        help="digits, mnist, fashion-mnist, cifar-10, cifar-100, folder (one of images for each class), "
-        "or the path of an .npz file."
-    ),
-]
-DataRoot = Annotated[str | None, typer.Option(help="Folder of the data set's files.")]
-Download = Annotated[bool, typer.Option("--download", help="Fetch the data set's files if they are not there.")]
-ImageSize = Annotated[int | None, typer.Option(help="Height and width to resize the images to.")]
-Out = Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/DATASET")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")]
-Compare = Annotated[bool, typer.Option(help="Train the deterministic network of the same recipe too.")]
-Train = Annotated[int | None, typer.Option(help="Number of training images N.")]
-Validation = Annotated[int | None, typer.Option(help="Number of validation images.")]
-Test = Annotated[
-    str | None,
-    typer.Option(
-        help="Number of test images, or official: the data set's own.", show_default="the recipe's, or a tenth"
-    ),
-]
-Balanced = Annotated[bool, typer.Option("--balanced", help="Equally many training images of each class.")]
-Steps = Annotated[int | None, typer.Option(help="Training steps.")]
-Epochs = Annotated[int | None, typer.Option(help="Training passes over the images, in place of --steps.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
-Pilot = Annotated[float | None, typer.Option(help="Share of the steps with all masks on.")]
-FineTune = Annotated[float | None, typer.Option(help="Share of the steps for the median network.")]
-Temperature = Annotated[str | None, typer.Option(help="Temperature of the posterior, or auto, or sparsest.")]
-TargetDensity = Annotated[float | None, typer.Option(help="Mean inclusion probability to hold.")]
-Inclusion = Annotated[float | None, typer.Option(help="Prior inclusion probability.")]
-CouplingStrength = Annotated[float | None, typer.Option(help="Strength of the Ising coupling.")]
-Structured = Annotated[
-    bool,
-    typer.Option("--structured", help="One mask for each hidden unit and unit of a head: for prune."),
-]
-PatchSize = Annotated[int | None, typer.Option(help="Side of a patch.")]
-Stem = Annotated[str | None, typer.Option(help="What tokens are computed from: pixels of patches, or convolutions.")]
-Dim = Annotated[int | None, typer.Option(help="Width of the residual stream.")]
-Depth = Annotated[int | None, typer.Option(help="Number of blocks.")]
-Heads = Annotated[int | None, typer.Option(help="Attention heads.")]
-MlpRatio = Annotated[float | None, typer.Option(help="Hidden units of a block, in multiples of dim.")]
-Augmentation = Annotated[
-    str | None, typer.Option(help=f"How training images are augmented: {', '.join(AUGMENTATIONS)}.")
-]
-Precision = Annotated[str | None, typer.Option(help="Of training: float32, or bfloat16, which may be faster.")]
-Seed = Annotated[int | None, typer.Option(help="Of the split, the first weights and the training.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, or auto.")]
-
-
 @app.command("fit")
 def fit_command(
-    dataset: Dataset = "digits",
-    data_root: DataRoot = None,
-    download: Download = False,
-    image_size: ImageSize = None,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    compare: Compare = True,
-    train: Train = None,
-    validation: Validation = None,
-    test: Test = None,
-    balanced: Balanced = False,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate: LearningRate = None,
-    pilot: Pilot = None,
-    fine_tune: FineTune = None,
-    temperature: Temperature = None,
-    target_density: TargetDensity = None,
-    inclusion: Inclusion = None,
-    coupling: CouplingStrength = None,
-    structured: Structured = False,
-    patch_size: PatchSize = None,
-    stem: Stem = None,
-    dim: Dim = None,
-    depth: Depth = None,
-    heads: Heads = None,
-    mlp_ratio: MlpRatio = None,
-    augment: Augmentation = None,
-    precision: Precision = None,
-    seed: Seed = None,
-    device: Device = None,
+    dataset: option.Dataset = "digits",
+    data_root: option.DataRoot = None,
+    download: option.Download = False,
+    image_size: option.ImageSize = None,
+    out: option.Out = None,
+    overwrite: option.Overwrite = False,
+    compare: option.Compare = True,
+    train: option.Train = None,
+    validation: option.Validation = None,
+    test: option.Test = None,
+    balanced: option.Balanced = False,
+    steps: option.Steps = None,
+    epochs: option.Epochs = None,
+    batch_size: option.BatchSize = None,
+    learning_rate: option.LearningRate = None,
+    pilot: option.Pilot = None,
+    fine_tune: option.FineTune = None,
+    temperature: option.Temperature = None,
+    target_density: option.TargetDensity = None,
+    inclusion: option.Inclusion = None,
+    coupling: option.CouplingStrength = None,
+    structured: option.Structured = False,
+    patch_size: option.PatchSize = None,
+    stem: option.Stem = None,
+    dim: option.Dim = None,
+    depth: option.Depth = None,
+    heads: option.Heads = None,
+    mlp_ratio: option.MlpRatio = None,
+    augment: option.Augmentation = None,
+    precision: option.Precision = None,
+    seed: option.Seed = None,
+    device: option.Device = None,
 ) -> None:
-    """Fit an Ising Vision Transformer, evaluate it, and write a run folder. What is not given is the recipe's."""
+    """Fit an Ising Vision Transformer, evaluate it, and write a run folder. Defaults are from the data set's recipe."""
     out = Path("runs") / Path(dataset).stem if out is None else out
     if out.exists() and not overwrite:
         raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
@@ -137,7 +88,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_epochs(config: RunConfig, epochs: int, steps: int | None) -> RunConfig:
-    """The run with so many passes over its training images."""
+    """The configuration with as many steps as make ``epochs`` passes over its training images."""
     if steps is not None:
         raise InputError(f"--epochs={epochs} and --steps={steps}: give one of them")
     if epochs < 1:
@@ -149,10 +100,12 @@ def _of_epochs(config: RunConfig, epochs: int, steps: int | None) -> RunConfig:
 @app.command("evaluate")
 def evaluate_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
-    data_root: Annotated[str | None, typer.Option(help="Folder of the data set's files, if it has moved.")] = None,
-    draws: Annotated[int | None, typer.Option(help="Posterior draws.")] = None,
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="Number of posterior draws.")] = None,
 ) -> None:
-    """Predict the test images of a run again from its folder."""
+    """Evaluate a run again on its test images, from its folder."""
     if draws is not None and draws < 1:
         raise InputError(f"--draws={draws}: need at least one")
     show_run(evaluate(folder, data_root, draws))
@@ -161,10 +114,12 @@ def evaluate_command(
 @app.command("report")
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
-    data_root: Annotated[str | None, typer.Option(help="Folder of the data set's files, if it has moved.")] = None,
-    draws: Annotated[int | None, typer.Option(help="Posterior draws behind each prediction.")] = None,
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="Number of posterior draws for each prediction.")] = None,
 ) -> None:
-    """Write a page on a run: how good, how calibrated, what was kept, what is uncertain, which checks fail."""
+    """Write a page on a run: accuracy, calibration, what was kept, what is uncertain, and which checks fail."""
     if draws is not None and draws < 1:
         raise InputError(f"--draws={draws}: need at least one")
     page = report(folder, data_root, draws)
@@ -174,27 +129,35 @@ def report_command(
 @app.command("prune")
 def prune_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
-    out: Annotated[Path, typer.Option(help="Folder to make for the small network.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the small network to.")],
     level: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to keep or cut: weight, hidden, head_dim, head, block, patch, classifier_hidden. Repeatable.",
+            help="What to decide on: weight, hidden, head_dim, head, block, patch, classifier_hidden. Repeatable.",
             show_default="hidden and head_dim",
         ),
     ] = None,
-    density: Annotated[float | None, typer.Option(help="Share of the weights to keep, by probability.")] = None,
-    threshold: Annotated[float, typer.Option(help="Keep what is alive with at least this probability.")] = 0.5,
-    fine_tune: Annotated[int, typer.Option(help="Steps to train the cut network on for.")] = 0,
+    density: Annotated[
+        float | None, typer.Option(help="Share of the weights to keep, the most probable first.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Keep units or weights that are alive with at least this probability.")
+    ] = 0.5,
+    fine_tune: Annotated[int, typer.Option(help="Steps of fine-tuning after the cut.")] = 0,
     draws: Annotated[
-        int | None, typer.Option(help="An ensemble of so many posterior draws in place of one network.")
+        int | None, typer.Option(help="Export an ensemble of this many posterior draws instead of one network.")
     ] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="torch or onnx, beside safetensors. May be repeated.")
+        list[str] | None, typer.Option("--format", help="torch or onnx, in addition to safetensors. May be repeated.")
     ] = None,
-    data_root: Annotated[str | None, typer.Option(help="Folder of the data set's files, if it has moved.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a network that was exported there.")] = False,
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a network that was exported there before.")
+    ] = False,
 ) -> None:
-    """Cut a run's network down to what its posterior keeps, and write it for use without Pyro."""
+    """Cut the network of a run down to what its posterior keeps, and export it for use without Pyro."""
     pruned = prune_run(
         folder,
         out,
@@ -214,25 +177,30 @@ def prune_command(
 @app.command("study")
 def study_command(
     plan: Annotated[
-        str, typer.Argument(metavar="PLAN", help="YAML file, or the name of a plan that ships: see --plans.")
+        str,
+        typer.Argument(
+            metavar="PLAN", help="YAML file, or the name of a plan that ships with the package (see --plans)."
+        ),
     ] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the results.", show_default="studies/NAME")] = None,
     data_root: Annotated[
         list[str] | None,
-        typer.Option(help="Folder of the data sets' files; NAME=FOLDER for one of them. May be repeated."),
+        typer.Option(help="Folder with the files of the data sets, or NAME=FOLDER for one of them. May be repeated."),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
-    cells: Annotated[bool, typer.Option("--list", help="List the runs and whether they are done, and stop.")] = False,
-    cell: Annotated[int | None, typer.Option(help="Only this run of the list: for schedulers.")] = None,
+    jobs: Annotated[int, typer.Option(help="Number of runs at a time.")] = 1,
+    cells: Annotated[bool, typer.Option("--list", help="List the runs and whether they are done, and exit.")] = False,
+    cell: Annotated[int | None, typer.Option(help="Only the run with this number in the list; for schedulers.")] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Write tables and pictures of what is there, and stop.")
+        bool, typer.Option("--report", help="Write tables and pictures of the results so far, and exit.")
     ] = False,
-    download: Annotated[bool, typer.Option("--download", help="Fetch data sets' files if they are not there.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download files of the data sets that are missing.")
+    ] = False,
     plans: Annotated[
-        bool, typer.Option("--plans", help="List the plans that ship with the package, and stop.")
+        bool, typer.Option("--plans", help="List the plans that ship with the package, and exit.")
     ] = False,
 ) -> None:
-    """Run a study: every data set, size, method, setting and seed of a plan. Killed and started again, it goes on."""
+    """Run a study: every data set, size, method, setting and seed of a plan. If interrupted, it can be continued."""
     console = Console()
     if plans:
         for name in shipped_plans():
@@ -250,9 +218,7 @@ def study_command(
     if len(modes) > 1 or (jobs != 1 and modes):
         raise InputError(f"{' and '.join(modes)}{f' with --jobs={jobs}' if jobs != 1 else ''}: give one of them")
     if cells:
-        for number, one in enumerate(every):
-            done = "done" if (out / "cells" / f"{one.key}.safetensors").exists() else "-"
-            console.print(f"{number:4}  {done:4}  {one.key}  {one.setting}", highlight=False, soft_wrap=True)
+        _list_cells(every, out)
     elif report:
         console.print(f"Report: {write_study(study, out, out / 'report')}", highlight=False, soft_wrap=True)
     elif cell is not None:
@@ -271,8 +237,14 @@ def study_command(
             sys.exit(1)
 
 
+def _list_cells(cells: list[Cell], out: Path) -> None:
+    for number, cell in enumerate(cells):
+        done = "done" if (out / "cells" / f"{cell.key}.safetensors").exists() else "-"
+        Console().print(f"{number:4}  {done:4}  {cell.key}  {cell.setting}", highlight=False, soft_wrap=True)
+
+
 def _roots(given: list[str]) -> dict[str, str]:
-    """Folders by data set; ``""`` is for all others."""
+    """Folders by the name of the data set; the key ``""`` is for all others."""
     roots = {}
     for text in given:
         name, equals, folder = text.partition("=")
@@ -282,7 +254,7 @@ def _roots(given: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Entry point: a wrong input is one line on standard error and exit code 2."""
+    """Entry point. An error is one line on standard error, and exit code 2 for wrong input, 1 for failed training."""
     try:
         app()
     except (InputError, TrainingError) as error:

@@ -1,4 +1,4 @@
-"""Base class of everything that is configured: checked, frozen, and written to a run folder as JSON."""
+"""The base class of configurations, which are checked, frozen, and written to a run folder as JSON."""
 
 import re
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ import pydantic
 from .errors import InputError
 
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
-"""Of random numbers; many streams are derived from one."""
+"""A seed, from which many streams of random numbers may be derived."""
 
 
 class Config(pydantic.BaseModel):
@@ -24,7 +24,11 @@ class Config(pydantic.BaseModel):
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
-        """Read what `model_dump_json` wrote. Raises `InputError` where a value does not fit."""
+        """Read what `model_dump_json` wrote.
+
+        Raises:
+            InputError: if a name is unknown or a value is impossible.
+        """
         try:
             return cls.model_validate_json(text)
         except pydantic.ValidationError as error:
@@ -32,7 +36,7 @@ class Config(pydantic.BaseModel):
 
 
 def describe(error: pydantic.ValidationError) -> str:
-    """The first complaint of a validation error on one line: argument, value, and what would do."""
+    """The first problem of a validation error on one line: the argument, its value, and what is allowed."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     where = ".".join(str(part) for part in first["loc"])

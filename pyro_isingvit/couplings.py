@@ -1,4 +1,4 @@
-"""Which weights share a unit, and so have masks that interact: couplings, and those of a `ViT`.
+"""Couplings between the masks of weights that share a unit, and the list of them for a `ViT`.
 
 References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
@@ -20,12 +20,12 @@ class Coupling:
 
     With ``a_u`` and ``b_u`` the mean spins of the two weights at unit ``u``, the energy is
     ``strength * n_u * sum_u a_u * b_u``, where ``n_u`` is the smaller of the two numbers of weights at a
-    unit. So the log odds of a mask change by at most ``2 * strength``.
+    unit. Hence the log odds of a mask change by at most ``2 * strength``.
 
     Attributes:
         first, second: names of two different sites.
         units: the dimensions, by name, that make up a shared unit; both sites have them.
-        strength: of this coupling, in multiples of the prior's.
+        strength: strength of this coupling, in multiples of the common strength of the prior.
         first_layers, second_layers: which blocks of a site take part: all, one, or a slice. Two
             slices are matched in order, which is how a block is coupled to the next.
     """
@@ -53,14 +53,14 @@ EARLIER, LATER = slice(None, -1), slice(1, None)
 
 
 def _within_units() -> Iterator[Coupling]:
-    """Where exactly two sites share a unit."""
+    """Couplings at units that exactly two sites share."""
     for unit in UNITS.values():
         if len(unit.sites) == 2 and not unit.parts:
             yield Coupling(*unit.sites, unit.dims)
 
 
 def _along_the_residual_stream() -> Iterator[Coupling]:
-    """From every site that writes to the residual stream to those that read it next."""
+    """Couplings of every site that writes to the residual stream with the sites that read it next."""
     names = list(SITES)
     blocks = [name for name in names if LAYER in SITES[name][0]]
 
@@ -75,7 +75,7 @@ def _along_the_residual_stream() -> Iterator[Coupling]:
             yield from (Coupling(writer, reader, RESIDUAL.dims, 1.0, None, 0) for reader in in_block)
         elif in_block:
             yield from (Coupling(writer, reader, (LAYER, *RESIDUAL.dims)) for reader in in_block)
-        else:  # the last of its block: on to the next block, and from the last block to what follows
+        else:  # the last site of its block: with the next block, and in the last block with what follows the encoder
             for reader in next_readers(blocks):
                 yield Coupling(writer, reader, (LAYER, *RESIDUAL.dims), 1.0, EARLIER, LATER)
             for reader in next_readers(name for name in behind if name not in blocks):

@@ -1,4 +1,4 @@
-"""Draws of masks and weights from a guide or a prior, one at a time, and what a network says with them."""
+"""Draws of masks and weights from a guide or a prior, one at a time, and the logits of a network with them."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,20 +15,20 @@ from .guides import Guide
 from .models import IsingViT
 
 BATCH = 250
-"""Images in one pass of the network."""
+"""Number of images in one pass of the network."""
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Pyro's handlers, torch's generator, and the network while weights are put into it, are shared by all threads."""
+"""Lock of what all threads share: Pyro's handlers, torch's generator, and the network while it has drawn weights."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of everything latent.
+    """One draw of all masks and weights.
 
     Attributes:
         masks: by site name; empty if there are none.
-        weights: with the masks applied, by site name.
-        model: whose network they belong to.
+        weights: by site name, with the masks applied.
+        model: the model to whose network they belong.
     """
 
     masks: dict[str, Tensor]
@@ -46,7 +46,12 @@ class Draw:
 
     @property
     def log_ratio(self) -> float:
-        """log p(masks, weights) - log q(masks, weights), in nats, up to a constant of the prior."""
+        """log p(masks, weights) - log q(masks, weights), in nats, up to a constant of the prior.
+
+        Only draws from a guide have it.
+        """
+        if not self._traces:
+            raise InputError("log_ratio: a draw from the prior has none; only draws from a guide do")
         of_model, of_guide = self._traces
         with torch.no_grad():
             return float(of_model.log_prob_sum() - of_guide.log_prob_sum())
@@ -59,7 +64,7 @@ def network_logits(model: IsingViT, images: Tensor, weights: Mapping[str, Tensor
 
 
 def guide_draw(guide: Guide, seed: int) -> Draw:
-    """A draw from a guide. It depends on the seed alone and leaves modes and random states as they were."""
+    """A draw from a guide. It depends on the seed alone, and leaves modes and random states unchanged."""
     model = guide.model
     with _ONE_AT_A_TIME, evaluating(model, guide), seeded(model.prior.zero.device, seed):
         of_guide = poutine.trace(guide).get_trace()
@@ -80,10 +85,10 @@ def mask_draw(guide: Guide, seed: int) -> dict[str, Tensor]:
 
 
 def prior_draws(model: IsingViT, draws: int, seed: int) -> Iterator[Draw]:
-    """Draws from the prior, interactions of the masks included.
+    """Draws of masks and weights from the prior, including the interaction of its masks.
 
     Raises:
-        NotImplementedError: if the prior cannot draw from its interaction, see `Prior.draw_masks`.
+        NotImplementedError: if the interaction of the prior does not implement `draw`, see `Prior.draw_masks`.
     """
     device = model.prior.zero.device
     with _ONE_AT_A_TIME, evaluating(model), seeded(device, seed):
@@ -96,24 +101,28 @@ def prior_draws(model: IsingViT, draws: int, seed: int) -> Iterator[Draw]:
 
 
 def draw_seed(seed: int, draw: int) -> int:
-    """Seed of the draw of a number, counted from 0."""
+    """Seed of the draw with this number, counted from 0."""
     return seed * 1_000_003 + draw
 
 
 def draw_labels(log_probs: Tensor, generator: torch.Generator) -> Tensor:
-    """A label (n,) for each row of log-probabilities (n, classes)."""
+    """Draw a label for each row of log-probabilities (n, classes); returns the labels (n,)."""
     return torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(-1)
 
 
 def check_draws(draws: int, least: int = 1) -> None:
-    """Raises `InputError` if there are too few draws."""
+    """Check the number of draws.
+
+    Raises:
+        InputError: if it is below ``least``.
+    """
     if draws < least:
         raise InputError(f"draws={draws}: need at least {'one' if least == 1 else least}")
 
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """No gradients, evaluation mode, hidden from outer Pyro handlers; modes are put back at the end."""
+    """Context in evaluation mode, without gradients, hidden from outer Pyro handlers; restores the modes at the end."""
     with _in_evaluation_mode(*modules), poutine.block():
         yield
 
@@ -133,7 +142,7 @@ def _in_evaluation_mode(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Torch's random state is put back at the end; set from ``seed`` at the start if there is one."""
+    """Context that sets torch's random state from ``seed``, unless it is None, and restores the state at the end."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         if seed is not None:

@@ -10,4 +10,4 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training broke down; the message says at which step and what to change."""
+    """Training diverged; the message says where and what to change."""

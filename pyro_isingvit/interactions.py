@@ -1,4 +1,4 @@
-"""Which masks interact: couplings between the weights that meet at a unit of the network.
+"""The graph of all couplings between masks, and its energy.
 
 References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
@@ -22,13 +22,13 @@ from .settings import Described, plain
 
 @dataclass(frozen=True)
 class _End:
-    """One end of a coupling, worked out: how a site's spins become mean spins at units."""
+    """One end of a coupling: how the spins of a site are averaged to mean spins at units."""
 
     site: str
     axes: tuple[int, ...]  # averaged over, counted from the right
     layer_axis: int | None  # of the mean, counted from the right; None if no blocks are chosen
     layers: Layers
-    order: tuple[int, ...]  # of the unit axes, so that both ends agree
+    order: tuple[int, ...]  # of the unit axes, so that it is the same at both ends
     weights: int  # number of weights at one unit
     shape: tuple[int, ...]  # of the units
 
@@ -42,7 +42,7 @@ class _End:
         return mean.permute(*range(batch), *(batch + i for i in self.order))
 
     def spread(self, units: Tensor, site: WeightSite) -> Tensor:
-        """The reverse of averaging and `select`: a value for each unit to one for each weight of the site."""
+        """The reverse of averaging and `select`: takes a value for each unit to each weight of the site."""
         kept = units.permute(*(self.order.index(i) for i in range(len(self.order))))
         if self.layers is None:
             return kept.reshape([1 if i - len(site.shape) in self.axes else n for i, n in enumerate(site.shape)])
@@ -101,15 +101,15 @@ def _layers(site: WeightSite, layers: Layers) -> list[int | None]:
 
 
 class CouplingGraph(Described):
-    """All couplings among the masks of a set of sites, and their energy in time linear in the masks.
+    """All couplings among the masks of a set of sites; their energy takes time linear in the number of masks.
 
     Args:
-        sites: the weights that have a mask of their own shape.
-        couplings: how they interact; `VIT_COUPLINGS` is the list for a `ViT`.
+        sites: the sites that have masks; the masks have the shape of their site.
+        couplings: the couplings of these masks; `VIT_COUPLINGS` is the list for a `ViT`.
 
     Raises:
-        InputError: if a coupling names an unknown site or unit, couples a site with itself, or joins
-            units of different number.
+        InputError: if a coupling names an unknown site, unit or block, couples a site with itself, or joins sites that
+            have different numbers of units.
 
     Example:
         >>> sites = ViT(ViTConfig()).weight_sites()
@@ -145,10 +145,14 @@ class CouplingGraph(Described):
 
         Args:
             masks: masks, or mean masks, of shape ``(*batch, *site.shape)`` by site name.
-            squares: how much each weight counts at its unit, shape ``site.shape``; all alike if None.
+            squares: how much each weight counts in the mean spin of its unit, by site name, shape ``site.shape``; if
+                None, all count alike.
 
         Returns:
-            shape ``batch``.
+            The energy, shape ``batch``.
+
+        Raises:
+            InputError: if the masks of a coupled site are missing.
         """
         site, mask = next((self.sites[name], mask) for name, mask in masks.items() if name in self.sites)
         total = mask.new_zeros(mask.shape[: mask.dim() - len(site.shape)])
@@ -163,14 +167,14 @@ class CouplingGraph(Described):
     def backward_pulls(
         self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None = None, first: str | None = None
     ) -> Iterator[tuple[int, Coupling, Tensor]]:
-        """Twice the mean spin behind (of ``coupling.second``) for each mask before it (of ``coupling.first``).
+        """For each coupling, twice the mean spin of its second site at the unit of each mask of its first site.
 
         Args:
             masks, squares: see `energy`; without batch dimensions.
-            first: only couplings of which this site is the first.
+            first: yield only couplings whose first site this is; None for all.
 
         Yields:
-            The coupling's index, itself, and a tensor that broadcasts to the shape of its first site.
+            The index of the coupling, the coupling, and a tensor that broadcasts to the shape of its first site.
         """
         units = self._units(masks, squares)
         for index, (coupling, (before, behind)) in enumerate(zip(self.couplings, self._ends, strict=True)):
@@ -178,7 +182,7 @@ class CouplingGraph(Described):
                 yield index, coupling, before.spread(2 * units(behind), self.sites[before.site])
 
     def _units(self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None) -> Callable[[_End], Tensor]:
-        """A function of an end of a coupling to the mean spins at its units, computed once for each site and axes."""
+        """A function from an end of a coupling to the mean spins at its units; means are computed once and shared."""
         means: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
         def units(end: _End) -> Tensor:
@@ -198,12 +202,12 @@ class CouplingGraph(Described):
         return units
 
     def backward_order(self) -> list[tuple[str, int | None]]:
-        """Every block of every site (None for a site without blocks), those behind first.
+        """Site name and block (None for a site without blocks) of all masks, those behind first.
 
-        Each comes after all that are ``second`` in a coupling in which it is first.
+        Each comes after everything that is ``second`` in a coupling in which it is ``first``.
 
         Raises:
-            InputError: if there is a circle.
+            InputError: if the couplings form a cycle.
         """
         behind: dict[tuple[str, int | None], set[tuple[str, int | None]]] = {}
         for name, site in self.sites.items():
@@ -220,7 +224,11 @@ class CouplingGraph(Described):
             raise InputError(f"couplings run in a circle, {error.args[1]}: turn one of them round") from None
 
     def without(self, first: str, second: str) -> Self:
-        """The graph without the couplings of two sites (named in either order)."""
+        """The graph without the couplings of two sites, named in either order.
+
+        Raises:
+            InputError: if there are none.
+        """
         pair = {first, second}
         kept = [c for c in self.couplings if {c.first, c.second} != pair]
         if len(kept) == len(self.couplings):
@@ -228,11 +236,15 @@ class CouplingGraph(Described):
         return type(self)(list(self.sites.values()), kept)
 
     def adding(self, *couplings: Coupling) -> Self:
-        """The graph with more couplings."""
+        """The graph with these couplings added; errors are those of the constructor."""
         return type(self)(list(self.sites.values()), self.couplings + couplings)
 
     def rescaled(self, factor: float, first: str | None = None, second: str | None = None) -> Self:
-        """The graph with the strengths of all couplings, or those of the named sites, times ``factor``."""
+        """The graph with the strengths of all couplings, or of those of the named sites, multiplied by ``factor``.
+
+        Raises:
+            InputError: if the named sites have no coupling.
+        """
         named = {name for name in (first, second) if name is not None}
         if named and not any(named <= {c.first, c.second} for c in self.couplings):
             raise InputError(f"no coupling of {sorted(named)}; there are {[c.name for c in self.couplings]}")
@@ -242,11 +254,11 @@ class CouplingGraph(Described):
         )
 
     def join(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """Masks by site to one vector: ``(*batch, total)``."""
+        """Join masks, by site name, to one vector ``(*batch, total)``."""
         return torch.cat([masks[name].flatten(-len(site.shape)) for name, site in self.sites.items()], -1)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """One vector ``(*batch, total)`` to masks by site."""
+        """Split one vector ``(*batch, total)`` into masks by site name."""
         parts = flat.split([site.numel for site in self.sites.values()], -1)
         return {
             name: part.unflatten(-1, site.shape) for part, (name, site) in zip(parts, self.sites.items(), strict=True)
@@ -259,13 +271,15 @@ class CouplingGraph(Described):
         squares: Mapping[str, Tensor] | None = None,
         sweeps: int = 100,
     ) -> Ising:
-        """The `Ising` distribution of all masks as one vector; no coupling joins two masks of one site.
+        """The `Ising` distribution of all masks as one vector.
+
+        No coupling joins two masks of one site, so that Gibbs sampling updates all masks of a site at once.
 
         Args:
-            fields: log odds of each mask without couplings, by site; they broadcast to ``site.shape``.
-            strength: multiplies all couplings.
+            fields: log odds of each mask without couplings, by site name; they broadcast to ``site.shape``.
+            strength: factor on all couplings.
             squares: see `energy`.
-            sweeps: Gibbs sweeps behind each draw.
+            sweeps: number of Gibbs sweeps for each draw.
         """
         blocks, start = [], 0
         for site in self.sites.values():

@@ -1,4 +1,4 @@
-"""The logit scale: the factor on the logits at which predictions suit held-out images (temperature scaling).
+"""The logit scale: a factor on the logits, chosen to suit held-out images (temperature scaling).
 
 References:
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import TrainingError
 
 SCALES = -4, 2, 97
-"""Candidate scales: exponents of 2, from, to, and how many."""
+"""Candidate scales: the first and last exponent of 2, and the number of scales."""
 
 SPREAD = 0.25
 """Scale of the Laplace prior of the logarithm of the logit scale."""
@@ -23,7 +23,7 @@ def best_logit_scale(log_probs: Tensor, labels: Tensor) -> float:
 
     Args:
         log_probs: log-probabilities (n, classes), which serve as logits.
-        labels: (n,), the truth.
+        labels: (n,), the true classes.
 
     Raises:
         TrainingError: if the log-probabilities are not finite.
@@ -47,14 +47,15 @@ def most_probable_scale(log_likelihood: Tensor) -> float:
     """The candidate scale with the highest posterior density.
 
     The prior of its logarithm is a Laplace distribution around 0 of scale 1/4: a factor of e costs four nats. Without a
-    prior, a few hundred images that happen to be classified correctly would sharpen predictions without limit; networks
-    that are far too sure make enough errors to outweigh it.
+    prior, a few hundred images that happen to be classified correctly would sharpen predictions without limit. Networks
+    that are strongly overconfident make enough errors to outweigh the prior.
 
     Args:
-        log_likelihood: (scales, n), up to a constant.
+        log_likelihood: (scales, n), in nats, up to a constant.
 
     Returns:
-        The scale, within 1/16 and 4 and to 2 %. Below 1 the predictions were too sure, above 1 not sure enough.
+        The scale, between 1/16 and 4, accurate to 2 %. It is below 1 if the predictions were overconfident, and above 1
+        if they were underconfident.
 
     Raises:
         TrainingError: if the log-likelihood is not finite.

@@ -1,4 +1,4 @@
-"""What a fit gives: a posterior that draws, predicts, says what it keeps, and saves itself."""
+"""The fitted posterior: draws, predictions, inclusion probabilities, calibration, and storage."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from .logit_scale import most_probable_scale, scaled_log_likelihood
 from .models import IsingViT
 
 DRAWS = 200
-"""Draws of masks behind numbers about masks that have no closed form."""
+"""Number of draws of masks for quantities that have no closed form."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Prediction:
 
     Attributes:
         probs: mean probabilities over the draws, (n, k).
-        lower, upper: bounds of the central credible interval of each probability, (n, k).
+        lower, upper: bounds of the central credible interval of each probability over the draws, (n, k).
         entropy: of the mean probabilities, in nats, (n,): total uncertainty.
-        mutual_information: between label and weights, in nats, (n,): the part that more data would remove.
+        mutual_information: between label and weights, in nats, (n,): the part of it that more data would remove.
     """
 
     probs: Tensor
@@ -48,13 +48,16 @@ class Prediction:
 class Posterior:
     """An approximate posterior over the masks and weights of a network.
 
-    `fit` returns one that owns its tensors: nothing that happens to the network, model or guide of the fit afterwards
-    changes it. `Posterior.of` makes one from any guide.
+    `fit` returns a posterior that owns its tensors, so that later changes of the network, model or guide leave it
+    unchanged. `Posterior.of` makes one from any guide.
 
     Attributes:
         guides: the variational distribution, with its model; or the members of a mixture, among which draws alternate.
-        logit_scale: factor on the logits of the posterior predictive, see `calibrate`. It has no part in training, in
-            the prior, in log-likelihoods, or in the median-probability model.
+        logit_scale: factor on the logits of the posterior predictive, see `calibrate`. Training, the prior,
+            log-likelihoods and the median-probability model do not use it.
+
+    Raises:
+        InputError: if there are no guides.
     """
 
     guides: tuple[Guide, ...]
@@ -90,7 +93,7 @@ class Posterior:
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
         return self.model.prior.zero.device
 
     def to(self, device: torch.device | str) -> Self:
@@ -102,7 +105,7 @@ class Posterior:
         return replace(self, guides=guides)
 
     def draws(self, draws: int, seed: int = 0) -> Iterator[Draw]:
-        """Independent draws of all masks and weights. The t-th depends on seed and t alone.
+        """Independent draws of all masks and weights. The t-th draw depends on ``seed`` and t alone.
 
         Raises:
             InputError: if ``draws`` is below 1.
@@ -111,23 +114,27 @@ class Posterior:
         return (guide_draw(self.guides[t % len(self.guides)], draw_seed(seed, t)) for t in range(draws))
 
     def mask_draws(self, draws: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Independent draws of all masks, by site name; see `draws`."""
+        """Independent draws of all masks alone, by site name; arguments and errors are those of `draws`."""
         check_draws(draws)
         return (mask_draw(self.guides[t % len(self.guides)], draw_seed(seed, t)) for t in range(draws))
 
     def predict(self, images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0) -> Prediction:
         """Average the network's predictions over draws of masks and weights.
 
-        The t-th draw is the same for all images. Memory beyond the result is that of one batch.
+        The t-th draw is the same for all images. Images are processed in batches; beyond the result, memory is needed
+        for one batch only.
 
         Args:
             images: (n, channels, height, width) within [0, 1], on any device.
             draws: number of draws.
             interval: mass of the credible intervals, within (0, 1).
-            seed: of the draws.
+            seed: seed of the draws.
+
+        Returns:
+            The prediction, on the CPU.
 
         Raises:
-            InputError: if a value is out of range.
+            InputError: if a value is out of range, or a `ViT` is given images of another size.
         """
         check_draws(draws)
         if not 0 < interval < 1:
@@ -136,7 +143,7 @@ class Posterior:
         parts: list[tuple[Tensor, ...]] = []
         for batch in images.split(BATCH):
             batch = batch.to(self.device)
-            # In place: small results that outlive large buffers would keep the heap from shrinking between draws.
+            # In place, since small results that outlive large buffers would keep the heap from shrinking between draws.
             each = None
             for t, draw in enumerate(self.draws(draws, seed)):
                 probs = (self.logit_scale * draw.logits(batch)).softmax(-1)
@@ -157,35 +164,48 @@ class Posterior:
         return probs[0] if len(probs) == 1 else torch.stack(probs).mean(0)
 
     def network(self) -> nn.Module:
-        """The median-probability model with posterior mean weights, as one plain network in evaluation mode."""
+        """The median-probability model with posterior mean weights, as a plain network in evaluation mode.
+
+        Raises:
+            InputError: if this is a mixture.
+        """
         network = copy.deepcopy(self.model.network)
         weights = self._median_weights(self.guide)
         network.load_state_dict(network.state_dict() | weights)
         return network.requires_grad_(True).eval()
 
     def inclusion_probabilities(self) -> dict[str, Tensor]:
-        """Posterior probability of each mask being 1, by site name; of a mixture, the mean over its members."""
+        """Posterior probability of each mask being 1, by site name; for a mixture, the mean over its members."""
         every = [guide.inclusion_probabilities() for guide in self.guides]
         if len(every) == 1:
             return every[0]
         return {name: torch.stack([probs[name] for probs in every]).mean(0) for name in every[0]}
 
     def mean_weights(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Posterior mean of every weight given masks, by site name."""
+        """Posterior mean of every weight given masks, by site name.
+
+        Raises:
+            InputError: if this is a mixture.
+        """
         with evaluating(self.guide.model, self.guide):
             return self.guide.mean_weights(dict(masks))
 
     def median_masks(self) -> dict[str, Tensor]:
-        """Masks of the median-probability model, by site name: 1 where the inclusion probability is at least one half;
-        those that are fixed, where they are."""
+        """Masks of the median-probability model, by site name: 1 where the inclusion probability is at least one half.
+
+        If the masks of the model are fixed, these are returned.
+        """
         fixed = self.model.fixed_masks
         if fixed is not None:
             return dict(fixed)
         return {name: (p >= 0.5).to(p.dtype) for name, p in self.inclusion_probabilities().items()}
 
     def densities(self) -> dict[str, float]:
-        """Share of the weights that is kept: ``expected_density`` (mean inclusion probability) and ``median_density``
-        (of the median-probability model). Empty if there are no masks.
+        """Share of the weights that is kept, within [0, 1]; empty if there are no masks.
+
+        Returns:
+            ``expected_density``, the mean inclusion probability, and ``median_density``, that of the median-probability
+            model.
         """
         probabilities = self.inclusion_probabilities()
         if not probabilities:
@@ -195,21 +215,23 @@ class Posterior:
             if site.name in probabilities:
                 full = probabilities[site.name].expand(site.shape)
                 expected, median = expected + float(full.sum()), median + float((full >= 0.5).sum())
+            else:  # without masks, all weights are kept
+                expected, median = expected + site.numel, median + site.numel
             total += site.numel
         return {"expected_density": expected / total, "median_density": median / total}
 
     def calibrate(self, held_out: Images, draws: int = 20, seed: int = 0) -> Self:
         """The same posterior with the logit scale that suits held-out images, see `logit_scale.most_probable_scale`.
 
-        `TemperatureSearch` has done so with the validation images.
+        A fit with a `TemperatureSearch` is already calibrated, on the validation images.
 
         Args:
-            held_out: images that it was not trained on.
+            held_out: images that the posterior was not trained on.
             draws: number of draws.
-            seed: of the draws.
+            seed: seed of the draws.
 
         Raises:
-            InputError: if there are no draws, or the classes are not the network's.
+            InputError: if ``draws`` is below 1, or the number of classes is not that of the network.
             TrainingError: if the predictions are not finite.
         """
         check_draws(draws)
@@ -227,7 +249,7 @@ class Posterior:
         return replace(self, logit_scale=most_probable_scale(torch.cat(parts, 1)))
 
     def save(self, folder: str | Path) -> None:
-        """Write ``posterior.json``, which says what this is the posterior of, and ``posterior.safetensors``. No pickle.
+        """Write ``posterior.json``, which describes network, prior and guide, and ``posterior.safetensors``. No pickle.
 
         Raises:
             InputError: if the folder already holds a posterior.
@@ -239,13 +261,13 @@ class Posterior:
         """Read what `save` wrote, onto the CPU.
 
         Args:
-            folder: that `save` wrote.
-            guide: built as for the fit, with its model; needed where network, prior or guide are your own classes. It
-                is compared with what was saved, and copied.
+            folder: a folder that `save` wrote.
+            guide: a guide built as for the fit, with its model; needed if network, prior or guide is a class of your
+                own. It is compared with the saved description, and copied.
 
         Raises:
-            InputError: if a file is missing, damaged or of another format, the guide is not as it was saved, or a class
-                of your own is needed and ``guide`` is not given.
+            InputError: if a file is missing, damaged or of another format, the guide differs from the saved one, or a
+                class of your own is needed and ``guide`` is not given.
         """
         guides, logit_scale = saved.read(Path(folder), guide)
         return cls(guides, logit_scale)

@@ -1,4 +1,4 @@
-"""What model and guide share as Pyro programs: parameters outside the global store, and full precision."""
+"""Functions that models and guides share: parameters outside Pyro's global store, and full precision."""
 
 import weakref
 from contextlib import AbstractContextManager
@@ -12,13 +12,13 @@ from torch import nn
 
 
 def announce_parameters(prefix: str, module: nn.Module) -> None:
-    """Tell `pyro.infer.SVI`, or any other handler that collects parameters, of every trainable one.
+    """Report every trainable parameter to `pyro.infer.SVI`, or any other handler that collects parameters.
 
-    `pyro.module` would enter them in the global store, which hands the tensors of an older module of the
-    same name to a newer one. This sends the same messages and stores nothing.
+    `pyro.module` would enter them in the global store, which gives the tensors of an older module of the
+    same name to a newer one. This function sends the same messages and stores nothing.
     """
     if not any(isinstance(handler, TraceMessenger) and handler.param_only for handler in _PYRO_STACK):
-        return  # nobody collects parameters, and forty messages a step are not free
+        return  # no handler collects parameters, and forty messages a step take time
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             if not hasattr(parameter, "unconstrained"):
@@ -30,5 +30,5 @@ def announce_parameters(prefix: str, module: nn.Module) -> None:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Computations in float32 within `torch.autocast`."""
+    """Context in which computations stay in float32 within `torch.autocast`."""
     return torch.autocast(device.type, enabled=False)

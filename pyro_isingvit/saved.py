@@ -1,4 +1,7 @@
-"""A posterior on disk: what it is of, in JSON, and its tensors. No pickle, and nothing of the file is executed."""
+"""The format of a posterior on disk: a description in JSON, and the tensors.
+
+There is no pickle, and nothing in the files is executed.
+"""
 
 import copy
 import json
@@ -23,7 +26,7 @@ from .network import ViT, ViTConfig, WeightSite
 from .settings import LEARNED, describe, plain
 
 FORMAT = 4
-"""Version of what `write` writes."""
+"""Version of the format that `write` writes."""
 
 DESCRIPTION, TENSORS = "posterior.json", "posterior.safetensors"
 
@@ -49,7 +52,7 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
 
 
 def read(folder: Path, guide: Guide | None) -> tuple[tuple[Guide, ...], float]:
-    """Guides and logit scale; see `Posterior.load`."""
+    """Read guides and logit scale; see `Posterior.load`."""
     facts = _facts(folder)
     if guide is not None:
         difference = _difference(plain(description(guide)), {name: facts[name] for name in _PARTS})
@@ -84,7 +87,7 @@ _PARTS = ("network", "sites", "prior", "guide")
 
 
 def description(guide: Guide) -> dict[str, Any]:
-    """What a guide is a posterior of: classes and settings of network, prior and guide, and the weight sites."""
+    """The description of a guide: classes and settings of network, prior and guide, and the weight sites."""
     model = guide.model
     return {
         "network": describe(model.network),
@@ -107,7 +110,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: format={facts.get('format')!r}; this version reads {FORMAT}; fit again")
     missing = [name for name in (*_PARTS, "members", "logit_scale") if name not in facts]
     if missing:
-        raise InputError(f"{path}: says nothing of {missing}; fit again")
+        raise InputError(f"{path}: {missing} is missing; fit again")
     return facts
 
 
@@ -119,7 +122,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _difference(given: Any, known: Any, where: str = "") -> str | None:
-    """Where two descriptions differ first. Settings that training changes are alike whatever their value."""
+    """The first difference of two descriptions, or None. Values that training changes are not compared."""
     if isinstance(given, Mapping) and isinstance(known, Mapping):
         if LEARNED in given and LEARNED in known:
             return None
@@ -133,7 +136,7 @@ def _difference(given: Any, known: Any, where: str = "") -> str | None:
 
 
 def _rebuild(facts: Mapping[str, Any], folder: Path) -> Guide:
-    """Network, prior, model and guide of a description, all of classes that ship with the package."""
+    """A guide, with its model, from a description whose classes all ship with the package."""
     try:
         network = _network(facts["network"])
         sites = [_site(each) for each in facts["sites"]]
@@ -150,7 +153,7 @@ def _rebuild(facts: Mapping[str, Any], folder: Path) -> Guide:
 
 
 class _NotOursError(Exception):
-    """A class that does not ship with the package, or a setting that JSON does not hold."""
+    """A class that does not ship with the package, or a setting that JSON cannot hold."""
 
 
 def _network(facts: Mapping[str, Any]) -> ViT:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SMALLEST = 1e-12
-"""Probabilities below this count as this."""
+"""Probabilities are clamped to at least this."""
 
 
 def nll(probs: Tensor, labels: Tensor) -> Tensor:
@@ -16,13 +16,13 @@ def nll(probs: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         probs: (n, classes).
-        labels: (n,), the truth, on the same device.
+        labels: (n,), the true classes, on the same device.
     """
     return -probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1).clamp_min(SMALLEST).log()
 
 
 def brier(probs: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance of the probabilities from the truth, summed over the classes, within [0, 2], (n,); see `nll`."""
+    """Squared distance of the probabilities from the one-hot label, within [0, 2], (n,); see `nll`."""
     return (probs - torch.nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1)
 
 
@@ -32,7 +32,7 @@ def correct(probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_scores(probs: Tensor, labels: Tensor) -> dict[str, float]:
-    """Means over the images: ``accuracy``, ``nll`` and ``brier``; see `nll`."""
+    """Means over the images: ``accuracy`` (a share), ``nll`` (in nats) and ``brier``; see `nll`."""
     return {
         "accuracy": float(correct(probs, labels).mean()),
         "nll": float(nll(probs, labels).mean()),

@@ -1,4 +1,4 @@
-"""How a prior, guide or estimator says what it is: its class, and the arguments that it was made with."""
+"""Descriptions of priors, guides and estimators: the class, and the arguments of the constructor."""
 
 import dataclasses
 import inspect
@@ -8,20 +8,20 @@ from typing import Any
 from torch import Tensor, nn
 
 LEARNED = "learned"
-"""Key of a setting that training changes, such as a coupling that is a parameter."""
+"""Key that marks a setting which training changes, such as a coupling that is a parameter."""
 
 
 class Described:
-    """A class that keeps every argument of its constructor as an attribute of the same name, but for ``network``,
-    ``sites`` and ``model``.
+    """Base of classes that keep the arguments of their constructor as attributes of the same names.
 
-    What a saved posterior is of is told from these attributes; see `pyro_isingvit.saved`.
+    This does not apply to the arguments ``network``, ``sites`` and ``model``. A saved posterior is described by these
+    attributes; see `pyro_isingvit.saved`.
     """
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, as plain values that JSON can hold.
 
-        Arguments that a subclass hands on (``**options``) are those of the class before it.
+        If the constructor takes ``**options``, the arguments of the base class are included.
         """
         found: dict[str, Any] = {}
         for cls in type(self).__mro__:
@@ -40,7 +40,7 @@ class Described:
 
 
 def describe(part: Any) -> dict[str, Any]:
-    """Class and settings of a network, prior, guide or estimator. Classes of this package go by their bare name."""
+    """Class and settings of a network, prior, guide or estimator; classes of this package without their module."""
     cls = type(part)
     ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
     name = cls.__qualname__ if ours else f"{cls.__module__}.{cls.__qualname__}"
@@ -50,7 +50,7 @@ def describe(part: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON can hold it. What it cannot hold is described by its name."""
+    """A setting as a value that JSON can hold. An object that JSON cannot hold becomes ``"<name>"``."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, nn.Parameter):

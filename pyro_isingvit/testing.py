@@ -1,6 +1,6 @@
 """A conformance suite for your own priors and guides.
 
-Subclass in a test module and say how to make one; pytest collects the inherited checks::
+In a test module, subclass a suite and define how to build your prior or guide; pytest collects the inherited checks::
 
     class TestMyPrior(PriorConformance):
         def make_prior(self, sites):
@@ -35,22 +35,22 @@ from .network import Linear, ViT, ViTConfig, WeightSite, linear
 from .posterior import Posterior
 
 TINY = ViTConfig(image_size=(4, 4), patch_size=(2, 2), classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
-"""A network for every check that runs it: 286 weights."""
+"""Configuration of a network of 286 weights, for the checks that run the network."""
 
 ENUMERABLE = ViTConfig(
     image_size=(1, 2), patch_size=(1, 1), classes=2, dim=1, depth=1, heads=1, mlp_ratio=1, classifier_hidden=1
 )
-"""A network of ten weights, all of whose masks can be listed."""
+"""Configuration of a network of ten weights, few enough to enumerate all states of their masks."""
 
 DRAWS = 4000
-"""Draws of masks behind a comparison of frequencies."""
+"""Number of draws of the masks for a comparison of frequencies."""
 
 STANDARD_ERRORS = 5.0
-"""A frequency may be off by this many: about 1 of 10^6 right ones is refused."""
+"""Largest error of a frequency, in standard errors; about 1 correct frequency in 10^6 exceeds it."""
 
 
 class TwoLayers(nn.Module):
-    """A network of ten weights without a norm in between: three pixels, two hidden units, two classes."""
+    """A network of ten weights without normalisation: three pixels, two hidden units, two classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,25 +69,25 @@ class TwoLayers(nn.Module):
 
 
 class Conformance:
-    """What both suites share: a model, data, and checks of the pair."""
+    """The parts that both suites share: a model, a guide, data, and checks of the pair."""
 
     def make_prior(self, sites: Sequence[WeightSite]) -> Prior:
-        """The prior; override to test yours."""
+        """Build the prior; override to test yours."""
         return IsingSpikeSlab(sites, coupling=0.5)
 
     def make_guide(self, model: IsingViT) -> Guide:
-        """The guide; override to test yours."""
+        """Build the guide; override to test yours."""
         return LikelihoodGuided(model) if isinstance(model.prior, IndependentSpikeSlab) else MeanField(model)
 
     def pair(self, config: ViTConfig = TINY, seed: int = 0) -> tuple[IsingViT, Guide]:
-        """A new model and guide."""
+        """Build a new model and guide."""
         with seeded(torch.device("cpu"), seed):
             network = ViT(config)
             model = IsingViT(network, self.make_prior(network.weight_sites()), num_data=60, temperature=0.1)
             return model, self.make_guide(model)
 
     def data(self) -> Images:
-        """Sixty noisy images of which class k has row k bright."""
+        """Sixty noisy images; those of class k have a bright row k."""
         with seeded(torch.device("cpu"), 0):
             labels = torch.arange(60) % 3
             images = 0.3 * torch.rand(60, 1, 4, 4)
@@ -117,7 +117,7 @@ class Conformance:
         assert not unreached, f"no gradient in {unreached}"
 
     def test_temperature_divides_the_likelihood_alone(self) -> None:
-        """Equal draws at T = 1 and 1/2: the negative ELBO grows by the negative log-likelihood of these draws."""
+        """From T = 1 to T = 1/2, the negative ELBO of the same draws grows by their negative log-likelihood."""
         model, guide = self.pair()
         guide.eval()
         data, losses = self.data(), []
@@ -147,10 +147,10 @@ class Conformance:
 
 
 class PriorConformance(Conformance):
-    """Checks of a prior: implement `make_prior`.
+    """Checks of a prior; subclasses implement `make_prior`.
 
     Attributes:
-        multilinear: whether its interaction is linear in each mask, so that coordinate updates are exact.
+        multilinear: whether the interaction of the prior is linear in each mask, so that coordinate updates are exact.
     """
 
     multilinear = True
@@ -198,7 +198,7 @@ class PriorConformance(Conformance):
                     assert abs(ends[1] - ends[0] - slope.view(-1)[i].item()) < 1e-3, f"{name}: not linear"
 
     def test_draws_of_masks_follow_the_factor(self) -> None:
-        """Frequencies of `draw_masks` against base measure times factor, summed over all states."""
+        """The frequencies of `draw_masks` agree with base measure times factor, summed over all states."""
         model, guide = self.pair(ENUMERABLE)
         if not guide.mask_shapes or guide.mask_hypers:
             raise SkipTest("no masks, or their prior is itself unknown")
@@ -225,10 +225,10 @@ class PriorConformance(Conformance):
 
 
 class GuideConformance(Conformance):
-    """Checks of a guide: implement `make_guide`.
+    """Checks of a guide; subclasses implement `make_guide`.
 
     Attributes:
-        marginal_error: how far its inclusion probabilities may be off, for families that average over draws.
+        marginal_error: allowed error of the inclusion probabilities; raise it for guides that estimate them from draws.
     """
 
     marginal_error = 1e-3
@@ -265,7 +265,7 @@ class GuideConformance(Conformance):
 
 
 def all_masks(guide: Guide) -> list[dict[str, Tensor]]:
-    """Every state of the masks of a small model, by site name."""
+    """All states of the masks of a small model, each by site name."""
     shapes = guide.mask_shapes
     states = []
     for bits in itertools.product((0.0, 1.0), repeat=sum(shape.numel() for shape in shapes.values())):
@@ -275,11 +275,11 @@ def all_masks(guide: Guide) -> list[dict[str, Tensor]]:
 
 
 def _spread(guide: Guide) -> None:
-    """Move a guide away from where it starts, so that its masks are uncertain."""
+    """Move the parameters of a guide away from their initial values, so that its masks are uncertain."""
     with seeded(torch.device("cpu"), 5), torch.no_grad():
         for name, parameter in guide.named_parameters():
             if isinstance(parameter, nn.parameter.UninitializedParameter):
-                continue  # of a lazy module that has not run
+                continue  # a parameter of a lazy module that has not run
             if not name.startswith("estimator."):
                 parameter.add_(0.7 * torch.randn_like(parameter))
             if name.startswith("logit."):

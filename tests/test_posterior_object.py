@@ -23,6 +23,7 @@ from pyro_isingvit import (
     fit,
     fit_path,
 )
+from pyro_isingvit.draws import prior_draws
 from pyro_isingvit.guides import (
     Auto,
     BackwardIsing,
@@ -247,3 +248,25 @@ def test_a_posterior_without_the_log_of_its_fit(tmp_path):
         FitResult.load(tmp_path / "saved")
     with pytest.raises(InputError, match=r"guides=\(\)"):
         Posterior(())
+
+
+def test_weights_without_masks_count_as_kept():
+    class Partly(IndependentSpikeSlab):
+        def mask(self, site):
+            return None if site.name == "patch_embed" else super().mask(site)
+
+        def weight(self, site, mask):
+            return super().weight(site, torch.ones(site.shape) if mask is None else mask)
+
+    posterior = made(Partly, MeanField)
+    with torch.no_grad():
+        for logit in posterior.guide.logit.values():
+            logit.fill_(-20.0)
+    sizes = {site.name: site.numel for site in posterior.model.sites}
+    share = sizes["patch_embed"] / sum(sizes.values())
+    assert posterior.densities() == pytest.approx({"expected_density": share, "median_density": share}, abs=1e-6)
+
+
+def test_draws_from_the_prior_have_no_log_ratio():
+    with pytest.raises(InputError, match="log_ratio: a draw from the prior has none"):
+        _ = next(prior_draws(made().model, 1, 0)).log_ratio

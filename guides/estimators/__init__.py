@@ -1,9 +1,9 @@
-r"""Estimators, one a file, of :math:`L_+ - L_-`: the gain in log-likelihood of all data from keeping a weight.
+r"""Estimators, one per file, of :math:`L_+ - L_-`: the gain in log-likelihood of all data from keeping a weight.
 
 To second order about a stationary point, dropping a weight of mean m costs half of m squared times the curvature
-(Optimal Brain Damage), and keeping it costs half of its posterior variance times the curvature: its uncertainty hurts
-too. Without the second term, weights that fit noise look worth keeping, and the expected false discovery rate is too
-low. The first-order term vanishes there, and its noise would drown the second-order one.
+(Optimal Brain Damage). Keeping it costs half of its posterior variance times the curvature, since its value is
+uncertain. Without this cost, weights that fit noise would be kept, and the expected false discovery rate would be too
+low. The first-order term is zero at a stationary point; it is left out, since its noise exceeds the second-order term.
 """
 
 from .base import Estimator
@@ -24,7 +24,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "disarm": DisARM,
     "none": NoPull,
 }
-"""All estimators by name; each is called with the model and options."""
+"""All estimators by name. Each is called with the model and, optionally, its own options."""
 
 __all__ = [
     "ESTIMATORS",

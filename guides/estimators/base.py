@@ -1,4 +1,4 @@
-"""What an estimator of ``L+ - L-`` is: the curvature that scales follow, and the gain from keeping each weight."""
+"""The base class of estimators of ``L+ - L-``, the gain in log-likelihood from keeping a weight."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Average(nn.Module):
-    """Exponential averages of tensors of the shapes of some sites, with the start corrected for.
+    """Exponential averages of one tensor for each of some sites, corrected for their start at zero.
 
     Args:
-        sites: what is averaged.
-        decay: of the averages, an update.
-        device: of the averages.
+        sites: the sites whose shapes the tensors have.
+        decay: decay of the averages per update.
+        device: device of the averages.
     """
 
     def __init__(self, sites: Sequence[WeightSite], decay: float, device: torch.device) -> None:
@@ -30,30 +30,30 @@ class Average(nn.Module):
         self.sums = nn.ParameterDict(
             {s.key: nn.Parameter(torch.zeros(s.shape, device=device), requires_grad=False) for s in sites}
         )
-        # Total weight of what was taken in, below 1; an update counts ``1 - decay``.
+        # Total weight of all updates so far, below 1; the last one counts ``1 - decay``.
         self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64, device=device), requires_grad=False)
 
     def take_in(self, news: list[Tensor] | tuple[Tensor, ...], scale: float = 1.0) -> None:
-        """Add ``scale`` times new values, one for each site in order."""
+        """Update the averages by ``scale`` times new values, one tensor for each site, in order."""
         sums = [self.sums[key] for key in self._keys]
         torch._foreach_mul_(sums, self.decay)
         torch._foreach_add_(sums, news, alpha=(1 - self.decay) * scale)
         self.weight.mul_(self.decay).add_(1 - self.decay)
 
     def of(self, site: WeightSite) -> Tensor:
-        """The average of a site."""
+        """The average of a site, shape ``site.shape``."""
         total = self.sums[site.key]
         return total / self.weight.clamp_min(1 - self.decay).to(total.dtype)
 
 
 class Estimator(Described, nn.Module):
-    """Estimates, from passes of training, the curvature of the log-likelihood and what keeping each weight gains.
+    """Estimates the curvature of the log-likelihood and the gain from keeping each weight, from passes of training.
 
-    Subclasses implement `update` or `prepare`, `curvature`, and `pull` unless the second-order one suits.
+    Subclasses implement `update` or `prepare`, and `curvature`; they override `pull` to replace its second-order form.
 
     Args:
-        model: whose weights are followed.
-        decay: of the exponential averages, a batch.
+        model: the model whose weights are scored.
+        decay: decay of the exponential averages per batch.
     """
 
     def __init__(self, model: IsingViT, decay: float = 0.98) -> None:
@@ -61,19 +61,23 @@ class Estimator(Described, nn.Module):
         self.sites, self.decay, self._device = list(model.sites), decay, model.prior.zero.device
 
     def average(self, sites: Sequence[WeightSite] | None = None) -> Average:
-        """An exponential average over some sites, all if None."""
+        """An `Average` over some sites, or over all if None."""
         return Average(self.sites if sites is None else sites, self.decay, self._device)
 
     def watch(self, weights: Mapping[str, Tensor]) -> Linear | None:
-        """Before the network's forward pass in training, with the weights as they enter it: what is to apply its linear
-        layers; None for the usual."""
+        """Called before each forward pass in training with the weights that enter the network, by site name.
+
+        Returns:
+            The function that applies the network's linear layers, see `pyro_isingvit.network.Linear`; None for the
+            default.
+        """
         return None
 
     def update(self, guide: "LikelihoodGuided", seen: Pass) -> None:
-        """After each step of training; ``grad`` of ``seen.weights`` is the gradient of the loss, in nats."""
+        """Called after each step of training; ``grad`` of ``seen.weights`` is the gradient of the loss, in nats."""
 
     def prepare(self, guide: "LikelihoodGuided", seen: Pass) -> None:
-        """Before each update of the masks."""
+        """Called before each update of the masks."""
 
     def curvature(self, site: WeightSite) -> Tensor:
         """F, the curvature of the negative log-likelihood of all data in each weight, shape ``site.shape``."""
@@ -85,19 +89,22 @@ class Estimator(Described, nn.Module):
         To second order, ``(mean ** 2 - variance) * F / 2``.
 
         Args:
-            site: whose weights.
-            slab: distribution of each weight where it is kept.
+            site: site of the weights.
+            slab: distribution of each weight if it is kept, batch shape ``site.shape``.
         """
         return 0.5 * (slab.mean.square() - slab.variance) * self.curvature(site)
 
 
 def gradients(seen: Pass, sites: Sequence[WeightSite]) -> list[Tensor]:
-    """Gradients of the loss in the weights as they entered the network, after the backward pass."""
+    """Gradients of the loss in the weights as they entered the network; available after the backward pass."""
     found: list[Any] = [seen.weights[site.name].grad for site in sites]
     return found
 
 
 def of_all_data(seen: Pass) -> float:
-    """Factor from a squared gradient of the loss, which is N / T times the mean loss of a batch of B images, to
-    N * B times the squared gradient of that mean."""
+    """Factor from a squared gradient of the loss to a curvature of the log-likelihood of all data.
+
+    The loss is N / T times the mean loss of a batch of B images; the curvature is N * B times the squared gradient of
+    that mean.
+    """
     return seen.temperature**2 * len(seen.images) / seen.num_data

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class DisARM(SquaredGradient):
-    """Unbiased, from an antithetic pair of draws of all masks at once, over the same slabs.
+    """Unbiased gain, from an antithetic pair of draws of all masks with the same draw of the slabs.
 
-    Two extra passes at each batch. Its variance grows with the number of masks.
+    It takes two extra forward passes for each batch. Its variance grows with the number of masks.
     """
 
     def __init__(self, model: IsingViT, decay: float = 0.98) -> None:
@@ -50,7 +50,7 @@ class DisARM(SquaredGradient):
         for site in self.sites:
             logit, (first, second) = logits[site.name], (masks[site.name] for masks in pair)
             slope = difference * (first - second) * logit.abs().sigmoid()
-            share = logit.numel() / site.numel  # of a mask that several weights have in common
+            share = logit.numel() / site.numel  # of the gain of a mask that several weights share
             news.append((slope * share / (logit.sigmoid() * (-logit).sigmoid())).expand(site.shape))
         self.scores.take_in(news, scale)
 

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class HessianDiagonal(Estimator):
-    """The exact diagonal of the Hessian on a batch, one product with the Hessian for every weight.
+    """The exact diagonal of the Hessian on a batch, by one product with the Hessian for every weight.
 
-    For small networks and for comparison: thousands of passes. `curvature` is its positive part.
+    This takes thousands of passes, so it is for small networks and for comparison. `curvature` is its positive part.
 
     Args:
-        model, decay: see `Estimator`; the average runs over evaluations.
-        every: updates of the masks from one evaluation to the next.
-        chunk: weights at a time.
+        model, decay: see `Estimator`; the decay is per evaluation of the Hessian.
+        every: number of updates of the masks from one evaluation to the next.
+        chunk: number of weights that are evaluated at once.
     """
 
     def __init__(self, model: IsingViT, decay: float = 0.5, every: int = 20, chunk: int = 128) -> None:
@@ -33,7 +33,7 @@ class HessianDiagonal(Estimator):
         self.diagonal = self.average()
 
     def prepare(self, guide: "LikelihoodGuided", seen: Pass) -> None:
-        if not self.diagonal.weight:  # none yet, or a training begins anew
+        if not self.diagonal.weight:  # no evaluation yet, or training was restarted
             self._calls = 0
         if self._calls % self.every == 0:
             scale = seen.num_data / len(seen.images)
@@ -49,7 +49,7 @@ class HessianDiagonal(Estimator):
 
 
 def hessian_diagonal(model: IsingViT, seen: Pass, chunk: int = 128) -> dict[str, Tensor]:
-    """The exact diagonal of the Hessian of the negative log-likelihood of a batch, in every weight, by site name."""
+    """The exact diagonal of the Hessian of a batch's negative log-likelihood, by site name, in the sites' shapes."""
     assert seen.labels is not None
     labels = seen.labels
     weights = {name: weight.detach() for name, weight in seen.weights.items()}

@@ -27,8 +27,11 @@ class LevenbergMarquardt(SquaredGradient):
     r"""Curvature from squared back-propagated signals times squared inputs, as in the published method.
 
     For a weight from input j to unit i, :math:`F_{ij} = N\,\mathrm{E}[\sum_t \delta_{ti}^2 x_{tj}^2]` over
-    images and their tokens t: the Gauss-Newton diagonal without terms between tokens. It is captured in the
+    images and their tokens t: the Gauss-Newton diagonal without terms between tokens. It is collected in the
     ordinary backward pass, by a `Linear` of its own.
+
+    Raises:
+        InputError: in training, if the network does not apply every site with its ``linear`` argument.
     """
 
     def __init__(self, model: IsingViT, decay: float = 0.98) -> None:
@@ -66,7 +69,7 @@ class _CatchingLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        signal, x = signal.to(weight.dtype), x.to(weight.dtype)  # of a pass in lower precision
+        signal, x = signal.to(weight.dtype), x.to(weight.dtype)  # both may be in lower precision under autocast
         rows, inputs = signal.flatten(0, -2), x.flatten(0, -2)
         ctx.into.add_(rows.square().mT @ inputs.square())
         return signal @ weight, rows.mT @ inputs, rows.sum(0) if ctx.biased else None, None

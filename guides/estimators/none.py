@@ -1,6 +1,4 @@
-"""No likelihood at all, for comparison."""
-
-from typing import TYPE_CHECKING
+"""An estimator that ignores the likelihood, for comparison."""
 
 import torch
 from torch import Tensor
@@ -10,12 +8,9 @@ from pyro_isingvit.network import WeightSite
 
 from .squared_gradient import SquaredGradient
 
-if TYPE_CHECKING:
-    pass
-
 
 class NoPull(SquaredGradient):
-    """Ignores the likelihood: masks follow the prior and the weights alone."""
+    """Ignores the likelihood: masks depend on the prior and on the distribution of the weights alone."""
 
     def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
         return torch.zeros_like(slab.mean)

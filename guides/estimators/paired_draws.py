@@ -1,4 +1,4 @@
-"""Each weight of the last layer kept and dropped, over paired draws; squared gradients for the other layers.
+"""The gain from keeping each weight of the last layer, from paired draws; squared gradients for the other layers.
 
 References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 
 class PairedDraws(SquaredGradient):
-    """Last layer: mean difference of the log-likelihood between each weight kept and dropped, over draws.
+    """Mean difference of the log-likelihood between each weight of the last layer kept and dropped, over draws.
 
-    Each pair shares all other masks and weights (common random numbers). All other layers: squared gradients.
+    Both members of a pair share all other masks and weights (common random numbers). For the other layers this is
+    `SquaredGradient`.
 
     Args:
-        model, decay: see `Estimator`; the last site has to be a linear layer to the logits.
-        draws: pairs for each weight at each update of the masks.
+        model, decay: see `Estimator`; the last site has to be a linear layer to the logits. For the paired draws, the
+            decay is per update of the masks.
+        draws: number of pairs for each weight at each update of the masks.
+
+    Raises:
+        InputError: in training, if the last site is not one linear layer to the logits.
     """
 
     def __init__(self, model: IsingViT, decay: float = 0.98, draws: int = 128) -> None:
@@ -65,17 +70,17 @@ class PairedDraws(SquaredGradient):
 
 
 def keep_minus_drop(logits: Tensor, inputs: Tensor, kept: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Log-likelihood of a batch with each weight of the last layer kept, minus with it dropped.
+    """Log-likelihood of a batch with each weight of the last layer kept, minus that with the weight dropped.
 
     Args:
         logits: (n, classes), computed with ``weight``.
-        inputs: (n, units), of the last layer.
-        kept: (classes, units), each weight's value if it is in.
+        inputs: (n, units), the inputs of the last layer.
+        kept: (classes, units), the value of each weight if it is kept.
         weight: (classes, units), its value in this draw: ``kept`` or 0.
         labels: (n,).
 
     Returns:
-        (classes, units).
+        The difference in nats, summed over the batch, (classes, units).
     """
     classes = logits.shape[-1]
     own = F.one_hot(labels, classes).bool().unsqueeze(-1)
@@ -84,7 +89,7 @@ def keep_minus_drop(logits: Tensor, inputs: Tensor, kept: Tensor, weight: Tensor
         .expand(-1, classes, -1)
         .masked_fill(torch.eye(classes, dtype=torch.bool, device=logits.device), -torch.inf)
     )
-    rest = others.logsumexp(-1, keepdim=True)  # of all other classes
+    rest = others.logsumexp(-1, keepdim=True)  # over all other classes
     target = logits.gather(-1, labels.unsqueeze(-1)).unsqueeze(-1)
 
     def log_likelihood(value: Tensor) -> Tensor:

@@ -23,11 +23,10 @@ class SquaredGradient(Estimator):
 
     With :math:`\bar g` the gradient of the mean log-likelihood of a batch of ``B`` out of ``N`` images,
     :math:`F = N B\, \mathrm{E}[\bar g^2]` is the diagonal of the empirical Fisher information where the
-    mean gradient is zero. It costs no extra pass. All averages are exponential, with the start corrected for.
+    mean gradient is zero. It needs no extra pass. Averages are exponential, and corrected for their start at zero.
 
     Args:
-        model: whose weights are followed.
-        decay: of the averages, a batch.
+        model, decay: see `Estimator`.
     """
 
     def __init__(self, model: IsingViT, decay: float = 0.98) -> None:

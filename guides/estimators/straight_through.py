@@ -1,4 +1,4 @@
-"""The first-order term, for comparison."""
+"""The first-order estimate of the gain from keeping a weight, for comparison."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class StraightThrough(SquaredGradient):
-    """First-order: weight times gradient. For comparison: its noise makes masks collapse."""
+    """The first-order estimate, weight times gradient. For comparison only: its noise makes masks collapse."""
 
     def __init__(self, model: IsingViT, decay: float = 0.98) -> None:
         super().__init__(model, decay)

@@ -1,4 +1,4 @@
-"""Priors, one a file. To write one, subclass `Prior` or any of these and override one method."""
+"""Priors, one per file. To write one, subclass `Prior` or any of these and override one method."""
 
 from .backward_ising import BackwardIsingSpikeSlab
 from .base import Prior

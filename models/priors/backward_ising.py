@@ -20,8 +20,9 @@ from .ising import IsingInteraction, IsingSpikeSlab
 class BackwardIsingSpikeSlab(IsingSpikeSlab):
     """`IsingSpikeSlab` whose couplings have a direction, from the output backwards.
 
-    Each mask is Bernoulli with log odds ``field + 2 * coupling * mean spin behind``, given the masks behind it (nearer
-    to the output). This is normalised as it stands, and has no phases. Arguments are those of `IsingSpikeSlab`.
+    Given the masks behind it (nearer to the output), each mask is Bernoulli with log odds ``field + 2 * coupling *
+    mean spin behind``, summed over its couplings. The product is a normalised distribution and does not have two
+    phases. Arguments are those of `IsingSpikeSlab`.
     """
 
     def make_interaction(self, coupling: float) -> IsingInteraction:
@@ -29,7 +30,7 @@ class BackwardIsingSpikeSlab(IsingSpikeSlab):
 
 
 class BackwardInteraction(IsingInteraction):
-    """Log of the conditional probabilities, each mask given those behind it, over the base measure."""
+    """Log ratio of the conditional probabilities, each mask given those behind it, to the base measure."""
 
     normalised = True
 
@@ -49,7 +50,7 @@ class BackwardInteraction(IsingInteraction):
         return self.prior.zero
 
     def draw(self, draws: int) -> dict[str, Tensor]:
-        """Exact, from the output backwards."""
+        """Exact draws, made from the output backwards, ``(draws, *mask shape)`` by site name."""
         each = [self._draw() for _ in range(draws)]
         return self._in_shape({name: torch.stack([masks[name] for masks in each]) for name in self.graph.sites})
 
@@ -57,7 +58,7 @@ class BackwardInteraction(IsingInteraction):
         raise InputError(f"{type(self.prior).__name__}: only a symmetric prior is an Ising distribution")
 
     def _draw(self) -> dict[str, Tensor]:
-        """A draw of the graph's masks in its shapes: each block given those behind it."""
+        """One draw of all masks in the graph's shapes, each block given those behind it."""
         sites = self.graph.sites
         masks = {name: self.prior.zero.expand(site.shape).clone() for name, site in sites.items()}
         for name, layer in self.graph.backward_order():

@@ -1,4 +1,4 @@
-"""What a prior is: the base measure of masks, their interaction, and weights given their masks."""
+"""The base class of priors: the base measure of masks, their interaction, and weights given their masks."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,12 @@ class Prior(Described, nn.Module):
     """A prior over the masks and weights of a network.
 
     Override what differs: `mask` (base measure of a site's masks, or None for no masks) or `weight` (a weight given its
-    mask), or just its `slab`; and set ``interaction`` to couple the masks. Each may itself call `pyro.sample` (a guide
-    then has a `hyper` for that site) or hold `nn.Parameter`s. As it stands: no masks, and weights
-    ``Normal(0, 1 / sqrt(fan_in))``.
+    mask), or just its `slab`; and set ``interaction`` to couple the masks. Each of these may call `pyro.sample` for a
+    latent variable of the prior's own (a guide then has a `hyper` distribution for it) or use `nn.Parameter`s. The base
+    class has no masks, and weights ``Normal(0, 1 / sqrt(fan_in))``.
 
-    Constructor arguments are kept as attributes of the same name, so that a saved posterior says what it is of.
+    A subclass keeps its constructor's arguments as attributes of the same names, since a saved posterior is described
+    by them; see `pyro_isingvit.settings.Described`.
 
     Args:
         sites: the network's `weight_sites()`.
@@ -41,7 +42,7 @@ class Prior(Described, nn.Module):
     """
 
     interaction: Interaction | None
-    """What couples the masks; None if they are independent."""
+    """The interaction of the masks; None if they are independent."""
 
     zero: Tensor
     """A scalar zero on the prior's device, to build distributions from."""
@@ -53,14 +54,14 @@ class Prior(Described, nn.Module):
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
-        """Base measure of the masks of a site: event shape broadcastable to the site's; None for no masks."""
+        """Base measure of the masks of a site, event shape broadcastable to ``site.shape``; None for no masks."""
         return None
 
     def draw_masks(self, draws: int) -> dict[str, Tensor]:
         """Draws of all masks from the prior with its interaction, ``(draws, *mask shape)`` by site name.
 
         Raises:
-            NotImplementedError: if there is an interaction that cannot draw.
+            NotImplementedError: if there is an interaction that does not implement `draw`.
         """
         drawn = {} if self.interaction is None else self.interaction.draw(draws)
         alone = {name: site for name, site in self.sites.items() if name not in drawn}
@@ -71,9 +72,9 @@ class Prior(Described, nn.Module):
         return drawn | {name: torch.stack([masks[name] for masks in every]) for name in every[0]}
 
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:
-        """A weight given its mask (None where `mask` is): event shape equal to the site's."""
+        """Distribution of a weight given its mask (None for a site without masks), event shape ``site.shape``."""
         return self.slab(site).to_event(len(site.shape))
 
     def slab(self, site: WeightSite) -> TorchDistributionMixin:
-        """A weight that is in: batch shape equal to the site's."""
+        """Distribution of a weight that is kept, batch shape ``site.shape``."""
         return Gaussian(self.zero, self.zero - 0.5 * math.log(site.fan_in), site.shape)

@@ -1,4 +1,4 @@
-"""No preference at all: with a point guide, plain maximum likelihood."""
+"""Improper uniform weights: with a point estimate, plain maximum likelihood."""
 
 from pyro.distributions import ImproperUniform, constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -10,7 +10,7 @@ from .base import Prior
 
 
 class _Improper(ImproperUniform):
-    has_rsample = True  # else TraceGraph_ELBO follows every tensor that a weight touches, at three times the cost
+    has_rsample = True  # else TraceGraph_ELBO tracks every tensor computed from a weight, at three times the cost
 
 
 class Flat(Prior):

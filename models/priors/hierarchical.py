@@ -1,4 +1,4 @@
-"""Inclusion probabilities that are themselves unknown, one for each role or block.
+"""Inclusion probabilities that are latent variables, one for each role or block.
 
 References:
     Scott & Berger, "Bayes and Empirical-Bayes Multiplicity Adjustment in the Variable-Selection Problem",
@@ -20,14 +20,17 @@ from .independent import DEFAULT, IndependentSpikeSlab
 
 
 class HierarchicalSpikeSlab(IndependentSpikeSlab):
-    """``inclusion ~ Beta`` for each role (or each block of it), a sample site ``<site>.inclusion``; then as usual.
+    """`IndependentSpikeSlab` with a latent inclusion probability for each role, or for each block of it.
+
+    The probability has a Beta prior; its sample site is ``<site>.inclusion``.
 
     Args:
         sites: the network's `weight_sites()`.
-        inclusion: mean of the Beta distribution, what `inclusion_of` returns.
-        concentration: its sum of pseudo-counts: how many masks' worth it knows beforehand.
-        by: share one probability among a ``"role"``, or among each ``"layer"`` of it.
-        options: of `IndependentSpikeSlab`.
+        inclusion: mean of the Beta distribution, which `inclusion_of` returns.
+        concentration: sum of the pseudo-counts of the Beta distribution; the larger, the closer the probabilities are
+            to their mean.
+        by: whether all masks of a ``"role"`` share one probability, or those of each block of it (``"layer"``).
+        options: arguments of `IndependentSpikeSlab`.
 
     Raises:
         InputError: if a value is out of range.

@@ -1,4 +1,4 @@
-"""Continuous shrinkage, no masks.
+"""The regularised horseshoe: continuous shrinkage, no masks.
 
 References:
     Piironen & Vehtari, "Sparsity Information and Regularization in the Horseshoe and Other Shrinkage Priors",
@@ -29,8 +29,8 @@ class RegularisedHorseshoe(Prior):
 
     Args:
         sites: the network's `weight_sites()`.
-        global_scale: scale of tau: smaller shrinks more.
-        slab_scale: c, the scale of weights that escape, in multiples of ``1 / sqrt(fan_in)``.
+        global_scale: scale of the half-Cauchy prior of tau; smaller values shrink more.
+        slab_scale: c, the scale of weights that are not shrunk, in multiples of ``1 / sqrt(fan_in)``.
 
     Raises:
         InputError: if a value is not positive.

@@ -1,4 +1,4 @@
-"""Independent masks: every weight is in with the same probability.
+"""Independent masks, with inclusion probabilities by role and block.
 
 References:
     Mitchell & Beauchamp, "Bayesian Variable Selection in Linear Regression", JASA 1988.
@@ -18,25 +18,28 @@ from pyro_isingvit.network import LAYER, WeightSite, by_name
 from .base import Prior
 
 Inclusion = float | Mapping[str, float | Sequence[float]]
-"""One probability; or one for each named role, or one for each block of it. Roles not named have `DEFAULT`."""
+"""One inclusion probability for all weights; or, by site name, one for the site or one for each of its blocks.
+
+Sites that are not named have `DEFAULT`."""
 
 DEFAULT = 0.2
 """Prior inclusion probability where none is given."""
 
 
 class IndependentSpikeSlab(Prior):
-    """``mask ~ Bernoulli(inclusion)``; ``weight ~ Normal(0, slab_scale / sqrt(fan_in))`` where in, spike where out.
+    """``mask ~ Bernoulli(inclusion)``; ``weight ~ Normal(0, slab_scale / sqrt(fan_in))`` if kept, spike if dropped.
 
     Args:
         sites: the network's `weight_sites()`.
-        inclusion: prior probability that a weight is in, within (0, 1); see `Inclusion`, e.g.
+        inclusion: prior probability that a weight is kept, within (0, 1); see `Inclusion`, e.g.
             ``{"encoder.up": [0.1, 0.3], "classifier.out": 0.9}``.
-        slab_scale: scale of a weight that is in, in multiples of ``1 / sqrt(fan_in)``.
-        spike_scale: the same for one that is out; 0 puts it exactly at zero.
+        slab_scale: scale of a weight that is kept, in multiples of ``1 / sqrt(fan_in)``.
+        spike_scale: scale of a weight that is dropped, in the same multiples, within [0, slab_scale); with 0 it is
+            exactly zero.
         learn_slab_scale: whether each role's slab scale is a parameter, learned with the guide (empirical Bayes).
 
     Raises:
-        InputError: if a value is out of range, or a role is unknown.
+        InputError: if a value is out of range, a site is unknown, or the number of probabilities is not that of blocks.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class IndependentSpikeSlab(Prior):
         )
 
     def inclusion_of(self, site: WeightSite) -> float | Tensor:
-        """Prior inclusion probability of a site's masks; a scalar, or a tensor that broadcasts to its shape."""
+        """Prior inclusion probability of a site's masks: a number, or a tensor that broadcasts to ``site.shape``."""
         return self._inclusions[site.name]
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
@@ -76,7 +79,7 @@ class IndependentSpikeSlab(Prior):
         return self._centred(site, self.log_slab_scale[site.key] if learned else math.log(self.slab_scale))
 
     def spike(self, site: WeightSite) -> TorchDistributionMixin | None:
-        """A weight that is out: batch shape equal to the site's, or None for exactly zero."""
+        """Distribution of a weight that is dropped, batch shape ``site.shape``; None if it is exactly zero."""
         return self._centred(site, math.log(self.spike_scale)) if self.spike_scale else None
 
     def _log_odds(self, site: WeightSite) -> Tensor:
@@ -92,7 +95,7 @@ class IndependentSpikeSlab(Prior):
 
 
 def _by_site(sites: Mapping[str, WeightSite], inclusion: Inclusion) -> dict[str, float | Tensor]:
-    """The probability of each site, as a tensor over its blocks where it differs among them."""
+    """The inclusion probability of each site; a tensor that broadcasts to its shape if it differs among blocks."""
     given = inclusion if isinstance(inclusion, Mapping) else dict.fromkeys(sites, inclusion)
     unknown = set(given) - set(sites)
     if unknown:

@@ -1,4 +1,4 @@
-"""What an interaction of masks is: a factor on top of the base measure."""
+"""The base class of interactions of masks: a factor on top of the base measure."""
 
 from collections.abc import Mapping
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class Interaction(nn.Module):
     """A factor ``exp(energy(masks))`` over all masks, on top of the prior's base measure.
 
-    A prior has one as its ``interaction``. Subclasses implement `energy`; the other two methods are needed only where
-    the docstring says so. Parameters of an interaction are learned with the guide.
+    A prior has one as its ``interaction``. Subclasses implement `energy`; `log_normaliser` and `draw` are needed only
+    in the cases that their docstrings name. Parameters of an interaction are learned with the guide.
 
     Example: an interaction of two sites, without parameters.
 
@@ -19,15 +19,15 @@ class Interaction(nn.Module):
     """
 
     normalised = False
-    """Whether base measure times factor is a probability distribution as it stands, so that no normaliser is needed."""
+    """Whether base measure times factor is a normalised distribution, so that `log_normaliser` is not needed."""
 
     covers_latents = False
-    """Whether `log_normaliser` accounts for latent variables that the prior samples beneath the base measure."""
+    """Whether `log_normaliser` accounts for latent variables on which the base measure depends."""
 
     def energy(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Log of the factor, unnormalised, a scalar.
 
-        Should be linear in each mask, so that its gradient at mean masks is the mean-field one.
+        It should be linear in each mask, so that its gradient at mean masks is the local field of mean-field inference.
 
         Args:
             masks: masks, or mean masks, by site name.
@@ -38,7 +38,7 @@ class Interaction(nn.Module):
         """log Z of base measure times factor; needed only where it depends on learned parameters.
 
         Args:
-            masks: the current draw, for those who put a pseudo-likelihood in place of log Z.
+            masks: the current draw by site name, which a pseudo-likelihood in place of log Z depends on.
 
         Raises:
             NotImplementedError: unless overridden.
@@ -50,7 +50,7 @@ class Interaction(nn.Module):
         )
 
     def draw(self, draws: int) -> dict[str, Tensor]:
-        """Draws of the masks that interact, ``(draws, *mask shape)`` by site name; needed for draws from the prior.
+        """Draws of the masks that interact, ``(draws, *mask shape)`` by site name; needed to draw from the prior.
 
         Raises:
             NotImplementedError: unless overridden.
@@ -61,4 +61,4 @@ class Interaction(nn.Module):
         )
 
     def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Told the posterior means of all weights, by site name, before masks are updated in closed form."""
+        """Called with the posterior means of all weights, by site name, before masks are updated in closed form."""

@@ -27,21 +27,22 @@ from .interaction import Interaction
 class IsingSpikeSlab(IndependentSpikeSlab):
     r"""`IndependentSpikeSlab` times ``exp(coupling * energy(masks))`` of a `CouplingGraph`.
 
-    ``inclusion`` is the external field: the probability that a mask would have without its neighbours. Under a strong
+    ``inclusion`` sets the external field: it is the inclusion probability of a mask without couplings. Under a strong
     coupling the prior has two phases, all masks on and all off, and the mean-field posterior falls into one of them
-    whatever the data say; a `UserWarning` says so.
+    whatever the data are; a `UserWarning` is then issued.
 
     Args:
         sites: the network's `weight_sites()`.
         inclusion: see `IndependentSpikeSlab`.
         coupling: common strength J; the log odds of a mask change by up to 2 J for each coupling that it is part of
             (on average over a unit's weights, where they count by magnitude).
-        couplings: the graph, with strengths of its own that J multiplies; that of a `ViT` if omitted.
-        weighting: how the mean spin of a unit counts its weights: all alike, or by the square of their magnitude, as
-            published. Guides that update masks in closed form report the magnitudes; until then all count alike.
-        learn_coupling: whether J is a parameter. The prior then is normalised exactly up to `EXACT_LIMIT` masks, and by
-            Besag's pseudo-likelihood beyond.
-        options: of `IndependentSpikeSlab`.
+        couplings: the graph of couplings, whose own strengths are multiplied by J; that of a `ViT` if None.
+        weighting: how weights count in the mean spin of a unit: all alike (``"uniform"``), or by their squares
+            (``"magnitude"``), as published. Guides that update masks in closed form supply the magnitudes; until then
+            all weights count alike.
+        learn_coupling: whether J is a parameter, learned with the guide. The prior is then normalised, exactly up to
+            `EXACT_LIMIT` masks and by Besag's pseudo-likelihood beyond.
+        options: arguments of `IndependentSpikeSlab`.
 
     Raises:
         InputError: if a value is out of range.
@@ -80,15 +81,15 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         return interaction
 
     def ising(self, sweeps: int = 100) -> Ising:
-        """The prior of all masks as one distribution; ``self.couplings.split`` parts a draw into sites."""
+        """The prior of all masks as one distribution, flattened; ``self.couplings.split`` splits a draw by site."""
         return self.interaction.distribution(sweeps)
 
     def field(self, name: str) -> Tensor:
-        """External field of a site, as log odds that broadcast to its shape in the graph."""
+        """External field of a site: log odds that broadcast to its shape in the graph."""
         return self._log_odds(self.sites[name])
 
     def at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Masks, or squared weights, in the shapes of the graph's sites."""
+        """Masks, or squared weights, by site name, brought to the shapes of the graph's sites."""
         return masks
 
     def _default_couplings(self) -> Sequence[Coupling]:
@@ -99,13 +100,13 @@ class IsingInteraction(Interaction):
     """``coupling`` times the energy of a prior's `CouplingGraph`.
 
     Args:
-        prior: whose graph, fields and settings it takes.
+        prior: the prior that it belongs to, whose graph, fields and settings it uses.
         coupling: common strength J.
     """
 
     def __init__(self, prior: IsingSpikeSlab, coupling: float) -> None:
         super().__init__()
-        self._priors = (prior,)  # in a tuple, since the interaction is a part of the prior
+        self._priors = (prior,)  # in a tuple, so that the prior is not registered as a submodule
         self.coupling: float | Tensor = (
             nn.Parameter(torch.tensor(float(coupling))) if prior.learn_coupling else float(coupling)
         )
@@ -120,12 +121,12 @@ class IsingInteraction(Interaction):
 
     @property
     def graph(self) -> CouplingGraph:
-        """Which masks are coupled."""
+        """The graph of couplings."""
         return self.prior.couplings
 
     @property
     def squares(self) -> dict[str, Tensor] | None:
-        """How much each weight counts at its units, in the graph's shapes; None if all count alike."""
+        """How much each weight counts at its units, by site name in the graph's shapes; None if all count alike."""
         if self.prior.weighting == "uniform":
             return None
         return {name: self.get_buffer(f"squares_{site.key}") for name, site in self.graph.sites.items()}
@@ -134,7 +135,7 @@ class IsingInteraction(Interaction):
         return self.coupling * self.graph.energy(self.prior.at_units(masks), self.squares)
 
     def log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """Exact up to `EXACT_LIMIT` masks; beyond, by Besag's pseudo-likelihood."""
+        """log Z, exact up to `EXACT_LIMIT` masks; beyond, the value that makes the prior Besag's pseudo-likelihood."""
         masks = self.prior.at_units(masks)
         ising, state = self.distribution(), self.graph.join(masks)
         field = ising.field
@@ -148,16 +149,16 @@ class IsingInteraction(Interaction):
         return base + self.coupling * self.graph.energy(masks, self.squares) - pseudo
 
     def draw(self, draws: int) -> dict[str, Tensor]:
-        """By Gibbs sampling; exact up to `EXACT_LIMIT` masks."""
+        """Draws from one Gibbs chain; exact and independent up to `EXACT_LIMIT` masks."""
         return self._in_shape(self.graph.split(self.distribution().chain(draws)))
 
     def distribution(self, sweeps: int = 100) -> Ising:
-        """The masks as one distribution, flattened."""
+        """The prior of all masks as one distribution, flattened."""
         log_odds = {name: self.prior.field(name) for name in self.graph.sites}
         return self.graph.ising(log_odds, self.coupling, self.squares, sweeps)
 
     def observe_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the magnitudes of ``weighting="magnitude"`` from weights by site name (empirical Bayes)."""
+        """Use the squares of these weights, by site name, for ``weighting="magnitude"`` (empirical Bayes)."""
         if self.squares is not None:
             squares = self.prior.at_units({name: weight.detach().square() for name, weight in weights.items()})
             for name, buffer in self.squares.items():
@@ -165,7 +166,7 @@ class IsingInteraction(Interaction):
 
     @torch.no_grad()
     def warn_of_phases(self) -> None:
-        """A `UserWarning` if the prior alone has two phases."""
+        """Issue a `UserWarning` if the prior, without data, has two phases."""
         ising = self.distribution()
         low, high = (ising.mean_field(torch.full_like(ising.field, start), 50, 1e-3) for start in (0.0, 1.0))
         if (high - low).mean() > 0.1:
@@ -178,7 +179,7 @@ class IsingInteraction(Interaction):
             )
 
     def _in_shape(self, coupled: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Draws in the graph's shapes, (draws, ...), in those of the prior's masks."""
+        """Draws ``(draws, ...)`` by site name, reshaped from the graph's shapes to those of the prior's masks."""
         shapes = {}
         for name in coupled:
             base = self.prior.mask(self.prior.sites[name])

@@ -18,20 +18,23 @@ from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
 from .interaction import Interaction
 
 CRITICAL = 0.4407
-"""Coupling beyond which an infinite lattice without field orders by itself (Onsager)."""
+"""Coupling beyond which an infinite lattice without external field is ordered (Onsager)."""
 
 
 class LatticeSpikeSlab(IndependentSpikeSlab):
     """`IndependentSpikeSlab` times ``exp(coupling * sum of s_i s_j)`` over nearest neighbours within each matrix.
 
-    A matrix is the last two dimensions of a role. Kept weights come in patches. The log odds of a mask
-    change by up to ``8 * coupling``.
+    A matrix is the last two dimensions of a site. Kept weights tend to form patches. The four neighbours of a mask
+    change its log odds by up to ``8 * coupling``.
 
     Args:
         sites: the network's `weight_sites()`.
         inclusion: see `IndependentSpikeSlab`.
-        coupling: of two neighbours.
-        options: of `IndependentSpikeSlab`.
+        coupling: strength of the coupling of two neighbours; beyond `CRITICAL` a `UserWarning` is issued.
+        options: arguments of `IndependentSpikeSlab`.
+
+    Raises:
+        InputError: see `IndependentSpikeSlab`.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class LatticeSpikeSlab(IndependentSpikeSlab):
             )
 
     def ising(self, site: WeightSite, sweeps: int = 100) -> Ising:
-        """The prior of a site's masks as one distribution over them all, flattened."""
+        """The prior of all masks of a site as one distribution, flattened."""
         rows, columns = (torch.arange(n, device=self.zero.device) for n in site.shape[-2:])
         black = ((rows.unsqueeze(-1) + columns) % 2 == 0).expand(site.shape).flatten()
 
@@ -64,25 +67,25 @@ class LatticeInteraction(Interaction):
     """Agreement of nearest neighbours within each matrix, times ``coupling``.
 
     Args:
-        prior: whose fields and coupling it takes.
+        prior: the prior that it belongs to, whose fields and coupling it uses.
     """
 
     def __init__(self, prior: LatticeSpikeSlab) -> None:
         super().__init__()
-        self._priors = (prior,)  # in a tuple, since the interaction is a part of the prior
+        self._priors = (prior,)  # in a tuple, so that the prior is not registered as a submodule
 
     def energy(self, masks: Mapping[str, Tensor]) -> Tensor:
         each = [_agreement(2 * mask - 1, mask.dim()) for mask in masks.values()]
         return self._priors[0].coupling * torch.stack(each).sum()
 
     def draw(self, draws: int) -> dict[str, Tensor]:
-        """By Gibbs sampling, all black fields of the chessboard at once, then all white ones."""
+        """Draws by Gibbs sampling, which updates all black squares of a checkerboard at once, then all white ones."""
         prior = self._priors[0]
         return {name: prior.ising(site).chain(draws).view(draws, *site.shape) for name, site in prior.sites.items()}
 
 
 def _agreement(spins: Tensor, dims: int) -> Tensor:
-    """Sum of ``s_i s_j`` over nearest neighbours in the last two axes, over the last ``dims`` axes."""
+    """``s_i s_j`` of all nearest neighbours in the last two axes, summed over the last ``dims`` axes."""
     total = spins.new_zeros(spins.shape[: spins.dim() - dims])
     for axis in (-1, -2):
         length = spins.shape[axis] - 1

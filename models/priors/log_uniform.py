@@ -13,7 +13,7 @@ from pyro_isingvit.network import WeightSite
 from .base import Prior
 
 SMALLEST = 1e-20
-"""Magnitudes below this count as this."""
+"""Magnitudes are clamped to at least this."""
 
 
 class _LogUniform(ImproperUniform):
@@ -25,9 +25,9 @@ class _LogUniform(ImproperUniform):
 
 
 class LogUniform(Prior):
-    """Improper density ``1 / |weight|``: every order of magnitude is as likely. No masks.
+    """Improper density ``1 / |weight|``: every order of magnitude is equally likely. No masks.
 
-    `SparseVariationalDropout` is made for it.
+    The guide `SparseVariationalDropout` requires this prior.
     """
 
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:

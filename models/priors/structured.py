@@ -22,7 +22,7 @@ from .ising import IsingSpikeSlab
 
 
 def levels_of(*units: str) -> dict[str, tuple[str, ...]]:
-    """The dimensions along which masks differ where all weights of a unit share one, by site.
+    """Dimensions along which masks differ, by site name, if all weights of each of these units share a mask.
 
     Args:
         units: names of `pyro_isingvit.network.units.UNITS`.
@@ -31,24 +31,25 @@ def levels_of(*units: str) -> dict[str, tuple[str, ...]]:
 
 
 VIT_LEVELS: Mapping[str, tuple[str, ...]] = levels_of("patch", "head", "hidden", "classifier_hidden")
-"""Masks of whole heads, hidden units and features of a patch."""
+"""Masks of whole heads, of hidden units, and of features of a patch."""
 
 UNIT_LEVELS: Mapping[str, tuple[str, ...]] = levels_of("patch", "query_key", "value", "hidden", "classifier_hidden")
-"""The same with single units of heads in place of whole heads; docs/pruning.md compares them."""
+"""Like `VIT_LEVELS`, with masks of single units of heads in place of whole heads; docs/pruning.md compares them."""
 
 
 class StructuredSpikeSlab(IsingSpikeSlab):
     """`IsingSpikeSlab` with one mask for all weights of a role at a head, a hidden unit, or a patch feature.
 
-    The masks of the roles that meet at a head or unit are coupled, so that they leave together.
+    The masks of roles that share a head or unit are coupled, so that they tend to be kept or dropped together.
 
     Args:
         sites: the network's `weight_sites()`.
-        levels: for some sites, the dimensions along which masks differ; the others have one for each weight.
-        options: of `IsingSpikeSlab`.
+        levels: the dimensions along which masks differ, by site name; sites that are not named have a mask for each
+            weight.
+        options: arguments of `IsingSpikeSlab`.
 
     Raises:
-        InputError: if a site or a dimension is unknown.
+        InputError: if a site or a dimension is unknown, or ``inclusion`` differs among weights that share a mask.
 
     Example: whole heads, but single weights elsewhere.
 
@@ -78,7 +79,7 @@ class StructuredSpikeSlab(IsingSpikeSlab):
             name: [i for i, d in enumerate(site.dims) if d not in self.levels[name]]
             for name, site in self.sites.items()
         }
-        # Masks have one entry along a shared dimension, squared weights as many as the site.
+        # Along a shared dimension, masks have one entry, and squared weights as many as the site.
         return {name: value.sum(shared[name]) if shared[name] else value for name, value in masks.items()}
 
     def field(self, name: str) -> Tensor:
@@ -91,7 +92,7 @@ class StructuredSpikeSlab(IsingSpikeSlab):
         return log_odds.squeeze([i for i, d in enumerate(site.dims) if d not in self.levels[name]])
 
     def _grouped(self, site: WeightSite) -> WeightSite:
-        """The site as its masks see it: without the dimensions that share one."""
+        """The site without the dimensions along which weights share a mask."""
         kept = [(n, d) for n, d in zip(site.shape, site.dims, strict=True) if d in self.levels[site.name]]
         shape, dims = tuple(n for n, _ in kept), tuple(d for _, d in kept)
         return replace(
@@ -103,7 +104,7 @@ class StructuredSpikeSlab(IsingSpikeSlab):
         )
 
     def _shared(self) -> list[Coupling]:
-        """The couplings of a `ViT` at the units that both sides' masks still tell apart."""
+        """The couplings of a `ViT`, at the units along which the masks of both sites differ."""
         couplings = []
         for coupling in VIT_COUPLINGS:
             if coupling.first in self.levels and coupling.second in self.levels:

@@ -1,4 +1,4 @@
-"""Labelled images in memory: data sets by name, splits without a leak, batched augmentation."""
+"""Labelled images in memory: data sets by name, splits into parts that share no image, and augmentation of batches."""
 
 from .augment import AUGMENTATIONS, Augment
 from .images import Data, Images, split

@@ -1,4 +1,4 @@
-"""Random transformations of whole batches, on their device."""
+"""Random transformations of whole batches of images, on the device of the images."""
 
 import math
 
@@ -10,24 +10,27 @@ from torch import Tensor
 from ..config import Config
 
 KNOTS = 5
-"""Points along a side at which an elastic field is drawn; it is smooth between them."""
+"""Number of points along each side at which the elastic field is drawn; it is interpolated smoothly between them."""
 
 
 class Augment(Config):
-    """A random rotation, scaling, shear, shift, mirroring and change of colours, another for every image.
+    """A random rotation, scaling, shear, shift, mirroring and change of colours, drawn anew for every image.
 
-    Called with images (n, channels, height, width) within [0, 1] it returns the same shape; black comes in from
-    outside. Draws come from torch's generator; `fit` seeds it. `AUGMENTATIONS` has some by name.
+    Call it with images (n, channels, height, width) of floats within [0, 1]; it returns images of the same shape.
+    Pixels from outside an image are black. Random numbers come from torch's default generator, which `fit` seeds.
+    `AUGMENTATIONS` lists some augmentations by name.
 
     Attributes:
-        degrees: largest rotation.
+        degrees: largest rotation, in degrees.
         scale: largest relative change of size.
         shear: largest shear, in degrees.
         translate: largest shift, as a share of the image's side.
-        elastic: largest shift, likewise, at the knots of a smooth random field; between them it may be more.
-        flip: whether half of the images are mirrored, left for right.
+        elastic: largest shift at the knots of a smooth random field, as a share of the image's side. Between knots the
+            shift may be larger.
+        flip: whether images are mirrored left to right, each with probability one half.
         colour: largest relative change of brightness, of contrast and of saturation.
-        erase: side of a square that is blacked out, somewhere within each image, as a share of the image's side.
+        erase: side of a square that is blacked out, as a share of the image's side. Its centre is drawn uniformly
+            within each image.
     """
 
     degrees: float = pydantic.Field(default=15, ge=0, le=180)
@@ -81,7 +84,7 @@ class Augment(Config):
 
 
 def _between_knots(side: int, device: torch.device) -> Tensor:
-    """What each of `KNOTS` points adds to each pixel along a side, (side, knots): cubic interpolation."""
+    """Weights of the `KNOTS` points in the cubic interpolation at each pixel along a side, (side, knots)."""
     points = torch.eye(KNOTS, device=device).view(1, 1, KNOTS, KNOTS)
     return F.interpolate(points, (side, KNOTS), mode="bicubic", align_corners=True)[0, 0]
 

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and how to part them without a leak."""
+"""Labelled images in memory, and their split into parts that share no image."""
 
 import hashlib
 from collections.abc import Iterable
@@ -19,9 +19,9 @@ class Images:
     Attributes:
         images: shape (n, channels, height, width): bytes, or floats within [0, 1]. Bytes take a quarter of the memory;
             the network and everything else that reads images divides them by 255.
-        labels: integers, shape (n,), within [0, classes); kept as int64.
+        labels: integers within [0, classes), shape (n,); stored as int64.
         classes: number of classes.
-        source: `fingerprint` of what they were resized from; empty if they were not.
+        source: `fingerprint` of the images from which these were resized; empty if they were not resized.
 
     Raises:
         InputError: if shapes, pixel values or labels do not fit.
@@ -80,18 +80,18 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """Number, shape and a hash of pixels and labels, as they were before they were resized."""
+        """Number, shape and a hash of the pixels and labels, from before the images were resized."""
         return self.source or fingerprint(self.shape, self.labels, self.images)
 
     def to(self, device: torch.device | str) -> "Images":
-        """The same on a device."""
+        """The same images on another device."""
         return Images(self.images.to(device), self.labels.to(device), self.classes, self.source)
 
     def resized(self, size: int) -> "Images":
-        """The same with height and width ``size``, by antialiased bilinear interpolation; bytes stay bytes.
+        """The same images resized to height and width ``size`` by antialiased bilinear interpolation; bytes stay bytes.
 
         Raises:
-            InputError: if the size is not positive.
+            InputError: if ``size`` is not positive.
         """
         if size < 1:
             raise InputError(f"image_size={size}: must be positive")
@@ -102,13 +102,13 @@ class Images:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Images (n, channels, height, width) to height and width ``size``; bytes stay bytes."""
+    """Resize images (n, channels, height, width) to height and width ``size``; bytes stay bytes."""
     small = F.interpolate(as_floats(images), (size, size), mode="bilinear", antialias=True).clamp(0, 1)
     return (small * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else small
 
 
 def fingerprint(shape: tuple[int, ...], labels: Tensor, images: Iterable[Tensor]) -> str:
-    """What tells other labelled images, or another order of them, apart."""
+    """Number, shape and a hash of labelled images; it differs for other images, labels, or another order."""
     digest = hashlib.sha256(labels.cpu().numpy().tobytes())
     for image in images:
         digest.update(image.cpu().contiguous().numpy().tobytes())
@@ -117,7 +117,7 @@ def fingerprint(shape: tuple[int, ...], labels: Tensor, images: Iterable[Tensor]
 
 @dataclass(frozen=True)
 class Data:
-    """Three parts that share no image: fit on ``train``, decide on ``validation``, report on ``test``."""
+    """Three parts that share no image: train on ``train``, choose on ``validation``, report scores on ``test``."""
 
     train: Images
     validation: Images
@@ -142,19 +142,26 @@ def split(
     seed: int = 0,
     balanced: bool = False,
 ) -> Data:
-    """Part images at random, by seed: the first go to test, the next to validation, the last to training.
+    """Split images at random into training, validation and test images.
+
+    In a random order of the images, the first are for testing, the next for validation, and those after for training.
 
     Args:
-        everything: all images, but for a test set of their own.
-        train: how many to learn from.
-        test: how many to test on, a tenth of ``everything`` if None (as published); or the images of an official
+        everything: all images, except for those of an official test set.
+        train: number of training images.
+        test: number of test images, a tenth of ``everything`` if None (as published); or the images of an official
             test set.
-        validation: how many; if None as many as ``train``, as far as there are any left, and at most 2,000.
-        seed: of the permutation.
-        balanced: whether training takes equally many images of each class (up to one), not any.
+        validation: number of validation images; if None, as many as ``train``, but at most 2,000 and at most as many
+            as are left.
+        seed: seed of the random order.
+        balanced: whether the numbers of training images of the classes are equal, up to a difference of one.
+
+    Returns:
+        The three parts.
 
     Raises:
-        InputError: if there are not as many.
+        InputError: if there are too few images (of a class, if ``balanced``), a number is below 1, or the images of
+            ``test`` differ from the others in shape or number of classes.
     """
     total = len(everything)
     apart = test if isinstance(test, Images) else None
@@ -185,7 +192,7 @@ def split(
 
 
 def _balanced(order: Tensor, everything: Images, count: int) -> Tensor:
-    """The first indices of an order of which each class has its share, in that order."""
+    """The first ``count`` indices of an order with an equal share for each class, in that order."""
     labels, classes = everything.labels[order], everything.classes
     if count < classes:
         raise InputError(f"train={count}, balanced: needs one image at least of each of {classes} classes")

@@ -1,4 +1,4 @@
-"""Data sets by name or path, from files that are there; nothing is downloaded unless asked for."""
+"""Readers of data sets by name or path. They read local files and download nothing unless asked to."""
 
 import operator
 import os
@@ -19,15 +19,15 @@ from ..errors import InputError
 from .images import Images, fingerprint, resize
 
 Part = Literal["train", "test"]
-"""The official parts of a data set."""
+"""The official training and test images of a data set."""
 
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""Modes of PIL images that turn into bytes without loss of range."""
+"""Modes of PIL images with at most eight bits per channel, which can be converted to bytes."""
 
 
 class Reader(Protocol):
-    """Reads one part of a data set; the arguments are those of `read`."""
+    """A function that reads one part of a data set; its arguments are those of `read`."""
 
     def __call__(self, root: Path | None, part: Part, download: bool, image_size: int | None) -> Images: ...
 
@@ -39,20 +39,21 @@ def read(
     download: bool = False,
     image_size: int | None = None,
 ) -> Images:
-    """All images of a part of a data set, as bytes where its files hold bytes.
+    """Read all images of a part of a data set, as bytes where its files hold bytes.
 
     Args:
-        name: a key of `DATASETS`; or the path of a NumPy ``.npz`` file with arrays ``images``
-            (n, height, width) or (n, channels, height, width), bytes or floats within [0, 1], ``labels``
-            (n,) and optionally ``classes``.
-        root: folder of the files, for data sets that do not ship with a package. For ``"folder"`` it holds a folder of
-            images for each class, and for the others it may. An ``.npz`` file is looked for there first, if given.
-        part: the official training or test images, where a data set tells them apart.
-        download: whether files that are not there are fetched from the data set's home.
-        image_size: height and width to resize to; None leaves images as they are.
+        name: a key of `DATASETS`; or the path of a NumPy ``.npz`` file with the arrays ``images``
+            (n, height, width) or (n, channels, height, width), of bytes or floats within [0, 1], ``labels``
+            (n,), and optionally ``classes``, the number of classes.
+        root: folder of the files, for data sets that do not ship with a package. For ``"folder"`` it has one subfolder
+            of images for each class. For the others it may have these instead of the official files. An ``.npz`` file
+            is looked for in it first.
+        part: whether to read the official training or test images, for data sets that distinguish them.
+        download: whether missing files are downloaded from the official source of the data set.
+        image_size: height and width to resize to; if None, images keep their size.
 
     Raises:
-        InputError: if there is no such data set, file or folder, or it is damaged, or what is in it does not fit.
+        InputError: if the data set, file or folder does not exist or is damaged, or its contents do not fit.
     """
     if image_size is not None and (type(image_size) is not int or image_size < 1):
         raise InputError(f"image_size={image_size!r}: give a positive integer")
@@ -67,16 +68,18 @@ def read(
 
 
 def from_dataset(dataset: Any, classes: int | None = None, image_size: int | None = None) -> Images:
-    """The images of any torch ``Dataset`` of pairs (image, label).
+    """Read all images of a torch ``Dataset`` of pairs (image, label).
 
     Args:
-        dataset: indexable. Images are PIL images, or tensors (channels, height, width) or (height, width) of bytes or
-            of floats within [0, 1]. If some are coloured, grey ones become so too.
+        dataset: an indexable data set. Images are PIL images, or tensors (channels, height, width) or (height, width)
+            of bytes or of floats within [0, 1]; labels are integers. If some images have colours, grey images are
+            repeated over the channels.
         classes: number of classes; one more than the highest label if None.
-        image_size: height and width to resize to; if None they have to be of one size.
+        image_size: height and width to resize to; if None, all images must have the same size.
 
     Raises:
-        InputError: if there is none, or sizes differ.
+        InputError: if there are no images, an image or a label has another type, or images cannot be stacked because
+            their sizes (without ``image_size``) or channels differ.
     """
     images, labels = [], []
     for i in range(len(dataset)):
@@ -120,7 +123,7 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
 
 
 def _digits(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
-    """Scikit-learn's 1,797 handwritten digits, 8x8; part of that package, nothing is downloaded."""
+    """The 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn."""
     from sklearn.datasets import load_digits
 
     if root is not None:
@@ -132,9 +135,10 @@ def _digits(root: Path | None, part: Part, download: bool, image_size: int | Non
 
 
 def _torchvision(name: str, inside: str, shape: tuple[int, int, int], classes: int = 10) -> Reader:
-    """The reader of a torchvision data set of that name, whose files lie in a folder ``inside`` the root.
+    """Reader of the torchvision data set called ``name``, whose files are in the folder ``inside`` the root.
 
-    Where there is none, but a folder of images of that shape for each class, that is read.
+    If that folder does not exist and nothing is to be downloaded, but the root has one subfolder for each class, the
+    images in these are read. They must have the shape ``shape``.
     """
 
     def read(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
@@ -175,7 +179,7 @@ def _torchvision(name: str, inside: str, shape: tuple[int, int, int], classes: i
 
 @contextmanager
 def _alone(root: Path, download: bool) -> Iterator[None]:
-    """One process at a time, where it may download: another one waits, and finds the files there."""
+    """Let one process at a time download to a folder; others wait and then find the files."""
     if download:
         root.mkdir(parents=True, exist_ok=True)
     if download and os.access(root, os.W_OK):
@@ -186,7 +190,7 @@ def _alone(root: Path, download: bool) -> Iterator[None]:
 
 
 def _folder(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
-    """A folder of images for each class."""
+    """Read a folder that has one subfolder of images for each class."""
     from torchvision.datasets import ImageFolder
 
     _only_training("folder", part)
@@ -208,7 +212,7 @@ def _open(path: str) -> Any:
         with Image.open(path) as image:
             image.load()
             return image
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # the last two of a damaged PNG
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # the last two for damaged PNGs
         raise InputError(f"{path}: not an image, or damaged ({error}); remove or repair it") from None
 
 
@@ -257,4 +261,4 @@ DATASETS: dict[str, Reader] = {
     "cifar-100": _torchvision("CIFAR100", "cifar-100-python", (3, 32, 32), classes=100),
     "folder": _folder,
 }
-"""Readers by name."""
+"""Readers of data sets by name."""

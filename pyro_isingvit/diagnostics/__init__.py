@@ -1,4 +1,4 @@
-"""Reading a posterior: predictive quality, inclusion, predictive checks, ArviZ, pictures.
+"""Diagnostics of a posterior: predictive scores, inclusion probabilities, predictive checks, export to ArviZ, plots.
 
 ``__init__.pyi`` lists the names. Each is imported when it is first used.
 """

@@ -1,4 +1,4 @@
-"""The one place that speaks to ArviZ, whose 0.23 and 1.x differ."""
+"""Adapter to ArviZ, which hides the differences between its versions 0.23 and 1.x."""
 
 import os
 import tempfile
@@ -15,7 +15,10 @@ from ..errors import InputError
 
 
 def arviz() -> Any:
-    """ArviZ, imported without its announcements, and with a cache folder that can be made."""
+    """Import ArviZ without its warnings about future versions.
+
+    Its cache goes to a temporary folder if XDG_CACHE_HOME is not set and the home folder cannot be written to.
+    """
     if "XDG_CACHE_HOME" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):
         os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
     with warnings.catch_warnings():
@@ -25,7 +28,12 @@ def arviz() -> Any:
 
 
 def inference_data(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
-    """Datasets by group to `arviz.InferenceData` (0.23) or `xarray.DataTree` (1.x); each group gets the attributes."""
+    """Combine one dataset for each group into an `arviz.InferenceData` (0.23) or an `xarray.DataTree` (1.x).
+
+    Args:
+        groups: datasets by the name of their group.
+        attrs: attributes, which the whole and each group get.
+    """
     named = {name: data.assign_attrs(attrs) for name, data in groups.items()}
     if _new():
         return xr.DataTree.from_dict({"/": xr.Dataset(attrs=dict(attrs)), **named})
@@ -33,7 +41,11 @@ def inference_data(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -
 
 
 def write_netcdf(data: Any, path: str | Path) -> None:
-    """Write what `inference_data` made, compressed.
+    """Write the result of `to_inference_data` to a compressed netCDF file.
+
+    Args:
+        data: from `to_inference_data`.
+        path: path of the new file.
 
     Raises:
         InputError: if the file exists.
@@ -50,7 +62,13 @@ def write_netcdf(data: Any, path: str | Path) -> None:
 
 
 def read_netcdf(path: str | Path) -> Any:
-    """Read what `write_netcdf` wrote.
+    """Read a netCDF file that `write_netcdf` wrote.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        An `arviz.InferenceData` (ArviZ 0.23) or an `xarray.DataTree` (1.x).
 
     Raises:
         InputError: if there is no such file.
@@ -67,20 +85,21 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pareto-smoothed importance sampling over the last axis.
 
     Args:
-        log_weights: (..., draws), up to a constant.
+        log_weights: logarithms of the importance weights, (..., draws), up to a constant.
 
     Returns:
-        Smoothed log weights, normalised over the draws; and the shape k of the tail, (...).
+        The smoothed log weights, (..., draws), normalised over the draws; and the Pareto shape k of their tail, (...),
+        which is infinite where the tail is too heavy or too short to be fitted.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # a tail so heavy that it overflows has an infinite k
+    with np.errstate(over="ignore", invalid="ignore"):  # a tail that overflows has an infinite k
         if _new():
             from arviz_stats.base import array_stats
 
-            smoothed, k = array_stats.psislw(-log_weights, axis=-1)  # it wants log-likelihoods, and turns them round
+            smoothed, k = array_stats.psislw(-log_weights, axis=-1)  # it expects log-likelihoods, which it negates
             smoothed = smoothed - np.logaddexp.reduce(smoothed, axis=-1, keepdims=True)
         else:
             smoothed, k = arviz().psislw(log_weights)
-    return np.asarray(smoothed), np.where(np.isnan(k), np.inf, k)  # 1.x has NaN where the tail is one draw
+    return np.asarray(smoothed), np.where(np.isnan(k), np.inf, k)  # 1.x returns NaN where the tail is a single draw
 
 
 def _new() -> bool:

@@ -1,4 +1,4 @@
-"""Where a posterior looks: attention maps with their uncertainty.
+"""Attention maps with their uncertainty over the posterior.
 
 References:
     Abnar & Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (rollout).
@@ -18,14 +18,17 @@ from .units import unit_inclusion
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention of n images over the posterior. Tokens are the patches, row by row, after a class token if any.
+    """Attention maps of n images, with their uncertainty over the posterior.
+
+    Tokens are the patches, row by row, after the class token if there is one.
 
     Attributes:
-        mean, sd: of each head's map over the draws, (n, depth, heads, tokens, tokens), the last axis over what is
-            attended to.
-        rollout_mean, rollout_sd: how much of each patch reaches the classifier through all blocks,
-            (n, rows, columns); sums to 1 over the patches.
-        head_inclusion: posterior probability that each head is alive, (depth, heads); ones without masks.
+        mean, sd: mean and standard deviation of each head's attention map over the draws,
+            (n, depth, heads, tokens, tokens). The last axis is over the tokens that are attended to.
+        rollout_mean, rollout_sd: mean and standard deviation over the draws of the share of each patch in the attention
+            rollout, that is, in what reaches the classifier through all blocks, (n, rows, columns). The shares of a
+            draw sum to 1 over the patches, or are all 0 if no patch reaches the class token.
+        head_inclusion: posterior probability that each head is alive, (depth, heads); ones if there are no masks.
     """
 
     mean: Tensor
@@ -38,17 +41,18 @@ class Attention:
 def attention_maps(posterior: Posterior, images: Tensor, draws: int = 50, seed: int = 0) -> Attention:
     """Posterior mean and standard deviation of the attention maps of images.
 
-    Rollout multiplies the blocks' maps, each the mean over the heads that are alive in the draw (a head without
-    weights into or out of its values says nothing), half of it the identity for the residual stream.
+    Attention rollout multiplies the maps of the blocks. The map of a block is the mean over the heads that are alive in
+    the draw, averaged with the identity, which stands for the residual stream. Heads that have no weights into their
+    values or none out of them contribute nothing and are left out.
 
     Args:
-        posterior: of a `ViT`.
+        posterior: posterior of a `ViT`.
         images: (n, channels, height, width) within [0, 1].
-        draws: from the guide.
-        seed: of the draws.
+        draws: number of draws from the guide.
+        seed: seed of the draws.
 
     Raises:
-        InputError: if there are no draws.
+        InputError: if ``draws`` is below 1.
     """
     network = posterior.model.network
     config, sums = network.config, list[Tensor]()
@@ -76,14 +80,20 @@ def attention_maps(posterior: Posterior, images: Tensor, draws: int = 50, seed: 
 
 @torch.no_grad()
 def _maps(draw: Draw, images: Tensor) -> Tensor:
-    """Attention maps (n, depth, heads, tokens, tokens) of a draw, in doubles."""
+    """Attention maps (n, depth, heads, tokens, tokens) of a draw, in double precision."""
     blocks: list[Tensor] = []
     functional_call(draw.model.network, draw.weights, (images, blocks))
     return torch.stack(blocks, 1).double()
 
 
 def _rollout(maps: Tensor, alive: Tensor, class_token: bool) -> Tensor:
-    """(n, depth, heads, tokens, tokens) and (depth, heads) to the share of each patch, (n, patches)."""
+    """Share of each patch in the rollout, (n, patches).
+
+    Args:
+        maps: attention maps, (n, depth, heads, tokens, tokens).
+        alive: 1 for the heads that are alive, else 0, (depth, heads).
+        class_token: whether the first token is the class token.
+    """
     tokens = maps.shape[-1]
     identity = torch.eye(tokens, dtype=maps.dtype, device=maps.device)
     flow = identity
@@ -98,7 +108,7 @@ def _rollout(maps: Tensor, alive: Tensor, class_token: bool) -> Tensor:
 
 
 def _grid(network: ViT) -> tuple[int, int]:
-    """Rows and columns of patches."""
+    """Numbers of rows and of columns of patches."""
     config = network.config
     rows, columns = (side // patch for side, patch in zip(config.image_size, config.patch_size, strict=True))
     return rows, columns

@@ -1,4 +1,4 @@
-"""How good and how honest predicted probabilities are.
+"""Scores and calibration of predicted probabilities.
 
 References:
     Naeini, Cooper & Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015.
@@ -16,10 +16,10 @@ from ..errors import InputError
 from ..scores import brier, correct, mean_scores, nll
 
 BINS = 15
-"""Confidence bins of the calibration errors."""
+"""Number of confidence bins of the calibration errors."""
 
 PUBLISHED = ("accuracy", "precision", "recall", "f1", "false_positive_rate")
-"""The five scores of the published radar charts."""
+"""The five scores in the radar charts of the published study."""
 
 
 def metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
@@ -27,14 +27,14 @@ def metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
 
     Args:
         probs: (n, classes).
-        labels: (n,), the truth.
+        labels: true labels, (n,).
 
     Returns:
         ``accuracy``; ``nll``, the mean negative log-likelihood in nats; ``brier``, the multiclass Brier score,
-        within [0, 2]; ``ece`` and ``mce``, the expected and the largest calibration error over `BINS` bins of
-        equal width; ``adaptive_ece``, the expected one over `BINS` bins of equal mass; ``precision``,
-        ``recall``, ``f1`` and ``false_positive_rate``, one class against the rest, averaged over the
-        classes (a class that is neither there nor predicted is left out).
+        within [0, 2]; ``ece`` and ``mce``, the expected and the maximum calibration error over `BINS` bins of
+        equal width; ``adaptive_ece``, the expected calibration error over `BINS` bins of equal mass; ``precision``,
+        ``recall``, ``f1`` and ``false_positive_rate``, computed for each class against the rest and averaged over the
+        classes (a class that is neither present nor predicted is left out).
     """
     classes = probs.shape[-1]
     means = mean_scores(probs, labels)
@@ -54,15 +54,16 @@ def metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def paired_difference(probs: Tensor, other: Tensor, labels: Tensor) -> pd.DataFrame:
-    """How much better one method predicts the same images than another.
+    """Differences between the scores of two methods on the same images.
 
     Args:
-        probs, other: (n, classes) of the two methods.
-        labels: (n,), the truth.
+        probs, other: predicted probabilities of the two methods, (n, classes).
+        labels: true labels, (n,).
 
     Returns:
-        A row for each ``score`` (``accuracy``, ``nll``, ``brier``): ``difference``, that of the first less that of the
-        second, and ``se``, its standard error from the spread of the differences among the images.
+        One row for each ``score`` (``accuracy``, ``nll``, ``brier``): ``difference``, the mean score of the first
+        method minus that of the second, and ``se``, its standard error, estimated from the spread of the differences
+        among the images (NaN for a single image).
     """
     labels, rows = labels.cpu(), []
     first, second = probs.cpu().double(), other.cpu().double()
@@ -74,20 +75,20 @@ def paired_difference(probs: Tensor, other: Tensor, labels: Tensor) -> pd.DataFr
 
 
 def reliability_table(probs: Tensor, labels: Tensor, bins: int = BINS, equal_mass: bool = False) -> pd.DataFrame:
-    """Accuracy against confidence, by bins of confidence (the probability of the most probable class).
+    """Accuracy against confidence (the probability of the most probable class), in bins of confidence.
 
     Args:
         probs: (n, classes).
-        labels: (n,), the truth.
-        bins: number of bins; those without images are left out.
-        equal_mass: whether bins hold equally many images rather than being equally wide.
+        labels: true labels, (n,).
+        bins: number of bins. Bins without images are left out of the table.
+        equal_mass: whether the bins hold equal numbers of images instead of being equally wide.
 
     Returns:
-        Columns ``images``, ``confidence`` and ``accuracy`` (means within the bin), ``lower`` and ``upper``
-        (Wilson's 95 % interval of the accuracy).
+        One row for each bin, with columns ``images`` (how many), ``confidence`` and ``accuracy`` (means within the
+        bin), ``lower`` and ``upper`` (Wilson's 95 % interval of the accuracy).
 
     Raises:
-        InputError: if there are no bins.
+        InputError: if ``bins`` is below 1.
     """
     if bins < 1:
         raise InputError(f"bins={bins}: need at least one")
@@ -109,15 +110,15 @@ def reliability_table(probs: Tensor, labels: Tensor, bins: int = BINS, equal_mas
 
 
 def selective_accuracy(uncertainty: Tensor, right: Tensor) -> pd.DataFrame:
-    """Accuracy on the images that one would answer, if the most uncertain ones are left to somebody else.
+    """Accuracy on the images that are answered, if the most uncertain ones are left unanswered.
 
     Args:
         uncertainty: (n,), e.g. the entropy of a `Prediction`.
-        right: (n,), whether each answer is right.
+        right: (n,), whether the most probable class of each image is its label.
 
     Returns:
-        Columns ``coverage``, the share answered, and ``accuracy`` on them; a row for each image, the most
-        certain first. Ties are broken by order.
+        One row for each image, the most certain first, with columns ``coverage``, the share of the images that is
+        answered, and ``accuracy`` on those. Ties keep the order of the images.
     """
     order = uncertainty.cpu().argsort(stable=True)
     hits = right.cpu().double()[order].cumsum(0)

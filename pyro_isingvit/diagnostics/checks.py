@@ -1,4 +1,4 @@
-"""Does the model fit, and does the guide fit the model: predictive checks, PSIS and leave-one-out.
+"""Posterior and prior predictive checks, PSIS k-hat, and leave-one-out cross-validation.
 
 References:
     Gelman, Meng & Stern, "Posterior Predictive Assessment of Model Fitness", Statistica Sinica 1996.
@@ -25,10 +25,10 @@ from ..posterior import Posterior
 from .arviz_adapter import psislw
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
-"""Labels (n,) and predictive probabilities (n, classes) to a number, or one for each class."""
+"""A function of labels (n,) and predictive probabilities (n, classes) that returns a number, or one for each class."""
 
 LEVEL = 0.01
-"""A check fails if its two-sided p-value is below; of many that hold, this share fails by chance."""
+"""A check fails if its two-sided p-value is below this level. If the model holds, this share fails by chance."""
 
 
 def class_frequencies(labels: Tensor, probs: Tensor) -> Tensor:
@@ -37,17 +37,17 @@ def class_frequencies(labels: Tensor, probs: Tensor) -> Tensor:
 
 
 def confidence(labels: Tensor, probs: Tensor) -> Tensor:
-    """Share of the labels that are the most probable class; replicated ones agree as often as the mean confidence."""
+    """Share of the labels that are the most probable class; replicated labels average to the mean confidence."""
     return (probs.argmax(-1) == labels).float().mean()
 
 
 def entropy(labels: Tensor, probs: Tensor) -> Tensor:
-    """Mean surprise at the labels, in nats; that at replicated ones is the mean entropy."""
+    """Mean negative log-probability of the labels, in nats; replicated labels average to the mean entropy."""
     return -probs.clamp_min(1e-12).log().gather(-1, labels.unsqueeze(-1)).mean()
 
 
 def class_error(labels: Tensor, probs: Tensor) -> Tensor:
-    """For each class, the share of the images with that label whose most probable class is another; 0 without any."""
+    """For each class, the share of its images whose most probable class is another; 0 for a class without images."""
     there = torch.bincount(labels, minlength=probs.shape[-1])
     wrong = torch.bincount(labels[probs.argmax(-1) != labels], minlength=probs.shape[-1])
     return wrong / there.clamp_min(1)
@@ -64,26 +64,26 @@ STATISTICS: Mapping[str, Statistic] = {
 def predictive_check(
     labels: Tensor, replicated: Tensor, probs: Tensor, statistics: Mapping[str, Statistic] = STATISTICS
 ) -> pd.DataFrame:
-    """Compare labels with replicated ones.
+    """Compare statistics of observed labels with those of replicated labels.
 
-    A statistic sees the labels and the mean predictive probabilities. So if the labels come from the model
-    (and the probabilities do not depend on them, as on test images), observed and replicated statistics have the
+    A statistic is a function of the labels and of the mean predictive probabilities. If the labels come from the model,
+    and the probabilities do not depend on them (as on test images), then observed and replicated statistics have the
     same distribution, and p-values are uniform.
 
     Args:
-        labels: observed (n,).
-        replicated: (draws, n).
-        probs: mean predictive probabilities (n, classes).
+        labels: observed labels, (n,).
+        replicated: replicated labels, (draws, n).
+        probs: mean predictive probabilities, (n, classes).
         statistics: by name.
 
     Returns:
-        A row for each statistic and class: ``statistic``; ``class``, missing where it is one number;
-        ``observed``; ``replicated``, the mean; ``lower`` and ``upper``, the central 90 % of the replicated;
-        ``p_value``, the share of replicated ones that are larger, ties counted half; ``fails``, whether that is within
-        `LEVEL` / 2 of 0 or 1.
+        One row for each statistic and class: ``statistic``; ``class``, missing where the statistic is a single number;
+        ``observed``; ``replicated``, the mean over the draws; ``lower`` and ``upper``, the central 90 % interval of the
+        replicated statistics; ``p_value``, the share of the replicated statistics that are larger than the observed
+        one, with ties counted half; ``fails``, whether the p-value is within `LEVEL` / 2 of 0 or 1.
 
     Raises:
-        InputError: if shapes do not fit, or there are too few draws for any check to fail.
+        InputError: if shapes do not fit, or there are fewer than 1 / `LEVEL` draws.
     """
     if replicated.dim() != 2 or replicated.shape[1:] != labels.shape or len(probs) != len(labels):
         raise InputError(
@@ -123,16 +123,22 @@ def posterior_predictive_check(
     draws: int = 400,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`predictive_check` of data against labels replicated from the posterior, best of images held out.
+    """Compare the labels of images with labels replicated from the posterior; see `predictive_check`.
 
-    On the training images, which the posterior knows, p-values crowd around one half.
+    Use held-out images. On the images that the posterior was trained on, p-values concentrate around one half.
 
     Args:
-        posterior: of a fit.
+        posterior: posterior to check.
         data: labelled images.
         statistics: by name.
-        draws: replications.
-        seed: of the draws.
+        draws: number of draws, each of which replicates all labels once.
+        seed: seed of the draws.
+
+    Returns:
+        The table of `predictive_check`.
+
+    Raises:
+        InputError: if there are fewer than 1 / `LEVEL` draws.
     """
     return _check(posterior.draws(draws, seed), data, statistics, seed, posterior.logit_scale)
 
@@ -144,19 +150,24 @@ def prior_predictive_check(
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`predictive_check` of data against labels replicated from the prior, its interaction included.
+    """Compare the labels of images with labels replicated from the prior, including its interaction.
 
-    What fails here the prior thinks impossible. Learned biases and norms are as they are in the model.
+    If a check fails, the observed statistic is implausible under the prior. Parameters without a prior, such as biases
+    and norms, have the values that they have in the model. See `predictive_check`.
 
     Args:
-        model: fitted or not.
+        model: model whose prior is checked, fitted or not.
         data: labelled images.
         statistics: by name.
-        draws: replications.
-        seed: of the draws.
+        draws: number of draws, each of which replicates all labels once.
+        seed: seed of the draws.
+
+    Returns:
+        The table of `predictive_check`.
 
     Raises:
-        NotImplementedError: if the prior cannot draw, see `Prior.draw_masks`.
+        InputError: if there are fewer than 1 / `LEVEL` draws.
+        NotImplementedError: if the prior cannot draw from its interaction, see `Prior.draw_masks`.
     """
     check_draws(draws)
     return _check(prior_draws(model, draws, seed), data, statistics, seed)
@@ -180,16 +191,18 @@ def _check(
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Leave-one-out by importance sampling from a guide.
+    """Leave-one-out cross-validation by importance sampling from a guide.
 
     Attributes:
-        elpd: sum of the log predictive densities of each label, given all others, in nats.
-        se: its standard error, from the spread among the images.
-        pointwise: (n,).
-        k: shape of the tail of each image's importance weights, (n,). Above 0.7 the estimate is not reliable.
-        k_hat: that of the guide as a whole. Above 0.7 the guide is far from the posterior, as a
-            mean-field one of thousands of weights always is; its predictions may be good all the same, but
-            importance sampling cannot correct it.
+        elpd: expected log predictive density: the sum over the images of the log predictive density of the label, given
+            all other images, in nats.
+        se: standard error of ``elpd``, from the spread among the images.
+        pointwise: the terms of ``elpd``, in nats, (n,).
+        k: Pareto shape of the tail of the importance weights for each image, (n,). Above 0.7, the estimate for that
+            image is not reliable.
+        k_hat: Pareto shape of the tail of the importance weights of the guide for the whole posterior. Above 0.7, the
+            guide is so far from the posterior that importance sampling cannot correct for the difference. Mean-field
+            guides of thousands of weights always are; their predictions may be good nonetheless.
     """
 
     elpd: float
@@ -200,27 +213,29 @@ class LeaveOneOut:
 
     @property
     def reliable(self) -> bool:
-        """Whether no k is above 0.7."""
+        """Whether ``k_hat`` and all of ``k`` are at most 0.7."""
         return bool(self.k_hat <= 0.7 and (self.k <= 0.7).all())
 
 
 def leave_one_out(posterior: Posterior, train: Images, draws: int = 1000, seed: int = 0) -> LeaveOneOut:
-    r"""PSIS k-hat of a guide, and leave-one-out corrected for the guide not being the posterior.
+    r"""PSIS k-hat of a guide, and leave-one-out scores corrected for its difference from the posterior.
 
-    With temperature T, draws :math:`\theta_s` from the guide q have the importance weights
-    :math:`\log p(\theta_s) - \log q(\theta_s) + \frac1T \sum_i \log p(y_i \mid \theta_s)` for the posterior, and
-    :math:`\frac1T \log p(y_j \mid \theta_s)` less for the one without image j. What they then say of it is calibrated.
+    At the temperature T of the posterior, draws :math:`\theta_s` from the guide q have the log importance weights
+    :math:`\log p(\theta_s) - \log q(\theta_s) + \frac1T \sum_i \log p(y_i \mid \theta_s)` for the posterior. For the
+    posterior without image j, :math:`\frac1T \log p(y_j \mid \theta_s)` is subtracted. The predictive density of the
+    label of image j is then computed with the logit scale of the posterior.
 
-    `arviz.loo` on `to_inference_data` has no such weights: it takes the draws for exact ones at T = 1.
+    `arviz.loo` applied to `to_inference_data` has no such weights: it takes the draws for exact draws of the posterior
+    at T = 1.
 
     Args:
-        posterior: of a fit.
-        train: the images it was trained on (not augmented).
-        draws: from the guide.
-        seed: of the draws.
+        posterior: posterior to check.
+        train: the images that it was trained on (not augmented).
+        draws: number of draws from the guide, at least 25.
+        seed: seed of the draws.
 
     Raises:
-        InputError: if there are too few draws for a tail.
+        InputError: if there are fewer than 25 draws, too few to fit a tail.
     """
     if draws < 25:
         raise InputError(f"draws={draws}: a tail takes at least 25")

@@ -1,4 +1,4 @@
-"""Every number of a report on a fitted posterior."""
+"""The numbers in the report on a fitted posterior."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,15 +21,16 @@ from .shift import outside_scores, rotate, static, under_shift
 from .units import alive_units, unit_inclusion
 
 IMAGES = 1000
-"""Test images behind shifted and outside predictions and training images behind leave-one-out, at most."""
+"""Largest number of test images for shifted and out-of-distribution predictions, and of training images for
+leave-one-out."""
 
 
 SAMPLES = 8
-"""Test images shown, half of them those of highest entropy."""
+"""Number of test images shown. Half of them are those of highest entropy."""
 
 
 CHECK_DRAWS, PRIOR_DRAWS, LOO_DRAWS = 400, 100, 400
-"""Draws behind the checks."""
+"""Numbers of draws for the posterior predictive checks, the prior predictive checks and leave-one-out."""
 
 
 ISING, MEDIAN, PLAIN = "ising", "median network", "deterministic"
@@ -37,23 +38,23 @@ ISING, MEDIAN, PLAIN = "ising", "median network", "deterministic"
 
 @dataclass(frozen=True)
 class Findings:
-    """Every number of the page, as the functions of `pyro_isingvit.diagnostics` return them.
+    """Every number in the report, as the functions of `pyro_isingvit.diagnostics` return it.
 
     Attributes:
-        result, deterministic, data: what was examined.
-        scores: of `metrics` on the test images, by method.
-        difference: `paired_difference` of the posterior to the deterministic network; None without one.
-        predictions: of the test images by method (the median network has none).
+        result, deterministic, data: the fit, the fit of the deterministic network (or None), and their data.
+        scores: `metrics` on the test images, by method.
+        difference: `paired_difference` between the posterior and the deterministic network; None without one.
+        predictions: predictions of the test images, by method. The median-probability model has none.
         inclusion: `inclusion_table`.
         thresholds: `threshold_table`.
-        units: of each kind of unit, how many there are, how many are expected to be alive, and how many the
-            median-probability model leaves alive.
-        outside: `outside_scores` of test images turned by 90 degrees and of static, by method.
+        units: for each kind of unit, the total number, the expected number that is alive, and the number that is alive
+            in the median-probability model.
+        outside: `outside_scores` of test images turned by 90 degrees and of random pixels, by method.
         shift: `under_shift`, by method.
-        attention: of the shown images.
+        attention: `attention_maps` of the images shown.
         shown: indices of the test images shown.
         checks: `posterior_predictive_check` on the test images.
-        prior_checks: `prior_predictive_check`; None if the prior cannot draw.
+        prior_checks: `prior_predictive_check` on the test images; None if the prior cannot draw from its interaction.
         loo: `leave_one_out` on training images.
     """
 
@@ -84,15 +85,18 @@ def examine(
     seed: int = 0,
     progress: bool = True,
 ) -> Findings:
-    """Compute all that `write_report` shows.
+    """Compute everything that `write_report` shows.
 
     Args:
-        result: a fit of a `ViT` with masks.
-        data: its images.
-        deterministic: the fit to compare with, if any.
-        scores: of `metrics` on the test images by method, where they are there already.
-        draws, seed: of the predictions.
+        result: fit of a `ViT` with masks.
+        data: the data of the fit.
+        deterministic: fit of the deterministic network to compare with, if any.
+        scores: `metrics` on the test images by method, if they have been computed before.
+        draws, seed: number of draws for predictions, and the seed of all draws.
         progress: whether to show a progress bar.
+
+    Raises:
+        InputError: if the posterior has no masks, or ``draws`` is below 1.
     """
     posterior = result.posterior
     methods = {ISING: (posterior, draws)} | ({} if deterministic is None else {PLAIN: (deterministic.posterior, 1)})

@@ -1,4 +1,4 @@
-"""What the posterior keeps: inclusion probabilities by weight, block and role, and how far to trust them.
+"""Inclusion probabilities by weight, block and role, their error rates, and their agreement between fits.
 
 References:
     Barbieri & Berger, "Optimal Predictive Model Selection", Annals of Statistics 2004 (median-probability model).
@@ -22,19 +22,22 @@ from ..network import LAYER, WeightSite
 from ..posterior import DRAWS, Posterior
 
 THRESHOLDS = tuple(float(t) for t in np.arange(1, 20) / 20)
-"""From .05 to .95."""
+"""Thresholds of the inclusion probability, from 0.05 to 0.95."""
 
 
 def inclusion_dataset(posterior: Posterior, by: Literal["weight", "layer", "role"] = "weight") -> xr.Dataset:
-    """Posterior inclusion probabilities, exact where the guide knows them (see `Guide.inclusion_probabilities`).
+    """Posterior inclusion probabilities as an xarray dataset with named dimensions.
+
+    They are exact where the guide has them in closed form, see `Guide.inclusion_probabilities`.
 
     Args:
         posterior: a posterior with masks.
-        by: each weight's; or their mean over each block of a role, or over a role.
+        by: ``"weight"`` for the probability of each weight, ``"layer"`` for the mean over each block of a role, or
+            ``"role"`` for the mean over a role.
 
     Returns:
-        One variable for each site. By weight it has the site's dimensions, without those along which all
-        weights share a mask; by layer, ``layer`` where the site has blocks.
+        One variable for each site. By weight, it has the dimensions of the site, without those along which weights
+        share a mask; by layer, it has the dimension ``layer`` where the site has blocks; by role, it has none.
 
     Raises:
         InputError: if the posterior has no masks.
@@ -58,20 +61,21 @@ def inclusion_dataset(posterior: Posterior, by: Literal["weight", "layer", "role
 
 
 def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """One row for each site and block, in the order in which the network uses them.
+    """Inclusion probabilities and densities of each site and block, in the order in which the network uses them.
 
     Args:
         posterior: a posterior with masks.
         interval: mass of the credible intervals, within (0, 1).
-        draws, seed: of the masks behind the intervals.
+        draws, seed: number and seed of the draws of the masks from which the intervals are computed.
 
     Returns:
-        Columns ``site``; ``layer``, missing where the site has no blocks; ``weights``; ``expected``, the mean
-        inclusion probability; ``lower`` and ``upper``, the central credible interval of the share of
-        weights kept; ``median``, that share in the median-probability model.
+        One row for each site and block, with columns ``site``; ``layer``, missing where the site has no blocks;
+        ``weights``, how many there are; ``expected``, the mean inclusion probability; ``lower`` and ``upper``, the
+        central credible interval of the share of the weights that is kept; ``median``, that share in the
+        median-probability model.
 
     Raises:
-        InputError: if the posterior has no masks, or the interval or the draws are out of range.
+        InputError: if the posterior has no masks, ``interval`` is not within (0, 1), or ``draws`` is below 1.
     """
     if not 0 < interval < 1:
         raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
@@ -102,7 +106,7 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
                 }
             )
     table = pd.DataFrame(rows).astype({"layer": "Int64"})
-    # Sites without blocks stand before or after all blocks; those with blocks are one run of sites.
+    # Sites without blocks come before or after all blocks; the sites with blocks are consecutive.
     blocks = table.loc[table["layer"].notna(), "order"]
     first = blocks.min() if len(blocks) else 0
     place = table["order"].where(table["layer"].isna(), first)
@@ -115,16 +119,17 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
 
 
 def threshold_table(posterior: Posterior, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
-    """What is kept, and how much of it wrongly, if weights above a threshold of inclusion are kept.
+    """Density and expected error rates if weights are kept whose inclusion probability reaches a threshold.
 
     Args:
         posterior: a posterior with masks.
-        thresholds: within [0, 1]; .5 is the median-probability model.
+        thresholds: within [0, 1]; 0.5 gives the median-probability model.
 
     Returns:
-        Columns ``threshold``; ``density``, the share of the masked weights with an inclusion probability of at
-        least that; ``false_discovery_rate``, the expected share of those kept that are not in, by the posterior
-        (0 where nothing is kept); ``false_omission_rate``, that of those dropped which are in.
+        One row for each threshold, with columns ``threshold``; ``density``, the share of the weights with masks whose
+        inclusion probability is at least the threshold; ``false_discovery_rate``, the expected share of these weights
+        whose mask is 0 under the posterior (0 if no weight is kept); ``false_omission_rate``, the expected share of the
+        other weights whose mask is 1 (0 if all weights are kept).
 
     Raises:
         InputError: if the posterior has no masks, or a threshold is out of range.
@@ -151,21 +156,23 @@ def threshold_table(posterior: Posterior, thresholds: Sequence[float] = THRESHOL
 def stability(posteriors: Sequence[Posterior]) -> pd.DataFrame:
     """How well the inclusion probabilities of independent fits agree.
 
-    Hidden units have no names: fits from different first weights may keep the same function in other units, and
-    agree only by block. Fits from the same first weights can be compared weight by weight.
+    The order of hidden units is arbitrary: fits from different initial weights may learn the same function in different
+    units, so that they agree by block but not weight by weight. Fits from the same initial weights can be compared
+    weight by weight.
 
     Args:
-        posteriors: of the same model, two or more.
+        posteriors: two or more posteriors of the same model.
 
     Returns:
-        A row for each site and one for ``all`` weights: ``rank_correlation``, the mean over pairs of fits of
-        Spearman's; ``r_hat``, the median over weights of ``sqrt((W + B) / W)`` with B the variance of the
-        inclusion probability between fits, and W the mean variance p (1 - p) of the mask within one (both with
-        a floor of 1e-4, so that masks on which all fits are sure count as 1); ``split``, the share of the
-        weights that some fit's median-probability model keeps and another drops.
+        One row for each site and one for ``all`` masks: ``rank_correlation``, Spearman's rank correlation of the
+        inclusion probabilities, averaged over pairs of fits; ``r_hat``, the median over the masks of
+        ``sqrt((W + B) / W)``, where B is the variance of the inclusion probability p between fits and W the mean over
+        the fits of the variance p (1 - p) of the mask, at least 1e-4 (so that the ratio is 1 for masks on which all
+        fits are certain and agree); ``split``, the share of the masks that are 1 in the median-probability model of
+        some fit and 0 in that of another.
 
     Raises:
-        InputError: if there are fewer than two, they are of different models, or have no masks.
+        InputError: if there are fewer than two posteriors, their models differ, or one has no masks.
     """
     from torchmetrics.functional import spearman_corrcoef  # takes seconds to import
 
@@ -202,7 +209,7 @@ def _probabilities(posterior: Posterior) -> dict[str, Tensor]:
 
 
 def _by_block(site: WeightSite, values: Tensor) -> Tensor:
-    """Mean over all weights of each block: (blocks,), one for a site without."""
+    """Mean over the weights of each block, (blocks,), or (1,) for a site without blocks."""
     values = values.detach().cpu().float().expand(site.shape)
     if LAYER not in site.dims:
         return values.mean().unsqueeze(0)

@@ -1,4 +1,4 @@
-"""A posterior as ArviZ wants it."""
+"""Conversion of a posterior to the data structures of ArviZ."""
 
 import json
 from collections.abc import Sequence
@@ -34,38 +34,39 @@ def to_inference_data(
     seed: int = 0,
     log: FitResult | None = None,
 ) -> Any:
-    """Draws from a posterior, and what they say of data, for ArviZ.
+    """Convert draws from a posterior, and their predictions, to the data structure of ArviZ.
 
-    The draws are independent draws from the guide, not a Markov chain: what ArviZ computes about chains
-    (R-hat, effective sample size, `plot_trace`, `plot_rank`, `plot_autocorr`, energy) does not apply to them.
+    The draws are independent draws from the guide, not a Markov chain. The diagnostics of ArviZ for Markov chains
+    (R-hat, effective sample size, `plot_trace`, `plot_rank`, `plot_autocorr`, energy) do not apply to them.
 
     Args:
-        posterior: one with masks.
+        posterior: a posterior with masks.
         data: labelled images, for ``log_likelihood``, ``posterior_predictive`` and ``observed_data``.
-        draws: number of draws, in one chain.
-        weights: sites whose weights to keep too, e.g. ``["classifier.out"]``.
+        draws: number of draws, stored as one chain.
+        weights: names of sites whose weights are stored as well as their masks, e.g. ``["classifier.out"]``.
         predictions: images (n, channels, height, width) without labels, for ``predictions``.
-        prior: number of draws for ``prior`` and, with data, ``prior_predictive``: from the prior with its
-            interaction, by Gibbs sampling where it is an Ising one.
-        seed: of the draws.
-        log: of the fit, for its history and configuration.
+        prior: number of draws for ``prior`` and, with data, ``prior_predictive``. They include the interaction of the
+            prior, by Gibbs sampling where it is an Ising factor.
+        seed: seed of the draws.
+        log: result of the fit, for its history and configuration.
 
     Returns:
-        ArviZ's `InferenceData` (0.23) or xarray's `DataTree` (1.x). Its groups:
+        An `arviz.InferenceData` (ArviZ 0.23) or an `xarray.DataTree` (1.x) with the groups:
 
-        * ``posterior``: ``<site>.mask`` as booleans with the site's dimensions as coordinates,
-          ``<site>.weight`` of the chosen ones, and ``density``, the share of weights kept of each ``part``
-          (a role, or a block of one);
-        * ``sample_stats``: ``log_ratio``, log p - log q of each draw up to a constant, without the
-          likelihood; and with ``log`` also ``elbo``, the history of the tempered evidence bound in nats over ``step``;
-        * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``label``, over ``image``;
-          the likelihood is that of training, not tempered; labels are drawn with the posterior's ``logit_scale``;
+        * ``posterior``: ``<site>.mask`` as booleans over the dimensions of the site (without those along which weights
+          share a mask), ``<site>.weight`` of the sites in ``weights``, and ``density``, the share of the weights that
+          is kept in each ``part`` (a block of a site, or a site without blocks);
+        * ``sample_stats``: ``log_ratio``, log p - log q of each draw in nats, up to a constant and without the
+          likelihood; with ``log`` also ``elbo``, the ELBO of the power posterior in nats, and ``phase``, over ``step``;
+        * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``label`` over ``image``. The log-likelihood
+          is in nats, neither tempered nor scaled; labels are drawn with the logit scale of the posterior;
         * ``predictions``: ``label`` over ``new_image``;
-        * ``prior``, ``prior_predictive``: as their posterior counterparts.
+        * ``prior``, ``prior_predictive``: the same variables as in their posterior counterparts, without weights.
 
     Raises:
         InputError: if the guide has no masks, or an argument is out of range.
-        NotImplementedError: if prior draws are asked of a prior that has none, see `Prior.draw_masks`.
+        NotImplementedError: if ``prior`` is positive and the prior cannot draw from its interaction, see
+            `Prior.draw_masks`.
     """
     _check(posterior, draws, weights, prior)
     labels = torch.Generator().manual_seed(seed)
@@ -117,7 +118,7 @@ def _of_posterior(
 def _of_prior(
     model: IsingViT, data: Images | None, draws: int, seed: int, labels: torch.Generator
 ) -> dict[str, xr.Dataset]:
-    """Likewise, of draws from the prior."""
+    """The groups that are made of draws from the prior, by name; see `to_inference_data`."""
     before = _Draws(model.sites, ())
     replicated: list[Tensor] = []
     for draw in prior_draws(model, draws, seed):
@@ -163,14 +164,14 @@ def _attributes(posterior: Posterior, log: FitResult | None) -> dict[str, Any]:
 
 
 def part_names(site: WeightSite) -> list[str]:
-    """The site's name for each block of it, ``encoder.up[0]``; itself where it has no blocks."""
+    """Names of the blocks of a site, e.g. ``encoder.up[0]``, or the name of a site without blocks."""
     if LAYER not in site.dims:
         return [site.name]
     return [f"{site.name}[{layer}]" for layer in range(site.shape[site.axis(LAYER)])]
 
 
 class _Draws:
-    """Masks and weights of many draws, kept small: masks as booleans, without dimensions that share one."""
+    """Masks and weights of many draws; masks as booleans, without the dimensions along which they are shared."""
 
     def __init__(self, sites: Sequence[WeightSite], weights: Sequence[str]) -> None:
         self.sites, self.chosen = {site.name: site for site in sites}, weights

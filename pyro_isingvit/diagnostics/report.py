@@ -1,4 +1,4 @@
-"""One page on a fitted posterior that a statistician reads from top to bottom."""
+"""HTML report on a fitted posterior, as a single page."""
 
 import base64
 import io
@@ -33,18 +33,18 @@ from .plots import (
 from .plots.style import figure_of
 
 PIXELS = 108
-"""Width on the page of an inch of a picture."""
+"""Pixels on the page for each inch of the width of a figure."""
 
 
 def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Write ``report.html``, which needs no other file and no network, and its pictures under ``figures``.
+    """Write ``report.html``, which needs no other file and no network, and its figures as PNG files in ``figures``.
 
-    Every number on the page is a ``<data>`` element whose ``value`` is the number in full.
+    Every result on the page is a ``<data>`` element whose ``value`` is the number at full precision.
 
     Args:
-        findings: of `examine`.
-        folder: where to; earlier ones are replaced.
-        facts: configuration, versions and seed of the run, to be shown.
+        findings: from `examine`.
+        folder: folder to write to. An earlier report there is overwritten.
+        facts: configuration, versions and seed of the run, which the page shows.
 
     Returns:
         Path of the page.
@@ -93,7 +93,12 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
 
 
 def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
-    """What the numbers say in a sentence each, and whether it is good news (None: neither)."""
+    """Summary of the findings in one sentence each.
+
+    Returns:
+        Pairs of a flag and a sentence. The flag is True for a favourable finding, False for an unfavourable one, and
+        None for a difference within two standard errors.
+    """
     said: list[tuple[bool | None, str]] = []
     ising = findings.scores[ISING]
     if findings.difference is not None:
@@ -120,7 +125,7 @@ def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
     if findings.prior_checks is not None:
         bad = findings.prior_checks["fails"]
         text = f"{int(bad.sum())} of {len(bad)} prior predictive checks fail"
-        said.append((not bad.any(), text + (": the prior thinks these data unlikely." if bad.any() else ".")))
+        said.append((not bad.any(), text + (": these data are unlikely under the prior." if bad.any() else ".")))
     loo = findings.loo
     said.append(
         (
@@ -135,7 +140,8 @@ def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
         )
     )
     rate = findings.thresholds.set_index("threshold")["false_discovery_rate"].loc[0.5]
-    said.append((rate <= 0.2, f"Of the weights in the median-probability model {rate:.1%} are expected not to be in."))
+    text = f"By the guide, {rate:.1%} of the weights in the median-probability model are expected to be false."
+    said.append((rate <= 0.2, text))
     for kind in findings.outside["outside"].unique():
         rows = findings.outside.query("outside == @kind and score == 'entropy'").set_index("method")["auroc"]
         text = f"Entropy tells images {kind} from the test images with an AUROC of {rows[ISING]:.3f}"
@@ -176,7 +182,7 @@ def _figures(findings: Findings) -> dict[str, Figure]:
 
 
 def _number(value: float | int, form: str = ".4f", name: str = "") -> markupsafe.Markup:
-    """A number in full for machines, and rounded for readers."""
+    """A ``<data>`` element with the number at full precision as its value, and rounded as its text."""
     label = markupsafe.Markup(' data-name="{}"').format(name) if name else ""
     return markupsafe.Markup('<data value="{!r}"{}>{}</data>').format(
         float(value) if isinstance(value, float) else int(value), label, _rounded(value, form)

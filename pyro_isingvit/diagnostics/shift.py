@@ -1,4 +1,4 @@
-"""Predictions where the images are not those of training: other data, and shifts of five strengths.
+"""Predictions of shifted images, at five strengths, and of images of another distribution.
 
 References:
     Hendrycks & Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples", ICLR 2017.
@@ -25,11 +25,12 @@ from .calibration import metrics
 STRENGTHS = (1, 2, 3, 4, 5)
 
 Shift = Callable[[Tensor, int], Tensor]
-"""Images (n, channels, height, width) within [0, 1] and a strength of `STRENGTHS` to shifted images."""
+"""A function of images (n, channels, height, width) within [0, 1] and a strength (see `STRENGTHS`) that returns shifted
+images of the same shape."""
 
 
 def rotate(images: Tensor, degrees: float) -> Tensor:
-    """Images turned counterclockwise about their middle; black comes in."""
+    """Rotate images counterclockwise about their centre. Pixels from outside the image are black."""
     angle = math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
     turn = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]], device=images.device)
@@ -38,20 +39,20 @@ def rotate(images: Tensor, degrees: float) -> Tensor:
 
 
 def noise(images: Tensor, scale: float, seed: int = 0) -> Tensor:
-    """Images plus Gaussian noise, cut off at 0 and 1."""
+    """Add Gaussian noise of standard deviation ``scale`` to images, and clamp the result to [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return (images + scale * torch.randn(images.shape, generator=generator).to(images.device)).clamp(0, 1)
 
 
 def blur(images: Tensor, width: float) -> Tensor:
-    """Images blurred by a Gaussian whose standard deviation is a share of their side."""
+    """Blur images by a Gaussian whose standard deviation is ``width`` times their shorter side."""
     sigma = width * min(images.shape[-2:])
     size = 2 * max(1, min(math.ceil(3 * sigma), (min(images.shape[-2:]) - 1) // 2)) + 1
     return gaussian_blur(images, [size, size], [sigma, sigma])
 
 
 def static(images: Tensor, seed: int = 0) -> Tensor:
-    """As many images of pixels uniform within [0, 1], with nothing in them."""
+    """Images of the same shape whose pixels are independent and uniform within [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(images.shape, generator=generator).to(images.device)
 
@@ -61,22 +62,24 @@ SHIFTS: Mapping[str, Shift] = {
     "noise": lambda images, strength: noise(images, 0.1 * strength),
     "blur": lambda images, strength: blur(images, 0.025 * strength),
 }
-"""Rotation by 15 to 75 degrees, noise of standard deviation .1 to .5, blur of .025 to .125 of the side."""
+"""Shifts by name: rotation by 15 to 75 degrees, noise of standard deviation 0.1 to 0.5, and blur with a standard
+deviation of 0.025 to 0.125 of the shorter side."""
 
 
 def under_shift(
     posterior: Posterior, data: Images, shifts: Mapping[str, Shift] = SHIFTS, draws: int = 50, seed: int = 0
 ) -> pd.DataFrame:
-    """Scores of the posterior predictive as images are shifted more and more.
+    """Scores of the posterior predictive on images that are shifted with increasing strength.
 
     Args:
-        posterior: of a fit.
+        posterior: posterior to examine.
         data: labelled images.
-        shifts: by name.
-        draws, seed: of the posterior.
+        shifts: shifts by name. Shifted images are clamped to [0, 1].
+        draws, seed: number and seed of the draws from the posterior.
 
     Returns:
-        Columns ``shift``, ``strength`` (0 is none), ``accuracy``, ``nll``, ``ece``, ``entropy`` (mean, in nats).
+        One row for each shift and strength, with columns ``shift``, ``strength`` (0 for the images as they are),
+        ``accuracy``, ``nll`` (in nats), ``ece``, and ``entropy`` (mean, in nats).
 
     Raises:
         InputError: if a shift changes the shape of the images.
@@ -104,16 +107,16 @@ def under_shift(
 
 
 def outside_scores(inside: Prediction, outside: Prediction) -> pd.DataFrame:
-    """How well uncertainty tells images of another distribution from those of the data's own.
+    """How well the uncertainty of predictions separates images of another distribution from those of the data.
 
     Args:
-        inside, outside: predictions of images of the data's distribution, and of another one.
+        inside, outside: predictions of images from the distribution of the data, and from another one.
 
     Returns:
-        A row for each ``score`` (``entropy``, ``mutual_information``, ``confidence``: one minus the largest
-        probability): ``auroc``, the probability that an outside image scores higher than an inside one, and
-        ``aupr``, the average precision with outside as the positive class. A score that is the same for
-        all images has an AUROC of one half.
+        One row for each ``score`` (``entropy``, ``mutual_information``, and ``confidence``, which is one minus the
+        largest probability): ``auroc``, the probability that an outside image scores higher than an inside one, and
+        ``aupr``, the average precision with outside images as the positive class. A score that is the same for all
+        images has an AUROC of one half.
     """
     truth = torch.cat([torch.zeros(len(inside.probs)), torch.ones(len(outside.probs))]).long()
     rows = []
@@ -122,7 +125,7 @@ def outside_scores(inside: Prediction, outside: Prediction) -> pd.DataFrame:
         ("mutual_information", lambda p: p.mutual_information),
         ("confidence", lambda p: 1 - p.probs.max(-1).values),
     ):
-        # Ranks, since scores outside [0, 1] would be squashed, and with that tied.
+        # Use ranks: torchmetrics applies a sigmoid to scores outside [0, 1], which would create ties.
         values = torch.cat([score(inside), score(outside)]).double()
         ranks = torch.unique(values, return_inverse=True)[1].double()
         ranks = ranks / ranks.max().clamp_min(1)

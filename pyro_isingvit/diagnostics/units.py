@@ -1,4 +1,4 @@
-"""Units, heads and blocks: the posterior probability that one is alive."""
+"""Posterior probability that a unit, a head or a block is alive."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,19 @@ from ..posterior import DRAWS, Posterior
 
 
 def unit_inclusion(posterior: Posterior, unit: str = "head", draws: int = DRAWS, seed: int = 0) -> xr.DataArray:
-    """Posterior probability that a unit is alive: at least one weight into it and one out of it are in.
+    """Posterior probability that each unit of a kind is alive.
 
-    A product over the masks, exact, where the guide's masks are independent; else the frequency over draws.
+    A unit is alive if each site that leads into it or out of it keeps at least one of the unit's weights. A block is
+    alive if one of its units is. The probability is an exact product over the masks where they are independent under
+    the guide. Otherwise, and where the units of a block share some of their masks, it is the frequency over draws.
 
     Args:
         posterior: a posterior with masks.
         unit: a name of `pyro_isingvit.network.units.UNITS`.
-        draws, seed: of the masks, where there is no closed form.
+        draws, seed: number and seed of the draws of the masks, for use where there is no closed form.
 
     Returns:
-        Over the dimensions of the unit.
+        Probabilities over the dimensions of the unit.
 
     Raises:
         InputError: if the network has no such unit.
@@ -38,10 +40,10 @@ def unit_inclusion(posterior: Posterior, unit: str = "head", draws: int = DRAWS,
 
 
 def log_dead(posterior: Posterior, unit: str, draws: int = DRAWS, seed: int = 0) -> Tensor:
-    """Log of the probability that a unit is not alive, in doubles; see `unit_inclusion`.
+    """Log-probability that each unit of a kind is not alive, in double precision; see `unit_inclusion`.
 
-    Among units that are alive almost surely it still tells which are more so; among those alive in every draw, as if
-    their masks were independent.
+    It still ranks units that are alive almost surely. Where it is estimated from draws, a unit that is alive in all of
+    them gets its probability under independent masks, but at most 1 / (2 * draws).
     """
     sites = {site.name: site for site in posterior.model.sites}
     possible = [name for name, known in UNITS.items() if set(known.owns) <= sites.keys()]
@@ -58,8 +60,12 @@ def log_dead(posterior: Posterior, unit: str, draws: int = DRAWS, seed: int = 0)
 
 
 def _product_log_dead(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: str) -> tuple[Tensor, bool]:
-    """`log_dead` from inclusion probabilities, with size 1 where units share all of their masks; and whether that is
-    exact if masks are independent: not so of a block whose units share some."""
+    """Compute `log_dead` from inclusion probabilities, as if masks were independent.
+
+    Returns:
+        The log-probabilities, with size 1 along the dimensions where units share all of their masks; and whether they
+        are exact for independent masks. They are not for a block whose units share only some of their masks.
+    """
     known = UNITS[unit]
     if not known.sites:
         parts = [_product_log_dead(inside, sites, part)[0].flatten(len(known.dims)).sum(-1) for part in known.parts]
@@ -73,19 +79,19 @@ def _product_log_dead(inside: dict[str, Tensor], sites: dict[str, WeightSite], u
 
 
 def _share_alike(inside: dict[str, Tensor], sites: dict[str, WeightSite], unit: str) -> bool:
-    """Whether the sites of a unit all have masks, shared along the same of its dimensions."""
+    """Whether all sites of a unit have masks that are shared along the same dimensions of the unit."""
     dims, names = UNITS[unit].dims, UNITS[unit].sites
     shapes = {tuple(_log_out(inside[name], sites[name], dims).shape) if name in inside else None for name in names}
     return len(shapes) == 1 and None not in shapes
 
 
 def _log_out(probs: Tensor, site: WeightSite, dims: Sequence[str]) -> Tensor:
-    """Log of the probability that no weight of a site is in at a unit, in doubles: thousands of factors close to 1."""
+    """Log-probability that a site keeps no weight of a unit, in doubles since it sums thousands of small terms."""
     return _over_units(site, torch.log1p(-probs.double().cpu()), dims, "sum")
 
 
 def _log1mexp(log_p: Tensor) -> Tensor:
-    """log(1 - exp(log_p)) for log_p <= 0, without cancellation at either end."""
+    """log(1 - exp(log_p)) for log_p <= 0, without cancellation near 0 or for very negative values."""
     near_one = log_p > -math.log(2)
     small = torch.where(near_one, log_p, -math.log(2))
     large = torch.where(near_one, -math.log(2), log_p)
@@ -93,7 +99,12 @@ def _log1mexp(log_p: Tensor) -> Tensor:
 
 
 def alive_units(posterior: Posterior, unit: str, masks: dict[str, Tensor] | None = None) -> Tensor:
-    """Which units are alive under given masks, those of the median-probability model if None.
+    """Which units of a kind are alive under given masks; see `unit_inclusion`.
+
+    Args:
+        posterior: the posterior of the network.
+        unit: a name of `pyro_isingvit.network.units.UNITS`.
+        masks: masks by site name; those of the median-probability model if None.
 
     Returns:
         Booleans over the dimensions of the unit.
@@ -117,7 +128,7 @@ def _unit_shape(sites: dict[str, WeightSite], unit: str) -> list[int]:
 
 
 def _over_units(site: WeightSite, values: Tensor, dims: Sequence[str], reduce: Literal["sum", "amax"]) -> Tensor:
-    """Reduce masks over all dimensions but some; along those, the shape broadcasts to that of the units."""
+    """Reduce masks over all dimensions other than ``dims``; the result broadcasts to the shape of the units."""
     axes = [i for i, d in enumerate(site.dims) if d not in dims]
     kept = getattr(values, reduce)(axes) if axes else values
     order = [d for d in site.dims if d in dims]

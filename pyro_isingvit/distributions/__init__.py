@@ -1,4 +1,4 @@
-"""The distributions that the model is made of."""
+"""The distributions from which priors and guides are built."""
 
 from .concrete import StraightThroughConcrete
 from .gaussian import Gaussian

@@ -1,4 +1,4 @@
-"""A Bernoulli that draws exact zeros and ones and takes its gradient from the concrete relaxation.
+"""A Bernoulli distribution that draws exact zeros and ones, with the gradient of the concrete relaxation.
 
 References:
     Maddison, Mnih & Teh, "The Concrete Distribution", ICLR 2017. Jang, Gu & Poole, "Categorical
@@ -14,14 +14,19 @@ from .straight_through import StraightThroughBernoulli
 
 
 class StraightThroughConcrete(StraightThroughBernoulli):
-    r"""`StraightThroughBernoulli` with the gradient of :math:`\sigma((\mathrm{logit} + \epsilon)/t)`, logistic noise.
+    r"""`StraightThroughBernoulli` whose draws have the gradient of a concrete relaxation.
 
-    Draws and ``log_prob`` are those of a Bernoulli, so that an ELBO of it is an ELBO; only the gradient of a
-    draw differs.
+    The gradient of a draw is that of :math:`\sigma((\mathrm{logit} + \epsilon)/t)`, where :math:`\epsilon` is logistic
+    noise and :math:`t` the relaxation temperature. Draws and ``log_prob`` are those of a Bernoulli distribution, so the
+    value of the ELBO is exact; only the gradient of draws differs.
 
     Args:
-        temperature: t > 0; small is less biased and noisier.
-        options: see `StraightThroughBernoulli`.
+        temperature: relaxation temperature t > 0, unrelated to the temperature of the posterior. A small value gives
+            gradients with less bias and more variance.
+        args, options: see `StraightThroughBernoulli`.
+
+    Raises:
+        ValueError: if the relaxation temperature is not positive.
     """
 
     def __init__(self, *args: Any, temperature: float = 0.5, **options: Any) -> None:

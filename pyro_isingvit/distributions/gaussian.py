@@ -1,4 +1,4 @@
-"""A normal distribution by its log scale, made for many large tensors a step."""
+"""A normal distribution parametrised by its log scale, fast enough for many large tensors in every training step."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ LOG_SQRT_TAU = 0.5 * math.log(2 * math.pi)
 
 
 class Gaussian(Normal):
-    """`Normal(loc, exp(log_scale))`, with parameters that broadcast to ``shape`` and are not copied to it.
+    """`Normal(loc, exp(log_scale))`, with parameters that broadcast to ``shape`` without a copy.
 
     Args:
         loc: mean.
         log_scale: natural logarithm of the standard deviation.
-        shape: batch shape, where larger than that of the parameters together.
+        shape: batch shape; the common shape of the parameters if None.
     """
 
     arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}
@@ -63,9 +63,9 @@ class Gaussian(Normal):
         return torch.addcmul(-LOG_SQRT_TAU - self._log_scale, standard, standard, value=-0.5)
 
     def pathwise_log_prob(self, value: Tensor) -> Tensor:
-        """`log_prob` of one's own draw, with its total derivative along the reparametrisation.
+        """`log_prob` of a draw from this distribution, with its total derivative along the reparametrisation.
 
-        The standardised draw is constant along the path, so that nothing but the log scale has a gradient.
+        The standardised draw is constant along the path, so that only the log scale gets a gradient.
         """
         with torch.no_grad():
             standard = (value - self._loc) / self._scale

@@ -1,4 +1,4 @@
-"""An Ising distribution over binary masks, exact where small, Gibbs-sampled where large.
+"""An Ising distribution over binary masks, exact for few sites and with Gibbs sampling for many.
 
 References:
     Wainwright & Jordan, "Graphical Models, Exponential Families, and Variational Inference", 2008, section 5.
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 
 EXACT_LIMIT = 16
-"""Up to this many sites everything is computed by enumeration of all states."""
+"""Largest number of sites for which all states are enumerated."""
 
 
 class Ising(TorchDistribution):
@@ -22,16 +22,17 @@ class Ising(TorchDistribution):
 
     .. math:: p(x) \propto \exp\Big(\tfrac12 \sum_i h_i s_i + E(s)\Big)
 
-    ``h`` is the log odds that a site would have without interactions. `log_prob`, `entropy`,
-    `log_normaliser` and `marginals` enumerate and so refuse more than `EXACT_LIMIT` sites;
-    `unnormalised`, `local_field`, `mean_field` and `gibbs` cost as much as ``interaction`` does.
+    A site here is one binary variable. ``h`` is the log odds that it would have without interactions. `log_prob`,
+    `entropy`, `log_normaliser`, `marginals`, `mean` and `variance` enumerate all states, and raise `InputError` for
+    more than `EXACT_LIMIT` sites. `unnormalised`, `local_field`, `mean_field` and `gibbs` have no such limit; their
+    cost is that of ``interaction``.
 
     Args:
         field: ``h``, shape ``(*batch, sites)``.
-        interaction: ``E``, a function of spins ``(..., sites)`` to ``(...)``, linear in every spin.
-        blocks: slices or indices that partition the sites, with no interaction inside a block: each is
-            updated at once. Every site is a block of its own if omitted.
-        sweeps: Gibbs sweeps behind each draw where there are too many sites to enumerate.
+        interaction: ``E``, a function from spins ``(..., sites)`` to energies ``(...)`` that is linear in every spin.
+        blocks: slices or indices that partition the sites such that there is no interaction inside a block; the sites
+            of a block are updated at once. If omitted, every site is a block of its own.
+        sweeps: number of Gibbs sweeps for each draw if there are too many sites to enumerate.
     """
 
     arg_constraints = {"field": constraints.real_vector}
@@ -51,11 +52,15 @@ class Ising(TorchDistribution):
 
     @classmethod
     def pairwise(cls, field: Tensor, couplings: Tensor, **options: Any) -> Self:
-        """With ``E(s)`` the sum over pairs i < j of ``couplings[i, j] * s_i * s_j``.
+        """Ising distribution whose ``E(s)`` is the sum over pairs i < j of ``couplings[i, j] * s_i * s_j``.
 
         Args:
             field: shape ``(*batch, sites)``.
-            couplings: symmetric, zero diagonal, shape ``(sites, sites)``.
+            couplings: symmetric with a zero diagonal, shape ``(sites, sites)``.
+            options: further arguments of `Ising`.
+
+        Raises:
+            InputError: if ``couplings`` is not symmetric or its diagonal is not zero.
         """
         if not torch.equal(couplings, couplings.mT) or couplings.diagonal().any():
             raise InputError(
@@ -73,14 +78,15 @@ class Ising(TorchDistribution):
         return new
 
     def unnormalised(self, x: Tensor) -> Tensor:
-        """Log probability up to the normaliser: (..., sites) -> (...)."""
+        """Log probability of states without the normaliser: (..., sites) -> (...)."""
         spins = 2 * x - 1
         return (self.field * spins).sum(-1) / 2 + self.interaction(spins)
 
     def local_field(self, x: Tensor) -> Tensor:
-        """Log odds of each site given all others; at mean spins where ``x`` holds means. (..., sites) -> same.
+        """Log odds of each site given all others: (..., sites) -> (..., sites).
 
-        The interaction is linear in each spin, so this is its gradient, exactly.
+        ``x`` holds states, or means, for which the interaction is evaluated at mean spins. Since the interaction is
+        linear in each spin, its part of the log odds is exactly its gradient.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -115,7 +121,7 @@ class Ising(TorchDistribution):
         return -(log_probs.exp() * log_probs).sum(0)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Exact draws up to `EXACT_LIMIT` sites, else `sweeps` Gibbs sweeps from the uncoupled draw."""
+        """Exact draws up to `EXACT_LIMIT` sites, else `sweeps` Gibbs sweeps from draws without interactions."""
         with torch.no_grad():
             if self.event_shape[0] <= EXACT_LIMIT:
                 chosen = torch.distributions.Categorical(logits=self._state_log_weights().movedim(0, -1))
@@ -124,7 +130,7 @@ class Ising(TorchDistribution):
         return self.gibbs(start, self.sweeps)
 
     def gibbs(self, x: Tensor, sweeps: int) -> Tensor:
-        """``sweeps`` sweeps of block Gibbs sampling from state ``x`` (..., sites). ``x`` is not changed."""
+        """States (..., sites) after ``sweeps`` sweeps of block Gibbs sampling from ``x``, which is not changed."""
         x = x.clone()
         for _ in range(sweeps):
             for block in self.blocks:
@@ -132,11 +138,11 @@ class Ising(TorchDistribution):
         return x
 
     def chain(self, draws: int, thin: int = 3) -> Tensor:
-        """(draws, *batch, sites): exact and independent up to `EXACT_LIMIT` sites, else one Gibbs chain.
+        """Draws (draws, *batch, sites): exact and independent up to `EXACT_LIMIT` sites, else from one Gibbs chain.
 
         Args:
-            draws: how many.
-            thin: sweeps from one draw to the next, after `sweeps` of burn-in.
+            draws: number of draws.
+            thin: number of sweeps from one draw to the next. The first draw comes after `sweeps` sweeps.
         """
         if self.event_shape[0] <= EXACT_LIMIT:
             return self.sample(torch.Size([draws]))
@@ -148,8 +154,13 @@ class Ising(TorchDistribution):
     def mean_field(self, start: Tensor | None = None, iterations: int = 500, tolerance: float = 1e-6) -> Tensor:
         """A fixed point of the mean-field equations ``m = sigmoid(local_field(m))``, shape like ``field``.
 
-        Coordinate ascent on the mean-field bound, block by block, from ``start`` (the uncoupled
-        probabilities if omitted). Strong coupling has several fixed points: try more than one start.
+        It is found by coordinate ascent on the mean-field bound, block by block.
+
+        Args:
+            start: probabilities to start from; those without interactions if omitted. Strong interactions have several
+                fixed points, so try more than one start.
+            iterations: largest number of sweeps over the blocks.
+            tolerance: the ascent stops when no probability changes by this much in a sweep.
         """
         mean = (self.field.sigmoid() if start is None else start).detach().clone()
         for _ in range(iterations):

@@ -1,4 +1,4 @@
-"""A weight given its mask: the slab where the mask is 1, the spike where it is 0.
+"""Distribution of a weight given its mask: the slab where the mask is 1, the spike where it is 0.
 
 References:
     Mitchell & Beauchamp, "Bayesian Variable Selection in Linear Regression", JASA 1988.
@@ -19,22 +19,25 @@ from .shapes import common_shape, sum_event
 
 
 class SpikeAndSlab(TorchDistribution):
-    r"""Slab where ``mask`` is 1, spike where it is 0, element by element.
+    r"""The slab where ``mask`` is 1 and the spike where it is 0, element by element.
 
     :math:`p(w \mid m) = m\,\mathrm{slab}(w) + (1-m)\,\mathrm{spike}(w)` with ``m`` exactly 0 or 1. Without a
-    spike, a dropped weight is the point mass at zero: ``log_prob`` is 0 there for ``w = 0`` and minus
-    infinity for any other ``w``; with ``validate_args=False`` that other ``w`` is not looked for.
+    spike, a dropped weight has a point mass at zero: ``log_prob`` is then 0 for ``w = 0`` and minus infinity for any
+    other ``w``. With ``validate_args=False`` this is not checked, and ``log_prob`` is 0 for any ``w``.
 
-    ``log_prob`` is linear in the mask, so that a straight-through mask gets a gradient. A draw under such a mask
-    carries both components' draws along (as the attribute ``parts``), and with them that gradient is the
-    difference that flipping the mask makes, without bias: at the value 0 of a dropped weight the slab's density
-    says nothing of the price of keeping it.
+    ``log_prob`` is linear in the mask, so that a straight-through mask gets a gradient. A draw under a mask that
+    requires a gradient has the attribute ``parts``, the draws of both components, and ``log_prob`` evaluates each
+    component at its own draw. The gradient of the mask is then an unbiased estimate of the difference that flipping the
+    mask makes. The density of the slab at 0, the value of a dropped weight, would not measure the cost of keeping it.
 
     Args:
         mask: zeros and ones; broadcasts against the slab.
         slab: a reparametrised univariate distribution, batched over the elements.
-        spike: likewise, or None for the point mass at zero.
-        event_dim: how many of the rightmost dimensions belong to one draw.
+        spike: a distribution like ``slab``, or None for the point mass at zero.
+        event_dim: number of rightmost dimensions that belong to the event.
+
+    Raises:
+        ValueError: if a component is not reparametrised or has event dimensions, or ``event_dim`` does not fit.
     """
 
     arg_constraints = {"mask": constraints.boolean}
@@ -77,7 +80,7 @@ class SpikeAndSlab(TorchDistribution):
         return type(self)(self.mask.expand(shape), self.slab.expand(shape), spike, self.event_dim, self._validate_args)
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Self:
-        """More dimensions to the event, or fewer. (`Independent` would drop `score_parts`.)"""
+        """Move dimensions from the batch to the event, or back if negative; `Independent` would drop `score_parts`."""
         more = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
         return type(self)(self.mask, self.slab, self.spike, self.event_dim + more, self._validate_args)
 
@@ -93,7 +96,7 @@ class SpikeAndSlab(TorchDistribution):
         return self._log_prob(value, self.slab.log_prob)
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
-        """Fully reparametrised; a slab with `pathwise_log_prob` (see `Gaussian`) saves most of the backward pass."""
+        """Score parts of a fully reparametrised draw; a `Gaussian` slab saves most of the backward pass."""
         slab = self.slab
         log_prob = self._log_prob(x, slab.pathwise_log_prob if isinstance(slab, Gaussian) else slab.log_prob)
         return ScoreParts(log_prob, 0, log_prob)
@@ -101,7 +104,7 @@ class SpikeAndSlab(TorchDistribution):
     def _log_prob(self, value: Tensor, slab_log_prob: Callable[[Tensor], Tensor]) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # The mask's gradient is what the other component would have contributed, so it wants that one's own draw.
+        # The gradient of the mask depends on both components, so each is evaluated at a draw of its own.
         of_slab, of_spike = getattr(value, "parts", (value, value))
         if self.spike is not None:
             of_spike = value if of_spike is None else of_spike
@@ -112,14 +115,14 @@ class SpikeAndSlab(TorchDistribution):
         return self._sum(elements)
 
     def entropy(self) -> Tensor:
-        """Differential entropy; of the slab alone where the spike is a point mass (it carries none)."""
+        """Differential entropy given the mask. A point-mass spike contributes nothing."""
         return self._sum(self._mix(self.slab.entropy(), None if self.spike is None else self.spike.entropy()))
 
     def _mix(self, slab: Tensor, spike: Tensor | None) -> Tensor:
         return self.mask * slab if spike is None else self.mask * slab + (1 - self.mask) * spike
 
     def _missing(self, sample_shape: torch.Size, have: torch.Size) -> torch.Size:
-        """Leading shape to draw, so that elements which share a component still get draws of their own."""
+        """Leading shape of the draws of a component, so that elements with shared parameters get independent draws."""
         full = self._extended_shape(sample_shape)
         if full[len(full) - len(have) :] != have:
             raise ValueError(f"a component of batch shape {tuple(have)} does not cover draws of shape {tuple(full)}")

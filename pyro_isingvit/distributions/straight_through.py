@@ -1,4 +1,4 @@
-"""A Bernoulli that draws exact zeros and ones and lets the gradient straight through.
+"""A Bernoulli distribution that draws exact zeros and ones, with the straight-through gradient.
 
 References:
     Bengio, Leonard & Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
@@ -19,17 +19,22 @@ from .shapes import common_shape, sum_event
 
 
 class StraightThroughBernoulli(TorchDistribution):
-    r"""Bernoulli over tensors, with the straight-through gradient :math:`\partial x/\partial p = 1`.
+    r"""Bernoulli distribution over tensors, with the straight-through gradient :math:`\partial x/\partial p = 1`.
 
-    A draw is ``b + (p - p.detach())`` with ``b`` exactly 0 or 1. A function that is linear in each
-    element of ``x`` gets an unbiased gradient; any other gets the gradient of its linear part at the
-    draw. Used in model and guide alike it spares `TraceGraph_ELBO` the provenance tracking of a
-    discrete site. ``log_prob`` is the probability mass, written so that it is linear in ``x``.
+    A draw is ``b + (p - p.detach())`` with ``b`` exactly 0 or 1. For a function that is linear in each element of
+    ``x``, the gradient is unbiased; for any other, it is the gradient of its linear part at the draw. If both model and
+    guide use this distribution, `TraceGraph_ELBO` need not track the provenance of a discrete site. ``log_prob`` is the
+    log probability mass, written so that it is linear in ``x``.
 
     Args:
-        probs, logits: exactly one; probability or log odds of a 1.
-        event_dim: how many of the rightmost dimensions belong to one draw.
-        shape: batch and event shape, where larger than the parameter's (which is not copied).
+        probs, logits: probability or log odds of a 1; give exactly one of them.
+        event_dim: number of rightmost dimensions that belong to the event.
+        shape: batch and event shape together; the parameter broadcasts to it without a copy. If None, the shape of the
+            parameter.
+
+    Raises:
+        ValueError: if both or neither of ``probs`` and ``logits`` are given, ``event_dim`` or ``shape`` does not fit,
+            or (when arguments are validated) a probability is not within [0, 1].
     """
 
     arg_constraints = {"logits": constraints.real}
@@ -81,7 +86,7 @@ class StraightThroughBernoulli(TorchDistribution):
         return self._reshaped(torch.Size(batch_shape), self.event_shape)
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Self:
-        """More dimensions to the event, or fewer. (`Independent` would drop `score_parts`.)"""
+        """Move dimensions from the batch to the event, or back if negative; `Independent` would drop `score_parts`."""
         more = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
         shape, cut = self.shape(), len(self.batch_shape) - more
         return self._reshaped(shape[:cut], shape[cut:])
@@ -107,7 +112,7 @@ class StraightThroughBernoulli(TorchDistribution):
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """No score function, and an entropy term whose gradient is exactly that of the entropy.
 
-        The derivative of log q(x) through its own parameters has mean zero and is left out.
+        The derivative of log q(x) with respect to its own parameters, at fixed x, has mean zero and is left out.
         """
         log_prob = self.log_prob(x)
         if not log_prob.requires_grad:
@@ -118,7 +123,7 @@ class StraightThroughBernoulli(TorchDistribution):
         return self._sum(F.softplus(self.logits) - self.probs * self.logits)
 
     def _log_mass(self, value: Tensor, logits: Tensor) -> Tensor:
-        if not logits.shape:  # one probability for all: count the ones
+        if not logits.shape:  # one probability for all elements: count the ones
             return self._sum(value) * logits - self.event_shape.numel() * F.softplus(logits)
         return self._sum(value * logits - F.softplus(logits))
 

@@ -1,4 +1,4 @@
-"""Whole runs: data, network, fit, baseline, metrics, pictures, a folder that holds it all."""
+"""Runs, each from a configuration to a folder with metrics and pictures, and studies of many runs."""
 
 from .recipes import RunConfig, recipe
 from .runs import Run, evaluate, report, run

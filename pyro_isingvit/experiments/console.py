@@ -38,7 +38,7 @@ def show_run(finished: Run) -> None:
 
 
 def show_pruned(pruned: Pruned) -> None:
-    """Print what a small network costs and how it scores, beside the whole one."""
+    """Print size, speed and scores of a small network beside those of the whole network."""
     table = Table(title=f"cut by {', '.join(pruned.levels)}", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The methods that a study compares: ours and its baselines, each a prior and a guide in the same loop.
+"""The methods that a study compares: ours and its baselines, each a prior and a guide trained by the same loop.
 
 References:
     Wan et al., "Regularization of Neural Networks using DropConnect", ICML 2013.
@@ -41,21 +41,27 @@ Name = Literal[
 
 
 _SETTINGS = {"dropout": "rate", "dropconnect": "rate", "ensemble": "members", "magnitude-pruning": "densities"}
-"""The setting of a method's own."""
+"""Methods that have a setting of their own, and its name."""
 
 
 class Method(Config):
     """A method and its own settings.
 
     Attributes:
-        name: ``ising`` (and from the same fit its median-probability model, one network); ``ising-path`` (likewise, at
-            every point of `fit_path`); ``deterministic``; ``dropout``; ``dropconnect``; ``sparse-vd``; ``ensemble``;
-            ``magnitude-pruning`` (the deterministic network cut to each density, then trained on for a quarter of the
-            steps). The outcomes of the last and of paths are temperature-scaled; each other one there is without it and
-            with it. All are scaled by one rule, see `pyro_isingvit.logit_scale`.
-        rate: of dropout or DropConnect.
-        members: of the ensemble.
-        densities: that magnitude pruning cuts to.
+        name: one of
+
+            * ``ising``: our method. The same fit also gives its median-probability model, one network.
+            * ``ising-path``: the same at every point of `fit_path`.
+            * ``deterministic``, ``dropout``, ``dropconnect``, ``sparse-vd``, ``ensemble``.
+            * ``magnitude-pruning``: the deterministic network is cut to each density, and then trained further for a
+              quarter of the steps.
+
+            The logits of ``ising-path`` and ``magnitude-pruning`` are scaled to suit the validation images; the other
+            methods give outcomes without and with such scaling. The rule is the same for all, see
+            `pyro_isingvit.logit_scale`.
+        rate: rate of dropout or DropConnect.
+        members: number of networks in the ensemble.
+        densities: densities that magnitude pruning cuts to.
     """
 
     name: Name
@@ -72,12 +78,12 @@ class Method(Config):
 
 
 def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = True) -> Iterator[Outcome]:
-    """Train a method by a run's recipe, and predict the test images; one outcome, or several from one fit."""
+    """Train a method as a run is configured, and predict the test images; one fit may give several outcomes."""
     return _METHODS[method.name](config, method, data, progress)
 
 
 def build(config: RunConfig) -> LikelihoodGuided:
-    """The guide of a run, with its model, the network's first weights drawn by the run's seed."""
+    """Build the guide of a run, with its model; the initial weights are drawn with the run's seed."""
     network, prior = _network(config), config.prior
     options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
     if prior.structured:
@@ -88,14 +94,14 @@ def build(config: RunConfig) -> LikelihoodGuided:
 
 
 def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> PointEstimate:
-    """Likewise, without masks or uncertainty."""
+    """Build the guide of the deterministic network, without masks or uncertainty."""
     network = _network(config)
     model = IsingViT(network, Flat(network.weight_sites()))
     return PointEstimate(model, dropconnect)
 
 
 def fit_deterministic(config: RunConfig, data: Data, progress: bool = True, dropconnect: float = 0.0) -> FitResult:
-    """The same network trained by maximum likelihood with the same recipe, from the same first weights."""
+    """Train the network of a run by maximum likelihood with the same recipe, from the same initial weights."""
     guide = build_deterministic(config, dropconnect)
     return fit(guide, data.train, data.validation, _plain(config.fit), progress)
 
@@ -204,7 +210,7 @@ def _nll(probs: Tensor, labels: Tensor) -> float:
 
 
 def _posterior(predictor: Predictor, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
-    """The posterior predictive, and temperature-scaled."""
+    """Outcomes of the posterior predictive, without and with scaled logits."""
     posterior, seconds = result.posterior, result.seconds
     yield _mixture(predictor, replace(posterior, logit_scale=1.0), seconds, config, data)
     calibrated = posterior.calibrate(data.validation)
@@ -220,12 +226,12 @@ def _mixture(predictor: Predictor, posterior: Posterior, seconds: float, config:
 
 
 def _plug_in_probs(posterior: Posterior, data: Data) -> tuple[Tensor, Tensor]:
-    """Of the test and of the validation images, by the network with the posterior mean weights."""
+    """Probabilities of the test and of the validation images, by the network with the posterior mean weights."""
     return posterior.predict_plug_in(data.test.images), posterior.predict_plug_in(data.validation.images)
 
 
 def _median(predictor: Predictor, posterior: Posterior, seconds: float, data: Data) -> Iterator[Outcome]:
-    """The median-probability model's network, and temperature-scaled."""
+    """Outcomes of the median-probability model, without and with scaled logits."""
     test, validation = _plug_in_probs(posterior, data)
     loss, density = _nll(validation, data.validation.labels), posterior.densities()["median_density"]
     temperature = posterior.model.temperature
@@ -235,9 +241,9 @@ def _median(predictor: Predictor, posterior: Posterior, seconds: float, data: Da
 
 
 def _scaled(outcome: Outcome, validation: Tensor, data: Data) -> Outcome:
-    """The outcome with its probabilities scaled as suits the validation images, of which it says ``validation``."""
+    """The outcome with its logits scaled to suit the validation images, whose probabilities are ``validation``."""
     labels = data.validation.labels
-    tiny = torch.finfo(validation.dtype).tiny  # and no more, else networks that are too sure would be scaled too little
+    tiny = torch.finfo(validation.dtype).tiny  # with a larger floor, overconfident networks would be scaled too little
     of_test, of_validation = (probs.clamp_min(tiny).log() for probs in (outcome.probs, validation))
     scale = best_logit_scale(of_validation, labels)
     test, validation = (scale_logits(each, scale).exp() for each in (of_test, of_validation))
@@ -246,7 +252,7 @@ def _scaled(outcome: Outcome, validation: Tensor, data: Data) -> Outcome:
 
 
 def _plug_in(predictor: Predictor, result: FitResult, data: Data) -> Iterator[Outcome]:
-    """The network with the posterior mean weights, and temperature-scaled."""
+    """Outcomes of the network with the posterior mean weights, without and with scaled logits."""
     test, validation = _plug_in_probs(result.posterior, data)
     outcome = _point(predictor, test, validation, data, result.seconds)
     yield outcome

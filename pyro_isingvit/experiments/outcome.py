@@ -1,4 +1,4 @@
-"""What a method of a study predicts, typed: who predicts, the probabilities, and the price."""
+"""Outcomes of the methods of a study: what predicts, its probabilities, and what it costs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,10 +12,10 @@ class Predictor:
     """What makes the predictions of an outcome.
 
     Attributes:
-        method: its name, with its own setting: ``dropout 0.1``.
-        median: whether it is the median-probability model of the method's posterior, one network.
+        method: name of the method, with its own setting: ``dropout 0.1``.
+        median: whether it is the median-probability model of the method's posterior, a single network.
         scaled: whether its logits are scaled to suit the validation images.
-        curve: whether it is one of several from one fit or training, of different densities.
+        curve: whether it is one of several predictors of different densities from one fit.
     """
 
     method: str
@@ -24,25 +24,25 @@ class Predictor:
     curve: bool = False
 
     def __str__(self) -> str:
-        """As tables name it. Of a curve all are scaled, so that it goes without saying."""
+        """The name in tables. All predictors of a curve are scaled, so their names do not say so."""
         parts = [self.method, *(["median network"] if self.median else [])]
         return ", ".join([*parts, *(["temperature-scaled"] if self.scaled and not self.curve else [])])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method predicts, and at what price.
+    """The predictions of a method, and what they cost.
 
     Attributes:
         predictor: what predicts.
-        probs: of the test images, (n, classes).
-        validation_nll: mean NLL of the validation images, in nats: what choices may be made by.
-        density: share of the weights that is kept (in the median-probability model, for ours).
-        expected_density: mean inclusion probability: the share that is kept in each network that predictions average
-            over.
-        temperature: of the posterior; 1 where there is none.
-        seconds: of training.
-        mark: of a path's point, what `path_table` marks it with: ``least_nll``, ``sparsest``, or both.
+        probs: probabilities of the test images, (n, classes).
+        validation_nll: mean NLL of the validation images, in nats, by which settings may be chosen.
+        density: share of the weights that is kept; for our method, in the median-probability model.
+        expected_density: mean inclusion probability, which is the expected share that is kept in each of the networks
+            that predictions average over.
+        temperature: temperature of the posterior; 1 for methods without one.
+        seconds: seconds of training.
+        mark: for a point of a path, its marks in `path_table`: ``least_nll``, ``sparsest``, or both.
     """
 
     predictor: Predictor
@@ -55,7 +55,7 @@ class Outcome:
     mark: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """All but the probabilities, as JSON can hold it."""
+        """Everything except the probabilities, as JSON can hold it."""
         return {name: value for name, value in asdict(replace(self, probs=Tensor())).items() if name != "probs"}
 
     @classmethod

@@ -34,15 +34,15 @@ def write_study(plan: Plan, out: Path, to: Path) -> Path:
     """Write a study's tables (CSV and Markdown) and pictures, and its plan, into a folder.
 
     Args:
-        plan: of the study.
-        out: its folder.
-        to: where to write; files of earlier reports are replaced.
+        plan: plan of the study.
+        out: folder of the study.
+        to: folder to write to; files of earlier reports are replaced.
 
     Returns:
         Path of the page, ``README.md``.
 
     Raises:
-        InputError: if there is no result yet, or one is damaged.
+        InputError: if there are no results yet, or one is damaged.
     """
     every = results(plan, out)
     if not every:
@@ -65,7 +65,7 @@ def write_study(plan: Plan, out: Path, to: Path) -> Path:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, numbers with four significant digits."""
+    """A table in Markdown, with numbers to four significant digits."""
     cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
     rows = [[str(column) for column in table.columns], ["---"] * len(table.columns), *cells]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -116,7 +116,7 @@ def _page(
 
 
 def _network(result: Result) -> str:
-    """One line on what was trained, and for how long."""
+    """One line on the network that was trained, and for how long."""
     cell, network, fit = result.cell, result.config.network, result.config.fit
     return (
         f"{cell.dataset} {cell.train}: {network.stem} {network.patch_size[0]}, dim {network.dim}, "

@@ -16,12 +16,12 @@ from .tables import settings_of
 
 @dataclass(frozen=True)
 class Tested:
-    """What was tested on the same images.
+    """Predictions of the same test images.
 
     Attributes:
-        labels: of these images, (n,).
-        probs: (n, classes), by label of the picture.
-        variants: labels of scaled predictions, and that of the same without.
+        labels: classes of these images, (n,).
+        probs: probabilities (n, classes), by the name of the method in the picture.
+        variants: for each name of scaled predictions, the name of the same predictions without scaling.
     """
 
     labels: Tensor
@@ -30,22 +30,23 @@ class Tested:
 
 
 LINES = 10
-"""Methods and settings in one picture of calibration, so that each has a style of its own."""
+"""Largest number of methods and settings in one calibration picture, so that each line has a style of its own."""
 
 
 def _drawn(predictor: Predictor, setting: str) -> bool:
-    """Whether its calibration is: of the temperature-scaled there is room for ours and the deterministic one alone."""
+    """Whether to draw its calibration. Of scaled predictions, only ours and the deterministic ones are drawn."""
     if predictor.curve or predictor.median:
         return False
     return not predictor.scaled or (not setting and predictor.method in ("ising", "deterministic"))
 
 
 def _label(method: str, setting: str) -> str:
-    """How a method is called in pictures."""
+    """The name of a method in pictures."""
     return f"{method} ({setting.replace(', ', ' ')})" if setting else method
 
 
 def pictures_of(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
+    """Draw the pictures of a study, by file name."""
     from ..diagnostics.plots.study import figure_calibration, figure_cost, figure_curves
 
     pictures: dict[str, Figure] = {}
@@ -71,7 +72,7 @@ def pictures_of(every: list[Result], table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _tested_alike(every: Sequence[Result]) -> dict[tuple[str, int], list[Tested]]:
-    """By data set and size, the labels of each set of test images (of its first seed) and who says what of them."""
+    """Predictions of the first seed by data set and size, grouped by the test images that they were made for."""
     first: dict[tuple[str, int], int] = {}
     groups: dict[tuple[str, int], list[Tested]] = {}
     for result in every:
@@ -97,5 +98,5 @@ def _tested_alike(every: Sequence[Result]) -> dict[tuple[str, int], list[Tested]
 
 
 def stem_of(dataset: str) -> str:
-    """What the names of a data set's pictures begin with: its own, or those on the way to its file."""
+    """Prefix of the file names of a data set's pictures: its name or path, with special characters replaced."""
     return re.sub(r"[^\w-]+", "_", dataset)

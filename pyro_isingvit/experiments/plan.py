@@ -1,4 +1,4 @@
-"""Plans of studies: what is combined with what, and the runs that it comes to."""
+"""Plans of studies: what is combined with what, and the runs that result."""
 
 import copy
 import hashlib
@@ -18,7 +18,7 @@ from .methods import Method
 from .recipes import RunConfig, known_recipe
 
 FORMAT = 5
-"""Version of the result files: runs of another one are other runs."""
+"""Version of the result files. It is part of a run's key, so that results of other versions are not used."""
 
 T = TypeVar("T")
 Listed = Annotated[tuple[T, ...], pydantic.Field(min_length=1)]
@@ -29,12 +29,12 @@ class Block(Config):
     """A part of a plan: all combinations of its lists.
 
     Attributes:
-        dataset: names, see `pyro_isingvit.read`.
+        dataset: names of data sets, see `pyro_isingvit.read`.
         train: numbers of training images.
-        method: names, or `Method` settings.
-        seeds: in place of the plan's.
+        method: names of methods, or `Method` settings.
+        seeds: seeds in place of the plan's.
         set: settings of `RunConfig` in place of the recipe's, by dotted name, e.g. ``fit.steps: 1000``.
-        vary: likewise, but lists of values that are tried in turn.
+        vary: lists of values of such settings, which are tried in turn.
     """
 
     dataset: Listed[str]
@@ -60,11 +60,11 @@ class Plan(Config):
     """What a study runs.
 
     Attributes:
-        name: of the study.
-        about: what it is for.
-        seeds: of every combination.
-        set: settings in place of the recipes', for all blocks; a block's own go before.
-        blocks: what is combined with what.
+        name: name of the study.
+        about: what the study is for.
+        seeds: seeds of every combination.
+        set: settings in place of the recipes', for all blocks; a block's own settings take precedence.
+        blocks: the parts of the plan.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Plan(Config):
     blocks: Listed[Block]
 
     def cells(self) -> list["Cell"]:
-        """Every run of the plan, all of the first seed before the second; each once."""
+        """Every run of the plan, each once, in the order of their seeds."""
         cells = []
         for block in self.blocks:
             grid = [[(name, value) for value in values] for name, values in block.vary.items()]
@@ -102,7 +102,7 @@ class Cell(Config):
     Attributes:
         dataset, train, method, seed: what is run.
         set: settings in place of the recipe's, by dotted name.
-        varied: likewise, those that the block varies.
+        varied: the same, for the settings that the block varies.
     """
 
     dataset: str
@@ -114,7 +114,7 @@ class Cell(Config):
 
     @property
     def key(self) -> str:
-        """Name of its result file: readable, and another one if anything about the cell or its recipe differs."""
+        """Readable name of its result file, which differs if anything about the cell or its recipe differs."""
         parts = [FORMAT, self.model_dump(mode="json"), known_recipe(self.dataset, self.train)]
         settings = json.dumps(parts, sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
@@ -155,10 +155,10 @@ class Cell(Config):
 
 
 def read_plan(name: str | Path) -> Plan:
-    """A plan from a YAML file, or one that ships with the package, by name.
+    """Read a plan from a YAML file, or one that ships with the package by its name.
 
     Raises:
-        InputError: if there is none, or it is not a plan.
+        InputError: if there is no such plan, or it is not valid.
     """
     path = Path(name)
     shipped = shipped_plans()
@@ -179,7 +179,7 @@ def read_plan(name: str | Path) -> Plan:
 
 
 def shipped_plans() -> dict[str, str]:
-    """The text of the plans that ship with the package, by name."""
+    """The texts of the plans that ship with the package, by name."""
     folder = resources.files(__package__) / "plans"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
     return {file.name.removesuffix(".yaml"): file.read_text() for file in files}

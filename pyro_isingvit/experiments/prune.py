@@ -1,4 +1,4 @@
-"""From a run folder to a small network, with what it cost and what it costs now."""
+"""Prune the network of a run, and compare its cost and scores with those of the whole network."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from ..pruning.exported import METRICS, check
 from .runs import open_run
 
 NOTABLE_ZEROS = 0.1
-"""Share of zeros in a small network that is worth a word."""
+"""Share of zeros in a small network above which `show_pruned` says that they save no time."""
 
 _ROWS = (("parameters", "{:,.0f}"), ("of them zero, %", "{:.1f}"), ("MFLOP an image", "{:.2f}"), ("MB", "{:.3f}"))
 _SCORES = (
@@ -33,7 +33,7 @@ _SCORES = (
 
 @dataclass(frozen=True)
 class NetworkFigures:
-    """What a network costs, and its scores on the test images by name."""
+    """The cost of a network, and its scores on the test images by name."""
 
     cost: Cost
     scores: dict[str, float]
@@ -41,13 +41,14 @@ class NetworkFigures:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune_run` did.
+    """The result of `prune_run`.
 
     Attributes:
-        levels: that it decided on.
-        network: the small one.
-        before: the run's median-probability model as one dense network; of an ensemble, the same draws, whole.
-        after: the small network.
+        levels: the levels that were decided on.
+        network: the small network.
+        before: figures of the run's median-probability model as one dense network; for an ensemble, of the same draws
+            before they are cut.
+        after: figures of the small network.
     """
 
     levels: tuple[str, ...]
@@ -56,7 +57,7 @@ class Pruned:
     after: NetworkFigures
 
     def rows(self) -> Iterator[tuple[str, str, tuple[float, ...]]]:
-        """Name, format, and figures before and after, for a table."""
+        """Name, format, and figures before and after, for each row of a table."""
         both = (self.before, self.after)
         sizes = [
             (one.cost.parameters, 100 * one.cost.zeros, one.cost.flops / 1e6, one.cost.bytes / 1e6) for one in both
@@ -82,16 +83,16 @@ def prune_run(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Pruned:
-    """Cut the network of a run, export it, and judge it on the run's test images beside what it was.
+    """Prune the network of a run, export it, and compare it with the whole network on the run's test images.
 
-    The folder gets the files of `export`, and ``metrics.json``.
+    The folder ``out`` gets the files of `export`, and ``metrics.json``.
 
     Args:
-        folder: that `run` made.
-        out: the folder to make.
+        folder: a run folder that `run` made.
+        out: the folder to write.
         level, threshold, density: see `pyro_isingvit.prune`.
-        fine_tune_steps: to train the cut network on for; 0 for none.
-        draws: to export an ensemble of so many posterior draws; None for a single network.
+        fine_tune_steps: number of steps of fine-tuning after the cut; 0 for none.
+        draws: number of posterior draws to export as an ensemble; None for a single network.
         formats, overwrite: see `pyro_isingvit.export`.
         data_root: folder of the data set's files, if it has moved.
         progress: whether to show a progress bar.
@@ -129,7 +130,7 @@ def prune_run(
 
 
 class WholeDraws(nn.Module):
-    """Draws from a posterior as dense networks, one after the other: logits (draws, batch, classes)."""
+    """Draws from a posterior as dense networks that run one after the other: logits (draws, batch, classes)."""
 
     def __init__(self, posterior: Posterior, draws: int, seed: int) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ class WholeDraws(nn.Module):
 
 @torch.no_grad()
 def predict_with(network: nn.Module, images: Tensor) -> Tensor:
-    """Probabilities (n, classes), of an ensemble their mean."""
+    """Probabilities (n, classes); for an ensemble, their mean over the members."""
     logits = [network(batch) for batch in images.split(BATCH)]
     return torch.cat([(one.softmax(-1).mean(0) if one.dim() == 3 else one.softmax(-1)) for one in logits])
 

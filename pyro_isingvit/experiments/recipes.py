@@ -12,13 +12,13 @@ from ..network import ViTConfig
 
 
 class PriorConfig(Config):
-    """The `IsingSpikeSlab` prior of a run, or `StructuredSpikeSlab`.
+    """The prior of a run: `IsingSpikeSlab`, or `StructuredSpikeSlab`.
 
     Attributes:
-        structured: one mask for all weights of a role at a unit of a head, a hidden unit or a patch feature.
-        inclusion: probability that a weight is in, without its neighbours.
+        structured: whether all weights of a role at a unit of a head, a hidden unit or a patch feature share one mask.
+        inclusion: prior inclusion probability, without the effect of neighbours.
         coupling: strength J of the Ising interaction; 0 switches it off.
-        slab_scale: scale of the weights that are in, in multiples of ``1 / sqrt(fan_in)``.
+        slab_scale: scale of the slab, in multiples of ``1 / sqrt(fan_in)``.
     """
 
     structured: bool = False
@@ -31,8 +31,9 @@ class GuideConfig(Config):
     """The `LikelihoodGuided` guide of a run.
 
     Attributes:
-        estimator: of the likelihood's pull on the masks.
-        fixed_scale: of all weights, in place of the closed form.
+        estimator: estimator of the gain in log-likelihood from keeping a weight, see
+            `pyro_isingvit.guides.estimators.ESTIMATORS`.
+        fixed_scale: posterior scale of all weights, in place of the closed form.
     """
 
     estimator: str = "squared_gradient"
@@ -43,16 +44,16 @@ class RunConfig(Config):
     """Everything that a run depends on.
 
     Attributes:
-        dataset: a name or an ``.npz`` file, see `pyro_isingvit.read`.
+        dataset: name of a data set, or path of an ``.npz`` file, see `pyro_isingvit.read`.
         data_root: folder of the data set's files.
         image_size: height and width to resize the images to; None leaves them as they are.
-        train, validation, test, balanced: parts of the images, see `pyro_isingvit.split`; ``test="official"`` takes the
-            data set's own test images.
-        network: geometry.
+        train, validation, test, balanced: how the images are split, see `pyro_isingvit.split`; ``test="official"``
+            takes the data set's own test images.
+        network: geometry of the network.
         prior: the Ising prior.
-        guide: its guide.
-        fit: how to train; its seed also draws the split and the network's first weights.
-        draws: posterior draws behind each prediction.
+        guide: the guide.
+        fit: how to train; its seed also draws the split and the initial weights of the network.
+        draws: number of posterior draws behind each prediction.
     """
 
     dataset: str = "digits"
@@ -90,13 +91,13 @@ RECIPES: dict[str, list[tuple[float, dict[str, Any]]]] = {
         )
     ]
 }
-"""Settings of `RunConfig` by data set, each up to a number of training images. What they give: docs/results."""
+"""Settings of `RunConfig` by data set, each for up to a number of training images. docs/results has their results."""
 
 
 def _by_size(
     dataset: str, few: int, many: int, network: dict[str, Any], fit_few: dict[str, Any], fit_many: dict[str, Any]
 ) -> None:
-    """A recipe for up to 1,000 images, and one for more."""
+    """Add a recipe for up to 1,000 training images, and one for more."""
     shared = {"network": network, "prior": {"inclusion": 0.45, "coupling": 0.5}}
     RECIPES[dataset] = [
         (1000, {"train": few, "fit": fit_few} | shared),
@@ -120,7 +121,7 @@ for _dataset in ("cifar-10", "cifar-100"):
 
 
 def known_recipe(dataset: str, train: int | None) -> dict[str, Any] | None:
-    """The recipe of a known data set for so many training images; None for an unknown one."""
+    """The recipe of a data set for a number of training images; None for an unknown data set."""
     return next((known for most, known in RECIPES.get(dataset, []) if train is None or train <= most), None)
 
 
@@ -128,8 +129,9 @@ def recipe(dataset: str, everything: Images, train: int | None = None) -> dict[s
     """The default recipe of a data set and number of training images, as nested settings of `RunConfig`.
 
     Args:
-        dataset: its name; there is a general recipe for unknown ones.
-        everything: its images; their size and number decide where there is no recipe.
+        dataset: name of the data set; an unknown one gets a general recipe.
+        everything: images of the data set. The network takes their size, channels and classes; the general recipe also
+            depends on their number.
         train: number of training images; the recipe's own if None.
     """
     channels, height, width = everything.shape

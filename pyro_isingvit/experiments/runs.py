@@ -1,4 +1,4 @@
-"""One run, from a configuration to a folder with everything in it."""
+"""A run, from a configuration to a folder with all of its results."""
 
 import json
 import os
@@ -32,13 +32,14 @@ class Run:
     """A finished run.
 
     Attributes:
-        config: what was asked for.
-        data: its images.
-        result: the fitted posterior.
-        deterministic: the network of the same recipe without masks or uncertainty, where compared. Both are calibrated
-            on the validation images, see `Posterior.calibrate`.
-        scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network`` (one network,
-            as it was trained: the median-probability model) and, where compared, ``deterministic``.
+        config: configuration of the run.
+        data: images of the run.
+        result: the fit, with its posterior.
+        deterministic: the fit of the same network without masks or uncertainty, by the same recipe; None if it was not
+            trained. Both posteriors are calibrated on the validation images, see `Posterior.calibrate`.
+        scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network``
+            (median-probability model, a single network whose logits are not scaled) and, if it was trained,
+            ``deterministic``.
     """
 
     config: RunConfig
@@ -60,15 +61,15 @@ def run(
 
     The folder gets ``run.json`` (configuration, versions, seed, fingerprint of the images), ``metrics.json``, the files
     of `FitResult.save` (those of the deterministic network under ``deterministic``), and the pictures
-    ``training.png``, ``inclusion.png`` and, where the temperature was chosen, ``path.png``. It appears only when
-    complete.
+    ``training.png``, ``inclusion.png`` and, where the temperature was searched for, ``path.png``. The folder appears
+    only when it is complete.
 
     Args:
-        config: what to run.
-        out: the folder to make.
-        everything: the data set's images, if already read.
+        config: configuration of the run.
+        out: the folder to write.
+        everything: images of the data set, if they have already been read.
         compare: whether to also train the deterministic network of the same recipe.
-        overwrite: whether an existing folder may be replaced, once the run is complete.
+        overwrite: whether an existing run folder may be replaced, once the run is complete.
         progress: whether to show progress bars.
 
     Raises:
@@ -92,15 +93,15 @@ def run(
 
 
 def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None = None) -> Run:
-    """Predict a run's test images again from its folder.
+    """Evaluate a run again on its test images, from its folder.
 
     Args:
-        folder: that `run` made.
+        folder: a run folder that `run` made.
         data_root: folder of the data set's files, if it has moved.
-        draws: posterior draws, if not as many as then.
+        draws: number of posterior draws; that of the run if None.
 
     Raises:
-        InputError: if the folder is none, or is damaged, or the data set's images are others than then.
+        InputError: if the folder is not a run folder or is damaged, or the data set has other images than the run.
     """
     config, data, result = open_run(folder, data_root, draws)
     plain = Path(folder) / "deterministic"
@@ -111,7 +112,7 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
 def open_run(
     folder: str | Path, data_root: str | None = None, draws: int | None = None
 ) -> tuple[RunConfig, Data, FitResult]:
-    """Configuration, images and posterior of a run folder; see `evaluate`."""
+    """Configuration, images and fit of a run folder; see `evaluate`."""
     folder = Path(folder)
     if not (folder / "run.json").is_file():
         raise InputError(f"run={str(folder)!r}: no run.json there; give a folder that 'isingvit fit' made")
@@ -134,7 +135,7 @@ def open_run(
 
 
 def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:
-    """Write ``report.html`` and its pictures, under ``figures``, into a run folder; earlier ones are replaced.
+    """Write ``report.html`` and its pictures, under ``figures``, into a run folder; an earlier report is replaced.
 
     Args:
         folder, data_root, draws: see `evaluate`.
@@ -144,7 +145,7 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
         Path of the page.
 
     Raises:
-        InputError: if the folder is no run, or is damaged.
+        InputError: see `evaluate`.
     """
     from ..diagnostics.findings import examine
     from ..diagnostics.report import write_report
@@ -158,15 +159,15 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
 
 
 def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
-    """The images of a run, in their parts.
+    """Split the images of a run into training, validation and test images.
 
     Args:
-        config: of the run.
-        everything: the data set's training images.
-        download: whether files that are not there are fetched.
+        config: configuration of the run.
+        everything: training images of the data set.
+        download: whether missing files are downloaded.
 
     Raises:
-        InputError: if the official test images cannot be read, or there are not as many.
+        InputError: if the official test images cannot be read, or there are not enough images.
     """
     test: int | Images | None
     if config.test == "official":
@@ -177,10 +178,10 @@ def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
 
 
 def check_place(out: Path) -> None:
-    """Whether a folder can be made there, before any work is done.
+    """Check that a folder can be made there, before any work is done.
 
     Raises:
-        InputError: if not.
+        InputError: if it cannot.
     """
     place = next(parent for parent in out.resolve().parents if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
@@ -189,7 +190,7 @@ def check_place(out: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that a result depends on."""
+    """Versions of Python and of the packages that a result depends on."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 

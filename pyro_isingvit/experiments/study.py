@@ -1,4 +1,4 @@
-"""Studies: the runs of a plan, each a process that writes one file; killed and started again, nothing is lost."""
+"""Studies: each run of a plan is a process that writes one file, so a study can be interrupted and started again."""
 
 import json
 import os
@@ -30,14 +30,14 @@ from .runs import check_place, load, versions
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell's file holds.
+    """The result of a cell, as its file holds it.
 
     Attributes:
-        cell: that was run.
-        config: that it came to.
-        labels: of the test images, (n,).
-        outcomes: what the method predicted, each of its ways.
-        memory: peak of the process, in MiB.
+        cell: the cell that was run.
+        config: its whole configuration.
+        labels: labels of the test images, (n,).
+        outcomes: outcomes of the method, see `pyro_isingvit.experiments.methods.outcomes`.
+        memory: peak memory of the process, in MiB; NaN if it is not known.
         images: fingerprint of the data set's images, see `Images.fingerprint`.
     """
 
@@ -50,27 +50,30 @@ class Result:
 
 
 def run_cell(cell: Cell, out: Path, roots: Mapping[str, str], download: bool = False, progress: bool = False) -> Path:
-    """Run a cell and write its result; nothing is done if it is there, and a second process waits for the first.
+    """Run a cell and write its result, unless the result already exists.
+
+    A second process that runs the same cell waits for the first.
 
     Args:
-        cell: what to run.
-        out: the study's folder.
-        roots: folders of data sets' files by name; ``""`` is for all others.
-        download: whether files that are not there are fetched.
+        cell: the cell to run.
+        out: folder of the study.
+        roots: folders of the data sets' files by the name of the data set; the key ``""`` is for all others.
+        download: whether missing files are downloaded.
         progress: whether to show progress bars.
 
     Returns:
         Path of the result.
 
     Raises:
-        InputError, TrainingError: see `fit`.
+        InputError: see `run_study` and `fit`.
+        TrainingError: see `fit`.
     """
     folder = out / "cells"
     check_place(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{cell.key}.safetensors"
     with filelock.FileLock(folder / f".{cell.key}.lock"):
-        for left in folder.glob(f".{cell.key}-*.tmp"):  # of a process that was killed
+        for left in folder.glob(f".{cell.key}-*.tmp"):  # left by a process that was killed
             left.unlink()
         if not path.exists():
             _write(_run(cell, folder, roots, download, progress), path)
@@ -78,10 +81,10 @@ def run_cell(cell: Cell, out: Path, roots: Mapping[str, str], download: bool = F
 
 
 def read_result(path: Path) -> Result:
-    """A cell's result from its file.
+    """Read the result of a cell from its file.
 
     Raises:
-        InputError: if it is none, or of another format.
+        InputError: if the file is not a result, is damaged, or has another format.
     """
     facts = _facts(path)
     with _damage_named(path):
@@ -92,7 +95,7 @@ def read_result(path: Path) -> Result:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What a result's file holds beside tensors; see `read_result`."""
+    """The contents of a result's file except its tensors; see `read_result`."""
     with _damage_named(path), safetensors.safe_open(path, "pt") as file:
         facts = json.loads((file.metadata() or {}).get("study", "{}"))
     if facts.get("format") != FORMAT:
@@ -102,6 +105,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
+    """Turn errors in reading a damaged file into an `InputError` that names the file."""
     try:
         yield
     except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
@@ -109,10 +113,10 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def results(plan: Plan, out: Path) -> list[Result]:
-    """The results of a plan's cells that are there, in the plan's order.
+    """The results of a plan that exist, in the order of the plan's cells.
 
     Raises:
-        InputError: if one is damaged, or two are of one data set's name but of other images.
+        InputError: if one is damaged, or two results of the same data set were made from different images.
     """
     paths = [out / "cells" / f"{cell.key}.safetensors" for cell in plan.cells()]
     every = {path: read_result(path) for path in paths if path.exists()}
@@ -129,12 +133,12 @@ def results(plan: Plan, out: Path) -> list[Result]:
 
 
 def _refuse_others(cell: Cell, images: Images, folder: Path) -> None:
-    """Refuse to add results of other images of a data set than those that results in a folder are of."""
+    """Raise an `InputError` if results in a folder were made from other images of the same data set."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             facts = _facts(path)
             there = Cell(**facts["cell"])
-        except InputError:  # damaged, or of another version: the report says so
+        except InputError:  # damaged, or of another version, which the report will say
             continue
         same = (there.dataset, there.image_size) == (cell.dataset, cell.image_size)
         if same and facts["images"] != images.fingerprint:
@@ -152,21 +156,21 @@ def run_study(
     download: bool = False,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Run what is missing of a plan, each cell in a process of its own.
+    """Run the cells of a plan that have no result yet, each in a process of its own.
 
     Args:
-        plan: what to run.
-        out: the study's folder.
+        plan: the plan to run.
+        out: folder of the study.
         roots, download: see `run_cell`.
-        jobs: processes at a time; they share the processors.
+        jobs: number of processes at a time; they share the processors.
         progress: whether to show a progress bar.
 
     Returns:
-        What went wrong, by the key of the cell; empty if all went well.
+        Error messages by the key of the cell; empty if all cells succeeded.
 
     Raises:
-        InputError: if ``jobs`` is not positive, a data set cannot be read or is not what earlier results are of, a
-            setting does not fit, or there can be no folder ``out``.
+        InputError: if ``jobs`` is not positive, a data set cannot be read or has other images than earlier results, a
+            setting does not fit, or the folder ``out`` cannot be made.
     """
     if jobs < 1:
         raise InputError(f"jobs={jobs}: need at least one")
@@ -176,7 +180,7 @@ def run_study(
     of_each: dict[tuple[str, str], list[Cell]] = {}
     for cell in missing:
         of_each.setdefault((cell.dataset, str(cell.image_size)), []).append(cell)
-    for alike in of_each.values():  # refused, or fetched, once and before any starts
+    for alike in of_each.values():  # files are downloaded and settings checked once, before any cell starts
         first, root = alike[0], _root(alike[0].dataset, roots)
         everything = read(first.dataset, root, download=download, image_size=first.image_size)
         _refuse_others(first, everything, folder)
@@ -201,7 +205,7 @@ def run_study(
 
 
 def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int) -> str:
-    """Run a cell in a process; returns what it said if it failed. What it wrote to standard error is in its log."""
+    """Run a cell in a process; returns its error message, if any. The log gets what it wrote to standard error."""
     order = json.dumps({"cell": cell.model_dump(mode="json"), "out": str(out), "roots": dict(roots)})
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // jobs))
     done = subprocess.run(
@@ -216,7 +220,7 @@ def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int) -> str:
     if done.returncode or done.stderr.strip():
         log.write_text(done.stderr)
     else:
-        log.unlink(missing_ok=True)  # of an earlier failure
+        log.unlink(missing_ok=True)  # left by an earlier failure
     if done.returncode == 0:
         return ""
     if done.returncode < 0:
@@ -229,7 +233,7 @@ def _log(cell: Cell, out: Path) -> Path:
 
 
 def main() -> None:
-    """Entry point of a cell's process: what to run comes on standard input."""
+    """Entry point of a cell's process, which reads from standard input what to run."""
     order = json.load(sys.stdin)
     run_cell(Cell(**order["cell"]), Path(order["out"]), order["roots"])
 
@@ -264,8 +268,8 @@ def _write(result: Result, path: Path) -> None:
 
 
 def _peak_memory() -> float:
-    """Of this process, in MiB; NaN where the system does not tell."""
-    status = Path("/proc/self/status")  # Linux; its getrusage has what the parent held before this program was started
+    """Peak memory of this process, in MiB; NaN where the system does not report it."""
+    status = Path("/proc/self/status")  # Linux, where getrusage includes the parent's memory before the start
     if status.exists():
         lines = [line.split() for line in status.read_text().splitlines()]
         return next((float(line[1]) / 2**10 for line in lines if line and line[0] == "VmHWM:"), float("nan"))

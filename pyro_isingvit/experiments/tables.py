@@ -1,4 +1,4 @@
-"""What a study found, in tables."""
+"""Tables of the results of a study."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,13 +19,14 @@ SCORES = {
     "density": "kept, %",
     "expected_density": "expected, %",
 }
-"""Scores of the tables, and how they are headed there."""
+"""Scores in the tables, and their column headings."""
 
 
 def result_table(every: Iterable[Result]) -> pd.DataFrame:
-    """One row for each outcome: what was run, all metrics on the test images, density, minutes, MiB.
+    """One row for each outcome: the run, all metrics on the test images, densities, minutes, and memory in MiB.
 
-    ``method`` names the `Predictor`, of which ``base``, ``median``, ``scaled`` and ``curve`` are the attributes.
+    ``method`` is the name of the `Predictor`. Its attributes are in ``base`` (its method), ``median``, ``scaled`` and
+    ``curve``.
     """
     from ..diagnostics.calibration import metrics
 
@@ -44,7 +45,7 @@ def result_table(every: Iterable[Result]) -> pd.DataFrame:
 
 
 def settings_of(every: Sequence[Result]) -> list[str]:
-    """What sets each result apart from others of its data set and size: varied, or set by its block."""
+    """The settings of each result that distinguish it from others of its data set and size, as text."""
     blocks: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for result in every:
         cell = result.cell
@@ -60,7 +61,7 @@ def settings_of(every: Sequence[Result]) -> list[str]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over the seeds of every method and setting; curves are left out."""
+    """Mean and standard deviation over the seeds, for every method and setting; curves are left out."""
     keys = ["dataset", "train", "method", "setting"]
     columns = [*SCORES, "temperature", "validation_nll", "minutes", "memory_mib"]
     kept = table[~table["curve"]]
@@ -70,15 +71,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
-    """How much better ``method`` predicts than each other method of the same seed and setting (or of no setting).
+    """Compare the predictions of ``method`` with those of each other method on the same test images.
 
-    Temperature-scaled it is compared with temperature-scaled ones alone.
+    Methods of the same seed and setting are compared, and ``method`` at every setting with methods that have none. With
+    scaled logits, ``method`` is compared only with methods whose logits are scaled too.
 
     Returns:
-        Columns dataset, train, setting, method, baseline, score, ``difference`` (of the method less the baseline, mean
-        over seeds), ``se``, seeds. The standard error is that among the test images, which knows nothing of how
-        trainings differ; from three seeds on that between the seeds if it is larger, since each has test images of its
-        own.
+        Columns dataset, train, setting, method, baseline, score, ``difference`` (``method`` minus baseline, mean over
+        seeds), ``se``, seeds. The standard error is that among the test images, which does not include how much
+        trainings differ. From three seeds on, it is the standard error between the seeds, each of which has its own
+        test images, if that is larger.
     """
     from ..diagnostics.calibration import paired_difference
 
@@ -118,11 +120,11 @@ def differences(every: Iterable[Result], method: str = "ising") -> pd.DataFrame:
 
 
 def choices(table: pd.DataFrame) -> pd.DataFrame:
-    """Where settings were varied: the one that validation images choose for each seed, and the best there was.
+    """Where settings were varied: the one that the validation images choose for each seed, and the best one.
 
     Returns:
         A row for each dataset, train, method and seed with more than one setting: ``chosen`` (least validation NLL),
-        its test ``nll`` and ``accuracy``; ``best`` (least test NLL), ``best_nll``, ``best_accuracy`` (highest of any).
+        its test ``nll`` and ``accuracy``; ``best`` (least test NLL), ``best_nll``, ``best_accuracy`` (the highest).
     """
     rows = []
     keys = ["dataset", "train", "method", "seed"]

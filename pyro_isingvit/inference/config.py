@@ -1,4 +1,4 @@
-"""How to train."""
+"""The configuration of a fit."""
 
 import math
 from collections.abc import Mapping
@@ -17,25 +17,30 @@ SEARCHES = {"auto": TemperatureSearch(), "sparsest": TemperatureSearch(rule="spa
 
 
 class FitConfig(Config):
-    """How to train.
+    """How `fit` trains.
 
     Attributes:
-        steps: optimiser steps from start to end; what a search for the temperature tries comes on top.
-        batch_size: images a step.
-        learning_rate: peak rate of Adam.
-        warmup: share of the steps over which the rate rises to its peak; then it falls to zero along a cosine.
-        pilot: share of the steps with all masks on, before they are learned.
+        steps: number of optimiser steps; the temperatures that a search tries take further steps.
+        batch_size: images per step.
+        learning_rate: peak learning rate of Adam.
+        warmup: share of the steps over which the learning rate rises to its peak; then it falls to zero along a cosine.
+        pilot: share of the steps that the pilot phase takes, in which all masks are on.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
-        temperature: T of the posterior, a positive number; or how to search for it, see `TemperatureSearch`, of which
+        temperature: T, the temperature of the posterior, a positive number; or a `TemperatureSearch`, of which
             ``"auto"`` (the default) and ``"sparsest"`` are short names. With a number, the model is trained once, at
             that temperature from the first step.
-        target_density: hold the mean inclusion probability of all weights here; None leaves it to prior and likelihood.
-        clip: largest norm of the gradient of the loss per image, over all parameters together.
+        target_density: mean inclusion probability of all weights, within (0, 1), which the guide holds; None leaves it
+            to prior and likelihood.
+        clip: largest norm of the gradient of the loss per image, over all parameters together; larger gradients are
+            scaled down to it.
         augment: random transformation of the training images, or the name of one of `AUGMENTATIONS`, or None.
-        seed: of everything random in `fit`.
+        seed: seed of everything random in `fit`.
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
-        precision: of matrix products in training. ``"bfloat16"`` saves up to half of the time where the processor has
-            instructions for it; after training all is float32.
+        precision: precision of matrix products in training. ``"bfloat16"`` saves up to half of the time if the
+            processor has instructions for it; after training everything is float32.
+
+    Raises:
+        InputError: if a value is out of range, or ``pilot`` and ``fine_tune`` are more than 1 together.
     """
 
     steps: pydantic.PositiveInt = 3000
@@ -85,14 +90,14 @@ class FitConfig(Config):
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / (self.steps - rise))))
 
     def steps_per_pass(self, images: int) -> int:
-        """Steps that go once through so many images; what does not fill a batch is left out of the pass."""
+        """Number of steps of one pass through ``images`` images; images that do not fill a batch are left out of it."""
         return max(1, images // min(self.batch_size, images))
 
     def torch_device(self) -> torch.device:
-        """The device that ``device`` means here.
+        """The torch device that ``device`` names on this machine.
 
         Raises:
-            InputError: if there is none such.
+            InputError: if it is not available.
         """
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:

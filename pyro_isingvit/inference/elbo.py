@@ -12,9 +12,9 @@ from torch import Tensor
 class TraceGraph_ELBO(pyro.infer.TraceGraph_ELBO):
     """Pyro's `TraceGraph_ELBO`, plus `differentiable_loss`.
 
-    So ``TraceGraph_ELBO()(model, guide)`` is an `nn.Module` whose call returns the negative ELBO, and whose
-    ``backward()`` gives exactly the gradients of ``loss_and_grads``: optimisers, schedulers, clipping and
-    distributed training of torch all apply.
+    With it, ``TraceGraph_ELBO()(model, guide)`` is an `nn.Module` whose call returns the negative ELBO, and whose
+    ``backward()`` gives exactly the gradients of ``loss_and_grads``, so that torch's optimisers, schedulers, gradient
+    clipping and distributed training can be used.
     """
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -23,7 +23,7 @@ class TraceGraph_ELBO(pyro.infer.TraceGraph_ELBO):
         return surrogate - surrogate.detach() - torch.as_tensor(elbo).detach()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        # Provenance tells which costs a draw influences. Pyro's own method also lists every pair of sites as an
+        # Provenance tells which costs a draw influences. Pyro's own method also adds every pair of sites as an
         # edge of the trace, which nothing reads and which costs as much as drawing all masks.
         with TrackNonReparam():
             return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)

@@ -1,4 +1,4 @@
-"""What happens during a fit, and who listens: progress bars, loggers."""
+"""The events of a fit, and listeners to them, such as progress bars and loggers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 @dataclass(frozen=True)
 class Started:
-    """A fit begins; it has so many steps, not counting what a search for the temperature tries."""
+    """A fit of ``steps`` steps begins; the temperatures that a search tries take further steps."""
 
     steps: int
 
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase of so many steps begins: ``pilot``, ``path``, ``ising``, ``fine-tune``, or ``weights`` without masks."""
+    """A phase of ``steps`` steps begins: ``pilot``, ``path``, ``ising`` or ``fine-tune``; ``weights`` without masks."""
 
     phase: str
     temperature: float
@@ -25,7 +25,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class StepTaken:
-    """A step of the optimiser was taken; counted from 1."""
+    """A step of the optimiser was taken; ``step`` counts from 1."""
 
     step: int
 
@@ -39,14 +39,14 @@ class RowLogged:
 
 @dataclass(frozen=True)
 class WentBack:
-    """Training was put back to an earlier step, from which another temperature is tried."""
+    """Training was put back to the state after ``step`` steps, to try another temperature or to keep the chosen one."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """The fit is over, or was broken off."""
+    """The fit has ended, or was interrupted, after ``step`` steps."""
 
     step: int
 
@@ -54,7 +54,7 @@ class Stopped:
 Event = Started | PhaseStarted | StepTaken | RowLogged | WentBack | Stopped
 
 Listener = Callable[[Event], None]
-"""Called with each event of a fit, in order. What it raises ends the fit."""
+"""A function that is called with each event of a fit, in order. An exception that it raises ends the fit."""
 
 
 class ProgressBar:

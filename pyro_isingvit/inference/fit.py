@@ -33,24 +33,27 @@ def fit(
 ) -> FitResult:
     """Fit a guide to the posterior of a model by stochastic variational inference.
 
-    The phases: *pilot*, all masks on; *ising*, masks are learned; *fine-tune*, masks fixed at the
-    median-probability model. A model without masks trains in one phase.
+    There are three phases: the pilot phase, with all masks on; the Ising phase, in which masks are learned; and
+    fine-tuning, with masks fixed at the median-probability model. Without masks there is only one phase, unless the
+    guide `sparsifies` weights in another way.
 
     Args:
         guide: the variational distribution, with its model. Both are trained in place and moved to the device.
         train: images to learn from.
-        validation: images to decide on; needed by a search for the temperature, which also calibrates the
-            posterior on them, see `Posterior.calibrate`. Never the test images.
+        validation: held-out images, needed by a search for the temperature, which chooses the temperature on them and
+            also calibrates the posterior on them, see `Posterior.calibrate`. They must not be the test images.
         config: how to train; `FitConfig()` if None.
         progress: whether to show a progress bar.
-        listeners: are told what happens, see `pyro_isingvit.inference.events`.
+        listeners: functions that are called with the events of the fit, see `pyro_isingvit.inference.events`.
 
     Returns:
         The posterior, which is a copy of what was fitted, and the log of the fit.
 
     Raises:
         InputError: if the arguments do not fit together.
-        TrainingError: if the loss is no longer finite (at a temperature that has to be tried).
+        TrainingError: if training breaks down: the loss is no longer finite, or the predictions of a search are not. A
+            search goes on without the temperature at which this happens, unless it is the first one of the path or of
+            the Ising phases.
     """
     config = config or FitConfig()
     path = finished = None
@@ -82,20 +85,22 @@ def fit_path(
     progress: bool = True,
     listeners: Sequence[Listener] = (),
 ) -> FitPath:
-    """Fit a guide at many temperatures in one go, from cold and dense to hot and sparse.
+    """Fit a guide at many temperatures of the posterior in one run, from cold and dense to hot and sparse.
 
-    After the pilot phase, which is warm, all steps are spread evenly over the temperatures of the configuration's
-    `TemperatureSearch`, each starting from the one before, at one low learning rate and with averaged parameters. Every
-    point of the path is kept.
+    After the pilot phase, which is warm, the remaining steps are spread evenly over the temperatures of the
+    configuration's `TemperatureSearch`. Each temperature starts where the one before ended. The learning rate is held,
+    and parameters are averaged at each temperature. Every point of the path is kept.
 
     Args:
-        guide, train, validation, config, progress, listeners: see `fit`. The temperature has to be a search.
+        guide, train, validation, config, progress, listeners: see `fit`. ``config.temperature`` has to be a
+            `TemperatureSearch`, and ``target_density`` and ``fine_tune`` have to be left at their defaults.
 
     Returns:
         The curve, and the posterior at each point of it.
 
     Raises:
-        InputError, TrainingError: see `fit`.
+        InputError: see `fit`; also if the configuration does not suit a path, or has too few steps for it.
+        TrainingError: if training breaks down in the pilot phase or at the first temperature; later, the path ends.
     """
     config = config or FitConfig()
     search = config.temperature
@@ -126,7 +131,7 @@ def _training(
     progress: bool,
     listeners: Sequence[Listener],
 ) -> Iterator[Trainer]:
-    """A trainer on the device, with everything in place for the time of a fit."""
+    """Context with a trainer on the device, and with random state, held density and temperature set for the fit."""
     device, model = config.torch_device(), guide.model
     model.to(device).train()
     guide.to(device).train()
@@ -137,14 +142,12 @@ def _training(
         pyro.validation_enabled(False),
     ):
         wanted = config.temperature
-        if isinstance(wanted, TemperatureSearch):
-            model.temperature = wanted.pilot_temperature(guide, len(train))
-        else:
-            model.temperature = wanted
         listening: list[Listener] = [*([ProgressBar()] if progress else []), *listeners]
         trainer = Trainer(guide, train.to(device), validation, config, listening)
-        trainer.tell(Started(config.steps))
+        search = wanted if isinstance(wanted, TemperatureSearch) else None
+        trainer.temperature = cast(float, wanted) if search is None else search.pilot_temperature(guide, len(train))
         try:
+            trainer.tell(Started(config.steps))
             yield trainer
         finally:
             trainer.tell(Stopped(trainer.step))
@@ -153,7 +156,7 @@ def _training(
 
 @contextmanager
 def _holding(guide: Guide, density: float | None) -> Iterator[None]:
-    """Hold a density for the time of a fit, if there is one given."""
+    """Context in which the guide holds a density, if one is given."""
     before = guide.target_density
     if density is not None:
         guide.hold_density(density)

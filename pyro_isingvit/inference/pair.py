@@ -1,4 +1,4 @@
-"""Do a model and a guide speak of the same sites? Errors that name the site and the fix."""
+"""A check that model and guide have the same sites, with errors that name the site and the fix."""
 
 from typing import Any
 
@@ -14,12 +14,13 @@ def check_pair(guide: Guide, images: Tensor, labels: Tensor) -> None:
     """Draw once from a guide and run the model against it.
 
     Args:
-        guide: with its model.
-        images, labels: a batch, on their device.
+        guide: the guide, with its model.
+        images, labels: a batch, on the device of the model.
 
     Raises:
-        InputError: if the guide misses a site or samples one too many, or a draw is of the wrong shape, not
-            finite, or a mask other than zeros and ones.
+        InputError: if the guide misses a site or samples one that the prior does not have; if a draw has the wrong
+            shape, is not finite, or is a mask other than zeros and ones; or if the prior samples latent variables that
+            the normaliser of its interaction does not account for.
     """
     model = guide.model
     _check_normalised(guide)
@@ -59,7 +60,7 @@ def _check_normalised(guide: Guide) -> None:
 
 
 def _latent(trace: Any) -> dict[str, Tensor]:
-    """Values of a trace's latent sites, without plates and auxiliary ones."""
+    """Values of the latent sites of a trace, by name, without plates and auxiliary sites."""
     return {
         name: node["value"]
         for name, node in trace.nodes.items()

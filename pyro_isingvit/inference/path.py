@@ -15,16 +15,16 @@ from ..posterior import Posterior
 from ..scores import mean_scores, nll
 
 Mark = Literal["least_nll", "sparsest"]
-"""A mark of `path_table`."""
+"""A column of `path_table` that marks a row."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A temperature, and what the validation images say of the posterior at it.
+    """A temperature of the posterior, and the scores of the posterior on the validation images.
 
     Attributes:
-        nll: of each image, (n,), in nats.
-        row: of tables: temperature, logit_scale, nll, brier, accuracy, densities.
+        nll: negative log-likelihood of each image, (n,), in nats.
+        row: a row of a table: temperature, logit_scale, nll, brier, accuracy, expected_density, median_density.
     """
 
     nll: Tensor
@@ -41,13 +41,13 @@ class Stop(Candidate):
     """A temperature of a path.
 
     Attributes:
-        states: of model and guide, averaged over the second half of the steps at this temperature.
+        states: states of model and guide, averaged over the second half of the steps at this temperature.
     """
 
     states: tuple[dict[str, Tensor], dict[str, Tensor]]
 
     def posterior(self, template: Posterior) -> Posterior:
-        """The posterior here, calibrated: the template's guide in another state."""
+        """The calibrated posterior at this temperature: a copy of the template's guide in these states."""
         guide = copy.deepcopy(template.guide)
         of_model, of_guide = self.states
         guide.model.load_state_dict(of_model)
@@ -59,11 +59,11 @@ class Stop(Candidate):
 def candidate(guide: Guide, validation: Images, draws: int) -> Candidate:
     """The posterior of a guide as it is now, scored on validation images after calibration on them.
 
-    Without calibration, a temperature would be chosen for how sure it makes predictions, which the logit scale can
-    change, rather than for what it predicts.
+    Without calibration, a temperature would be chosen for how confident its predictions are, which the logit scale can
+    change, rather than for what they are.
 
     Raises:
-        TrainingError: if it predicts no finite NLL.
+        TrainingError: if the NLL is not finite.
     """
     labels = validation.labels.cpu()
     posterior = Posterior((guide,)).calibrate(validation, draws)
@@ -75,11 +75,12 @@ def candidate(guide: Guide, validation: Images, draws: int) -> Candidate:
 
 
 def path_table(stops: Sequence[Candidate]) -> pd.DataFrame:
-    """One row for each temperature, calibrated on the validation images: temperature, logit_scale; nll, brier and
-    accuracy of these images; both densities.
+    """One row for each temperature, with scores of calibrated predictions of the validation images.
 
-    ``se`` is the standard error of the difference of the NLL to its minimum, from its spread among the images.
-    ``least_nll`` marks that minimum; ``sparsest`` the sparsest within one standard error of it.
+    The columns are temperature and logit_scale; nll (in nats per image), brier and accuracy (a share of the images);
+    expected_density and median_density (shares of the weights). ``se`` is the standard error of the difference between
+    the NLL and its minimum, from the spread among the images. ``least_nll`` marks the minimum; ``sparsest`` marks the
+    row with the lowest median_density within one standard error of it.
     """
     table = pd.DataFrame([stop.row for stop in stops])
     least = int(table["nll"].to_numpy().argmin())
@@ -97,7 +98,7 @@ class FitPath:
     Attributes:
         last: the posterior at the end of the path, not averaged.
         table: one row for each temperature, see `path_table`.
-        stops: what the rows are made of.
+        stops: the temperatures that the rows are made from.
         history, seconds, config: see `FitResult`.
     """
 
@@ -124,12 +125,12 @@ class FitPath:
 
 
 class Average:
-    """Mean state of modules over the second half of some steps.
+    """Mean state of modules over the second half of a number of steps.
 
     Args:
-        modules: whose states are averaged.
-        steps: how many there are.
-        snapshots: how many states are averaged.
+        modules: the modules whose states are averaged.
+        steps: number of steps.
+        snapshots: number of states that are averaged.
     """
 
     def __init__(self, modules: Sequence[nn.Module], steps: int, snapshots: int) -> None:
@@ -138,7 +139,7 @@ class Average:
         self.states: list[dict[str, Tensor]] = []
 
     def __call__(self) -> None:
-        """Once after each step."""
+        """To be called once after each step."""
         self.step += 1
         left = self.steps - self.step
         if left % self.every or left >= self.every * self.snapshots:
@@ -151,5 +152,5 @@ class Average:
             for name, value in state.items():
                 if value.is_floating_point():
                     mean[name].lerp_(value, 1 / self.count)
-                else:  # a count of some guide's
+                else:  # an integer, such as a counter of a guide
                     mean[name].copy_(value)

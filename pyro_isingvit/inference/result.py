@@ -21,16 +21,17 @@ class FitResult:
     """A fitted posterior, and how the fit went.
 
     Attributes:
-        posterior: what was fitted; it owns its tensors.
-        history: one row now and then: step, phase, temperature, loss (negative tempered ELBO times T, in
-            nats per image), accuracy and nll of the plug-in network on validation (else training) images,
-            expected_density, median_density, seconds since the start. Of what ``temperature="auto"`` tried, the
-            training it stayed at.
-        path: what ``temperature="auto"`` or ``"sparsest"`` tried first, one row a temperature, see
-            `search.path_table`; None if it was given.
-        finished: likewise, at the end of each Ising phase that it tried; ``chosen`` marks the one it stayed at.
-        seconds: that the fit took.
-        config: how it was trained, `FitConfig` as JSON.
+        posterior: the fitted posterior; it owns its tensors.
+        history: a table with a row at regular intervals: step, phase, temperature, loss (negative tempered ELBO times
+            T, in nats per image), accuracy and nll (nats per image) of the median-probability model (in the pilot
+            phase, with all masks on) on validation (else training) images, expected_density, median_density, seconds
+            since the start. After a search for the temperature, it is the history of the training that was chosen.
+        path: the short path of a search for the temperature, one row for each temperature, see `path.path_table`; None
+            without a search.
+        finished: the ends of the Ising phases that the search ran, in the same columns; ``chosen`` marks the one that
+            was chosen. None without a search.
+        seconds: duration of the fit.
+        config: the `FitConfig`, as JSON values.
     """
 
     posterior: Posterior

@@ -1,4 +1,4 @@
-"""The search for the temperature of the posterior, decided on validation images."""
+"""The search for the temperature of the posterior on validation images."""
 
 import copy
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -20,28 +20,33 @@ if TYPE_CHECKING:
 class TemperatureSearch(Config):
     """How the temperature of the posterior is searched for; `FitConfig` takes it as ``temperature``.
 
-    1. The pilot phase is warm: at ``pilot`` times the number of training images (of at most ``pilot_images``) per
-       weight. There, weights are shrunk to what the data ask for, and do not overfit before their masks are learned.
+    1. The pilot phase is warm: its temperature is ``pilot`` times the number of training images (at most
+       ``pilot_images``) per weight. This shrinks weights, so that they do not overfit before their masks are learned.
     2. A short path goes through rising temperatures, ``factors`` times the number of training images per weight. Each
-       starts where the one before ended. It ends once the validation NLL is ``patience`` times its minimum.
+       starts where the one before ended. The path ends once the validation NLL exceeds ``patience`` times its minimum.
     3. Whole Ising phases, each from the end of the pilot phase, are run at the temperature with the least NLL on the
        path, then at hotter ones as long as the NLL at their end falls; if no hotter one was better, at colder ones as
-       long as it falls. The path alone cannot decide: after its few steps cold temperatures have not overfitted yet,
-       and hot ones have neither lost all their weights nor made up for those they lost.
+       long as it falls. The path alone cannot decide: after its few steps, cold temperatures have not overfitted yet,
+       and hot ones have neither lost all their weights nor recovered from the loss.
 
-    All NLLs are those of calibrated predictions, see `Posterior.calibrate`.
+    Every NLL is that of calibrated predictions, see `Posterior.calibrate`.
 
     Attributes:
-        rule: ``"least_nll"``; or ``"sparsest"``: whole phases go on to hotter temperatures as long as the NLL stays
-            within one standard error of the least, and the hottest of these is taken.
-        factors: temperatures tried, in multiples of training images per weight, rising.
-        pilot, pilot_images: temperature of the pilot phase, likewise.
+        rule: ``"least_nll"``, as above; or ``"sparsest"``: step 3 continues to hotter temperatures as long as the NLL
+            stays within one standard error of the least, and the hottest of these is chosen.
+        factors: temperatures to try, in multiples of the number of training images per weight, rising.
+        pilot: temperature of the pilot phase, in the same multiples.
+        pilot_images: largest number of training images that counts for the temperature of the pilot phase.
         share: steps of the short path, as a share of those of an Ising phase.
-        position: where on its schedule the learning rate is held along the path, for guides whose masks follow in
-            closed form: low enough that temperatures differ by more than steps do. For others it is held where it is.
-        snapshots: states that are averaged at each temperature of a path.
-        patience: see above.
-        draws: posterior draws behind each validation NLL.
+        position: point of the learning rate's schedule, as a share of the steps, at which the rate is held along the
+            path by guides that update masks in closed form: late enough that the noise of single steps is smaller than
+            the differences between temperatures. For other guides the rate is held where the pilot phase left it.
+        snapshots: number of states that are averaged at each temperature of a path.
+        patience: the short path ends once the validation NLL exceeds its minimum by this factor.
+        draws: number of posterior draws for each validation NLL.
+
+    Raises:
+        InputError: if a value is out of range, or ``factors`` do not rise.
     """
 
     rule: Literal["least_nll", "sparsest"] = "least_nll"
@@ -64,11 +69,14 @@ class TemperatureSearch(Config):
         return self
 
     def temperatures(self, model: IsingViT, num_data: int) -> list[float]:
-        """The temperatures tried for a model and a number of training images."""
+        """The temperatures of the posterior to try, for a model and a number of training images."""
         return [factor * num_data / _weights(model) for factor in self.factors]
 
     def pilot_temperature(self, guide: Guide, num_data: int) -> float:
-        """Temperature of the pilot phase. A guide without masks would prune weights in a warm one: the coldest."""
+        """Temperature of the pilot phase.
+
+        For a guide without masks it is the coldest of the path, since such a guide would prune weights in a warm phase.
+        """
         warm = self.pilot * min(num_data, self.pilot_images) / _weights(guide.model)
         return warm if guide.mask_shapes else self.temperatures(guide.model, num_data)[0]
 
@@ -77,13 +85,13 @@ class TemperatureSearch(Config):
 
         Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the whole curve
         of NLL against density, as a lasso path does. The learning rate is held, and each temperature is scored at the
-        average of the parameters over its second half: a single state may be off by more than temperatures differ.
+        average of the parameters over its second half, since single states vary by more than temperatures differ.
 
         Args:
             trainer: at the end of the pilot phase; it is left at the end of the path.
-            validation: images to decide on.
-            steps: at each temperature.
-            patience: the path ends once the validation NLL is this many times its minimum, or training breaks down.
+            validation: held-out images.
+            steps: number of steps at each temperature.
+            patience: the path ends once the validation NLL exceeds its minimum by this factor, or training breaks down.
 
         Raises:
             TrainingError: if training breaks down at the first temperature.
@@ -95,7 +103,7 @@ class TemperatureSearch(Config):
             trainer.position = max(trainer.position, self.position * trainer.config.steps)
         stops: list[Stop] = []
         for temperature in self.temperatures(model, len(trainer.train)):
-            model.temperature = temperature
+            trainer.temperature = temperature
             average = Average(parts, steps, self.snapshots)
             try:
                 trainer.run(steps, "path", average)
@@ -116,16 +124,16 @@ class TemperatureSearch(Config):
         return stops
 
     def run(self, trainer: "Trainer", validation: Images, steps: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The short path and the whole Ising phases, see above.
+        """Run the short path and the whole Ising phases, steps 2 and 3 of the search.
 
         Args:
             trainer: at the end of the pilot phase; it is left at the end of the Ising phase that was chosen.
-            validation: images to decide on.
-            steps: of an Ising phase.
+            validation: held-out images.
+            steps: number of steps of an Ising phase.
 
         Returns:
-            The `path_table` of the short path, and that of the ends of the Ising phases, cold to hot, whose ``chosen``
-            marks the one that was chosen.
+            The `path_table` of the short path, and that of the ends of the Ising phases from cold to hot, where the
+            column ``chosen`` marks the one that was chosen.
 
         Raises:
             TrainingError: if training breaks down at the first temperature of the path, or in the first Ising phase. A
@@ -138,7 +146,7 @@ class TemperatureSearch(Config):
 
 
 class _IsingPhases:
-    """Whole Ising phases at one temperature after the other, as long as it pays; see `TemperatureSearch`."""
+    """Whole Ising phases at one temperature after another, as long as the rule permits; see `TemperatureSearch`."""
 
     def __init__(
         self,
@@ -155,7 +163,7 @@ class _IsingPhases:
         self.ends: dict[int, tuple[Candidate, Snapshot]] = {}
 
     def run(self) -> pd.DataFrame:
-        """Run them, go back to the end of the chosen one, and return their table."""
+        """Run the phases, restore the end of the chosen one, and return their table."""
         for i in range(self.first, len(self.temperatures)):
             if not self._pays(i):
                 break
@@ -165,12 +173,12 @@ class _IsingPhases:
                     break
         chosen = max(i for i in self.ends if self._within(i))
         self.trainer.go_back(self.ends[chosen][1])
-        self.trainer.guide.model.temperature = self.temperatures[chosen]
+        self.trainer.temperature = self.temperatures[chosen]
         return self._table().assign(chosen=lambda table: table.index == chosen).reset_index(drop=True)
 
     def _pays(self, i: int) -> bool:
         self.trainer.go_back(self.start)
-        self.trainer.guide.model.temperature = self.temperatures[i]
+        self.trainer.temperature = self.temperatures[i]
         try:
             self.trainer.run(self.steps, "ising")
             found = candidate(self.trainer.guide, self.validation, self.search.draws)

@@ -1,4 +1,4 @@
-"""One training, step by step."""
+"""The training loop of a fit."""
 
 import copy
 import math
@@ -24,15 +24,15 @@ from .elbo import TraceGraph_ELBO
 from .events import Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
 
 LOGS = 50
-"""Rows of the history."""
+"""Approximate number of rows of the history of a fit."""
 
 LOGGED_IMAGES = 1000
-"""Held-out (else training) images behind the accuracy and NLL of each row, at most."""
+"""Largest number of validation (else training) images that accuracy and NLL of each row are computed on."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where training stood: states of model, guide and optimiser, and a `Trainer`'s counters and rows."""
+    """A state of training: states of model, guide and optimiser, and counters and rows of the `Trainer`."""
 
     states: Sequence[dict[str, Any]]
     step: int
@@ -55,7 +55,7 @@ class Trainer:
         device, model = train.images.device, guide.model
         self.model, self.guide, self.train, self.config = model, guide, train, config
         self.step, self.started, self.seconds = 0, time.perf_counter(), 0.0
-        self.position, self.stride = 0.0, 1.0  # along the schedule of the learning rate, and what a step adds
+        self.position, self.stride = 0.0, 1.0  # on the schedule of the learning rate; increment per step
         self.rows: list[dict[str, Any]] = []
         model.num_data = len(train)
         guide.forget()
@@ -74,17 +74,26 @@ class Trainer:
         self.listeners = tuple(listeners)
 
     def tell(self, event: Event) -> None:
-        """Tell all listeners."""
+        """Call all listeners with an event."""
         for listener in self.listeners:
             listener(event)
 
     @property
+    def temperature(self) -> float:
+        """Temperature of the posterior that is trained; during a fit it is set here alone."""
+        return self.model.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.model.temperature = value
+
+    @property
     def history(self) -> pd.DataFrame:
-        """See `FitResult`."""
+        """The rows logged so far, see `FitResult`."""
         return pd.DataFrame(self.rows)
 
     def run_pilot(self) -> None:
-        """The pilot phase: all masks on."""
+        """Run the pilot phase, with all masks on."""
         steps = round(self.config.pilot * self.config.steps)
         if steps:
             shapes, device = self.guide.mask_shapes, self.train.images.device
@@ -93,11 +102,11 @@ class Trainer:
         self.model.fix_masks(None)
 
     def run(self, steps: int, phase: str, after_step: Callable[[], None] | None = None) -> None:
-        """Train for some steps at the model's temperature; a row of history now and then and at the end."""
-        model, config, every = self.model, self.config, math.ceil(self.config.steps / LOGS)
-        scale = model.temperature / len(self.train)  # of a gradient in nats to one per image
+        """Train for some steps at the current temperature; add rows to the history at intervals and at the end."""
+        config, every = self.config, math.ceil(self.config.steps / LOGS)
+        scale = self.temperature / len(self.train)  # from nats of all data to nats per image
         total, count = torch.zeros((), device=self.train.images.device), 0
-        self.tell(PhaseStarted(phase, model.temperature, steps))
+        self.tell(PhaseStarted(phase, self.temperature, steps))
         for i in range(steps):
             batch = next(self.batches)
             images, labels = self.train.images[batch], self.train.labels[batch]
@@ -113,7 +122,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters, config.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            # After the step, as where nobody calls it (see `Guide.learn`): so both ways of training are one.
+            # After the step, which is also when the guide would call it itself (see `Guide.learn`).
             self.guide.learn()
             self.step += 1
             self.position += self.stride
@@ -130,12 +139,12 @@ class Trainer:
         return self.model, self.guide, self.optimizer
 
     def snapshot(self) -> "Snapshot":
-        """Where training stands."""
+        """A copy of the current state of training."""
         states = [copy.deepcopy(part.state_dict()) for part in self._parts]
         return Snapshot(states, self.step, self.position, self.stride, tuple(self.rows))
 
     def go_back(self, snapshot: "Snapshot") -> None:
-        """Put all back but for the temperature, random numbers and when a guide's next update is due."""
+        """Restore a snapshot, except for temperature, random state, and the time of a guide's next update."""
         for part, state in zip(self._parts, snapshot.states, strict=True):
             part.load_state_dict(copy.deepcopy(state))
         self.guide.forget()
@@ -146,7 +155,7 @@ class Trainer:
     def _log(self, phase: str, loss: float) -> None:
         if not math.isfinite(loss):
             raise TrainingError(
-                f"loss={loss} at step {self.step}, {phase} phase, temperature={self.model.temperature:g}: lower "
+                f"loss={loss} at step {self.step}, {phase} phase, temperature={self.temperature:g}: lower "
                 f"learning_rate={self.config.learning_rate} or clip={self.config.clip}"
             )
         posterior, labels = Posterior((self.guide,)), self.watched.labels.cpu()
@@ -154,7 +163,7 @@ class Trainer:
         row = {
             "step": self.step,
             "phase": phase,
-            "temperature": self.model.temperature,
+            "temperature": self.temperature,
             "loss": loss,
             "accuracy": scores["accuracy"],
             "nll": scores["nll"],
@@ -166,7 +175,7 @@ class Trainer:
 
 
 def _batches(total: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Indices of endless minibatches of one size: a permutation an epoch, what does not fill a batch left out."""
+    """Endless minibatches of indices, all of one size: one permutation per epoch, without a last incomplete batch."""
     size = min(size, total)
     while True:
         yield from torch.randperm(total, device=device)[: total - total % size].split(size)

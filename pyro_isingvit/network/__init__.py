@@ -1,4 +1,4 @@
-"""The network: a plain torch Vision Transformer, its weight sites and its stem. No Bayes inside."""
+"""The network: a plain torch Vision Transformer without priors or masks, its weight sites, and its stem."""
 
 from .sites import LAYER, Linear, WeightSite, by_name, linear
 from .vit import ViT, ViTConfig

@@ -1,4 +1,4 @@
-"""What the model samples: one `WeightSite` for each role of a network's weights."""
+"""Weight sites: one for each role of a network's weights, which the model samples."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,26 +14,31 @@ LAYER = "layer"
 
 
 Linear = Callable[[str, int | None, Tensor, Tensor, Tensor | None], Tensor]
-"""What applies a linear layer of a network: the name of its site, the block (None where the site has no blocks), the
-input (..., inputs), the weight (outputs, inputs), the bias (outputs,) or None; returns (..., outputs)."""
+"""A function that applies a linear layer of a network.
+
+Its arguments are the name of the site, the block (None if the site has no blocks), the input (..., inputs), the weight
+(outputs, inputs), and the bias (outputs,) or None. It returns (..., outputs)."""
 
 
 def linear(site: str, layer: int | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The usual `Linear`."""
+    """The default `Linear`, `torch.nn.functional.linear`."""
     return F.linear(x, weight, bias)
 
 
 @dataclass(frozen=True)
 class WeightSite:
-    """A weight tensor that a prior and a guide speak about.
+    """A weight tensor that has a prior: all weights of one role, stacked over the blocks.
 
     Attributes:
         name: name of the parameter in the network, e.g. ``"encoder.up"``. The Pyro sample sites are
             ``f"{name}.mask"`` and ``f"{name}.weight"``.
         shape: shape of the weight.
-        dims: a name for each dimension; they become ArviZ coordinates.
-        reads: the dimensions the weight sums over when it is applied (its input units).
-        writes: the dimensions of what it produces (its output units).
+        dims: a name for each dimension, also used for labelled arrays (xarray, ArviZ).
+        reads: the dimensions that are summed over when the weight is applied (its input units).
+        writes: the dimensions of the result (its output units).
+
+    Raises:
+        InputError: if there is not one name for each dimension, or ``reads`` or ``writes`` names another one.
     """
 
     name: str
@@ -61,7 +66,7 @@ class WeightSite:
 
     @property
     def key(self) -> str:
-        """The name without dots, as `torch.nn.ParameterDict` wants it."""
+        """The name without dots, as `torch.nn.ParameterDict` requires."""
         return self.name.replace(".", "_")
 
     @property
@@ -75,7 +80,7 @@ class WeightSite:
         return math.prod(size for size, dim in zip(self.shape, self.dims, strict=True) if dim in self.reads)
 
     def axis(self, dim: str) -> int:
-        """The axis of a dimension, counted from the right, so that batch dimensions may stand before it."""
+        """The axis of a dimension, counted from the right, so that batch dimensions may precede it."""
         return self.dims.index(dim) - len(self.dims)
 
 
@@ -83,7 +88,7 @@ def by_name(sites: Sequence[WeightSite]) -> dict[str, WeightSite]:
     """The sites as a dictionary, in their order.
 
     Raises:
-        InputError: if two sites share a name, or there is none.
+        InputError: if two sites share a name, or there are no sites.
     """
     table = {site.name: site for site in sites}
     if len(table) != len(sites) or not table:

@@ -1,6 +1,7 @@
-"""What a token is computed from: the pixels of its patch, or a few small convolutions. Needs only torch.
+"""The stem, which makes the features of each token: the pixels of its patch, or a few small convolutions.
 
-`pyro_isingvit.export` writes this file and `pruning.compact` as one, so it imports nothing of the package.
+`pyro_isingvit.export` joins this file and `pruning.compact` in one, so that it must import nothing but torch and the
+standard library.
 """
 
 import math
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Images within [0, 1]: bytes are divided by 255."""
+    """Images as floats: bytes are divided by 255, floats are returned unchanged."""
     return images if images.is_floating_point() else images.float() / 255
 
 
@@ -24,14 +25,14 @@ def to_patches(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 STEMS = ("patches", "convolutions")
-"""What a token may be computed from, see `Stem`."""
+"""Names of the stems, see `Stem`."""
 
 
 def check_stem(stem: str, image_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
-    """Whether a stem makes a token of each patch.
+    """Check that a stem makes one token of each patch.
 
     Raises:
-        ValueError: if convolutions of stride 2 cannot.
+        ValueError: if convolutions of stride 2 cannot do so for this size of image and patch.
     """
     if stem == "patches":
         return
@@ -56,22 +57,23 @@ def _halves(size: int, patch: int) -> bool:
 
 
 def stem_widths(channels: int, patch_size: tuple[int, int], dim: int) -> list[int]:
-    """Channels before and after each convolution but the last, which is the patch embedding."""
+    """Channels before and after each convolution, without the last one, which is the patch embedding."""
     return [channels, *(max(1, dim >> left) for left in range(_halvings(patch_size[0]) - 1, 0, -1))]
 
 
 def stem_features(stem: str, channels: int, patch_size: tuple[int, int], dim: int) -> int:
-    """Values that the embedding of a token reads."""
+    """Number of features that the patch embedding reads for each token."""
     if stem == "patches":
         return channels * math.prod(patch_size)
     return 9 * stem_widths(channels, patch_size, dim)[-1]
 
 
 class Stem(nn.Module):
-    """The values that each token is computed from, linearly.
+    """Makes the features of each token, to which the network then applies the linear patch embedding.
 
-    ``"patches"``: the pixels of its patch. ``"convolutions"``: the 3 x 3 window of the last of several convolutions of
-    stride 2, GELU between them, as many as make a token of a patch; their channels double up to ``dim``.
+    With ``"patches"`` these are the pixels of its patch. With ``"convolutions"`` a patch is reduced to one token by
+    several 3 x 3 convolutions of stride 2 with GELU between them, whose channels double up to ``dim``. The last one is
+    the patch embedding, and the features are the 3 x 3 windows that it reads.
 
     References:
         Xiao et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021.

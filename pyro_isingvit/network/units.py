@@ -1,7 +1,7 @@
-"""The one table of the parts of a `ViT`: its weight sites, and the units that their weights share.
+"""The table of all parts of a `ViT`: its weight sites, and the units that their weights share.
 
-Couplings of the Ising prior, masks shared by whole units, levels of inclusion and of pruning, what is left behind where
-a unit is cut, and the labels of pictures are all derived from it.
+Couplings of the Ising prior, masks shared by whole units, levels of inclusion and of pruning, constant contributions of
+units that are cut, and the labels of pictures are all derived from it.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ SITES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = 
     "classifier.hidden": (("classifier_hidden", "dim"), ("dim",), ("classifier_hidden",)),
     "classifier.out": (("class", "classifier_hidden"), ("classifier_hidden",), ("class",)),
 }
-"""Weight sites in the order in which the network uses them: dimensions, those that are summed over, those produced."""
+"""Weight sites in the order of their use: all dimensions, those that are summed over, those of the result."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Unit:
     """A part of a network that can be cut as a whole.
 
     Attributes:
-        name: of the kind of unit.
-        level: what `prune` calls the decision on it; ``head_dim`` decides on two kinds.
-        dims: dimensions that tell one such unit from another.
+        name: name of the kind of unit.
+        level: level of `prune` that decides on this kind; ``head_dim`` decides on two kinds.
+        dims: dimensions that index the units of this kind.
         writers, readers: sites whose weights lead into a unit, and out of it. A unit is alive if each of them has a
             weight that is kept. (Queries and keys both lead into a unit; their product leads out.)
-        owns: sites whose weights go with the unit; its writers and readers if empty.
+        owns: sites whose weights are removed with the unit; its writers and readers if empty.
         parts: finer units that it consists of. Without writers and readers of its own, it is alive if one of them is.
-        norm: parameter that holds the centre of what the writers read, the bias of a LayerNorm.
-        bias: parameter that is added to what the writers produce.
-        activation: that is applied then.
-        constant: parameter that takes up the constant contribution of a unit that is cut.
+        norm: bias of the LayerNorm before the writers, the centre of their input.
+        bias: bias that is added to the output of the writers.
+        activation: activation function that is applied to the sum.
+        constant: bias that the constant contribution of a unit that is cut is added to.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Unit:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Writers and readers."""
+        """All sites whose weights lead into or out of the unit: writers, then readers."""
         return self.writers + self.readers
 
 
@@ -149,11 +149,11 @@ RESIDUAL = Unit(
 """Dimensions of the residual stream, which all blocks write to and read. They are not cut."""
 
 LEVELS: tuple[str, ...] = tuple(dict.fromkeys(unit.level for unit in UNITS.values()))
-"""What `prune` can decide on, beside single weights."""
+"""Levels that `prune` can decide on, besides single weights."""
 
 
 def units_at(level: str) -> tuple[Unit, ...]:
-    """The kinds of units that a level decides on."""
+    """The kinds of units that a level of `prune` decides on."""
     return tuple(unit for unit in UNITS.values() if unit.level == level)
 
 

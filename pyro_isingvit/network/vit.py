@@ -1,4 +1,4 @@
-"""A plain torch Vision Transformer whose weights are stacked by role. No Bayes inside.
+"""A plain torch Vision Transformer whose weights are stacked by role.
 
 References:
     Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
@@ -26,19 +26,23 @@ class ViTConfig(Config):
         image_size: height and width of an image.
         channels: colour channels.
         patch_size: height and width of a patch; has to divide the image.
-        stem: what tokens are computed from: ``"patches"``, the pixels of each; or ``"convolutions"``, see `Stem`, whose
-            last one is the site ``patch_embed``. Those before it are learned parameters, as biases are.
+        stem: what tokens are computed from: ``"patches"``, the pixels of each patch; or ``"convolutions"``, see `Stem`.
+            The last convolution is the site ``patch_embed``; those before it are learned without a prior, as biases
+            are.
         classes: number of classes.
         dim: width of the residual stream; a multiple of ``heads``.
         depth: number of blocks.
         heads: attention heads of a block.
         mlp_ratio: hidden units of a block's MLP, in multiples of ``dim``.
         classifier_hidden: hidden units of the classifier; ``dim // 2`` if None.
-        pooling: what the classifier reads: the mean of all tokens, or a class token of its own.
-        position_embedding: whether tokens know where they are (the published model's do not).
-        dropout: share of activations that training leaves out: after the patch embedding, and after every linear layer
-            of a block but query, key and value.
-        pixel_mean, pixel_std: images come in [0, 1]; the network standardises them by these.
+        pooling: what the classifier reads: the ``"mean"`` of all tokens, or a class token (``"cls"``).
+        position_embedding: whether a learned position embedding is added to the tokens (the published model has none).
+        dropout: share of activations that training sets to zero, after the patch embedding and after every linear layer
+            of a block except query, key and value.
+        pixel_mean, pixel_std: mean and standard deviation by which the network standardises images in [0, 1].
+
+    Raises:
+        InputError: if a value is out of range, or the sizes are incompatible.
     """
 
     image_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt] = (28, 28)
@@ -87,17 +91,17 @@ class ViTConfig(Config):
 
     @property
     def patch_dim(self) -> int:
-        """Number of values that a token is computed from."""
+        """Number of features that a token is computed from."""
         return stem_features(self.stem, self.channels, self.patch_size, self.dim)
 
     @property
     def hidden(self) -> int:
-        """Hidden units of a block's MLP."""
+        """Number of hidden units of a block's MLP."""
         return round(self.dim * self.mlp_ratio)
 
     @property
     def classifier_units(self) -> int:
-        """Hidden units of the classifier."""
+        """Number of hidden units of the classifier."""
         return self.classifier_hidden or max(1, self.dim // 2)
 
 
@@ -145,7 +149,7 @@ class Encoder(nn.Module):
             q = split(linear("encoder.query", i, z, query[i], query_bias[i]))
             k = split(linear("encoder.key", i, z, key[i], key_bias[i]))
             v = split(linear("encoder.value", i, z, value[i], value_bias[i]))
-            # Spelled out: tokens are few, and torch's fused kernel on CPUs is slow in bfloat16 and differentiable once.
+            # Written out, as tokens are few and torch's fused CPU kernel is slow in bfloat16 and differentiable once.
             looks = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1).to(v.dtype)
             if attention is not None:
                 attention.append(looks)
@@ -200,7 +204,7 @@ class ViT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every weight uniformly within one over the square root of its fan-in, as `nn.Linear` and `nn.Conv2d`."""
+        """Draw every weight uniformly within +-1 / sqrt(fan_in), as `nn.Linear` and `nn.Conv2d` do."""
         for part in self.stem.modules():
             if isinstance(part, nn.Conv2d):
                 part.reset_parameters()
@@ -253,6 +257,10 @@ class ViT(nn.Module):
             images: the batch.
             attention: a list to which each block adds its attention maps (batch, heads, tokens, tokens), the
                 last axis over what is attended to; None computes none.
-            linear: applies the linear layers that are weight sites, so that they can be watched.
+            linear: a function that applies the linear layers of all weight sites, such as that of an estimator that
+                observes their inputs; see `pyro_isingvit.network.Linear`.
+
+        Raises:
+            InputError: if the images are not of the configured size.
         """
         return self.forward_head(self.forward_features(images, attention, linear), linear)

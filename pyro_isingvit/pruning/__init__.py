@@ -1,4 +1,4 @@
-"""From a posterior to a smaller, faster network that leaves Python."""
+"""Cut a network down to what its posterior keeps, and export it for use without Pyro."""
 
 from .compact import CompactViT
 from .cost import Cost, costs

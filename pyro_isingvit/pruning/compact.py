@@ -1,7 +1,7 @@
-"""A Vision Transformer without its dead parts: every layer is as wide as what is left of it.
+"""A Vision Transformer from which units have been removed, so that its layers may differ in width.
 
-`pyro_isingvit.prune` makes these. Beside the weights `pyro_isingvit.export` writes ``compact.py``, which is
-`network.stem` and this module as one file, so that the folder can be read with torch alone:
+`pyro_isingvit.prune` makes such networks. `pyro_isingvit.export` writes their weights and, beside them, ``compact.py``:
+`network.stem` and this module in one file, so that the folder can be read with torch alone:
 
 .. code-block:: python
 
@@ -9,7 +9,7 @@
 
     probs = load("small")(images).softmax(-1)
 
-So this module imports nothing of the package but the stem.
+For this reason, this module imports nothing of the package except the stem.
 """
 
 import json
@@ -27,25 +27,25 @@ from torch import Tensor, nn
 from ..network.stem import STEMS, Stem, as_floats, check_stem, stem_features
 
 FORMAT, VERSION = "pyro_isingvit.compact", 3
-"""What ``config.json`` has to say of itself."""
+"""The format and version that ``config.json`` must name."""
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 """The files that `load` reads."""
 
 
 class LoadError(ValueError):
-    """A folder cannot be read; the message is one line: the file, what is wrong with it, and what to do instead."""
+    """A folder cannot be read; the message is one line that names the file, the problem and the remedy."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The size of a residual layer, attention or MLP.
+    """The size of a residual layer, which is either attention or an MLP.
 
     Attributes:
-        block: that it was part of, from 0.
-        heads: of attention: groups of equal heads, each (number, width of query and key, width of value). A head
-            without query and key looks at all tokens alike.
-        hidden: units of an MLP; 0 for attention.
+        block: index of the block that the layer was part of, from 0.
+        heads: groups of equal attention heads, each (number of heads, width of query and key, width of value); empty
+            for an MLP. A head without query and key attends to all tokens equally.
+        hidden: number of hidden units of an MLP; 0 for attention.
     """
 
     block: int
@@ -61,13 +61,13 @@ class CompactConfig:
         image_size, patch_size: height and width.
         channels, classes, dim: colour channels, number of classes, width of the residual stream.
         stem: ``"patches"`` or ``"convolutions"``, see `Stem`.
-        layers: what is left, in order.
-        patch_features: of those that the stem makes, how many are read.
-        classifier_hidden: hidden units of the classifier.
+        layers: the layers that are left, in order.
+        patch_features: number of the stem's features that the patch embedding reads.
+        classifier_hidden: number of hidden units of the classifier.
         pooling: ``"mean"`` of all tokens, or ``"cls"``.
-        position_embedding: whether tokens know where they are.
-        pixel_mean, pixel_std: images come in [0, 1]; the network standardises them by these.
-        members: networks of an ensemble; 1 for a single network.
+        position_embedding: whether a position embedding is added to the tokens.
+        pixel_mean, pixel_std: mean and standard deviation by which images in [0, 1] are standardised.
+        members: number of networks in an ensemble; 1 for a single network.
     """
 
     image_size: tuple[int, int]
@@ -108,15 +108,15 @@ class CompactConfig:
 
     @property
     def stem_features(self) -> int:
-        """Values behind a token, of which ``patch_features`` are read."""
+        """Number of features that the stem makes for each token, ``patch_features`` of which are read."""
         return stem_features(self.stem, self.channels, self.patch_size, self.dim)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CompactConfig":
-        """The inverse of `dataclasses.asdict`, lists in place of tuples allowed.
+        """The inverse of `dataclasses.asdict`; lists are accepted in place of tuples.
 
         Raises:
-            TypeError, KeyError: if something is missing or unknown.
+            TypeError, KeyError: if a field is missing or unknown.
         """
         layers = tuple(
             Layer(**{**layer, "heads": tuple((int(n), int(qk), int(v)) for n, qk, v in layer["heads"])})
@@ -136,7 +136,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Part(nn.Module):
-    """A module whose parameters start at zero, one of each for each member."""
+    """A module whose parameters start at zero, with one copy for each member of an ensemble."""
 
     def __init__(self, members: int) -> None:
         super().__init__()
@@ -163,14 +163,14 @@ class Norm(_Part):
 
 
 class Attention(_Part):
-    """Pre-norm attention whose heads may differ in width. The scale of its scores is part of the query."""
+    """Pre-norm attention whose heads may differ in width. The query includes the scale of the attention scores."""
 
     def __init__(self, dim: int, groups: tuple[tuple[int, int, int], ...], members: int) -> None:
         super().__init__(members)
         self.groups = groups
         looks, values = (sum(group[0] * group[i] for group in groups) for i in (1, 2))
         self.norm = Norm(dim, members)
-        # A key's bias cancels in the softmax, and a value's is a constant: neither is needed.
+        # The bias of a key cancels in the softmax, and that of a value adds a constant, so neither is needed.
         self.query, self.query_bias, self.key = self.empty(looks, dim), self.empty(looks), self.empty(looks, dim)
         self.value, self.out, self.bias = self.empty(values, dim), self.empty(dim, values), self.empty(dim)
 
@@ -212,12 +212,13 @@ class MLP(_Part):
 
 
 class CompactViT(_Part):
-    """A plain Vision Transformer with layers of uneven width, or an ensemble of such of one shape, run as one.
+    """A plain Vision Transformer with layers of uneven width, or an ensemble of such networks of the same shape.
 
     Its parameters start at zero; `pyro_isingvit.prune` and `load` fill them.
 
     Args:
-        config: its geometry. With several ``members`` each parameter has them as its first dimension.
+        config: geometry of the network. With several ``members``, these are the first dimension of each parameter
+            except those of the stem, which all members share.
     """
 
     def __init__(self, config: CompactConfig) -> None:
@@ -226,7 +227,7 @@ class CompactViT(_Part):
         dim, whole = config.dim, config.stem_features
         tokens = math.prod(size // patch for size, patch in zip(config.image_size, config.patch_size, strict=True))
         self.stem = Stem(config.stem, config.channels, config.patch_size, dim)  # the same for all members
-        # Which of its values are read; all of them need no list.
+        # Indices of the stem's features that are read; None if all of them are.
         index = torch.zeros(config.patch_features, dtype=torch.long) if config.patch_features < whole else None
         self.patch_index: Tensor | None
         self.register_buffer("patch_index", index)
@@ -276,7 +277,7 @@ class CompactViT(_Part):
 
 
 def describe(config: CompactConfig) -> str:
-    """``config.json`` of a network."""
+    """The text of ``config.json`` for a network."""
     return json.dumps({"format": FORMAT, "version": VERSION, **asdict(config)}, indent=2) + "\n"
 
 
@@ -323,7 +324,9 @@ _DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file: the header's length in eight bytes, the header in JSON, then raw numbers.
+    """Read all tensors of a safetensors file.
+
+    The file consists of the length of the header in eight bytes, the header as JSON, and the raw numbers.
 
     Raises:
         LoadError: if the file is damaged.

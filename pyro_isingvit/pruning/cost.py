@@ -1,4 +1,4 @@
-"""What a network costs: parameters, operations, bytes, time."""
+"""Size and speed of networks: parameters, operations, bytes and latency."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..draws import evaluating
 
 ROUNDS, ROUND_SECONDS = 5, 0.2
-"""Latencies are the least median of so many rounds of so many seconds, networks in turn in each round."""
+"""A latency is the least of the medians of so many rounds, of so many seconds. The networks take turns."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Cost:
     """Size and speed of a network.
 
     Attributes:
-        parameters: learned numbers.
-        zeros: share of them that is 0, which takes memory and time as any other.
-        bytes: of its safetensors file.
+        parameters: number of learned parameters.
+        zeros: share of the parameters that are 0. Zeros take as much memory and time as other numbers.
+        bytes: size of its safetensors file.
         flops: floating-point operations of the matrix products for one image.
-        latency: seconds for a batch, by its size.
+        latency: seconds for a batch, by batch size.
     """
 
     parameters: int
@@ -34,14 +34,14 @@ class Cost:
 
 
 def costs(networks: Mapping[str, nn.Module], images: Tensor, batches: tuple[int, ...] = (1, 256)) -> dict[str, Cost]:
-    """Measure networks side by side, on their device and with as many threads as torch has.
+    """Measure networks side by side, on their device and with as many threads as torch uses.
 
     Args:
-        networks: by name; all take the same images.
-        images: one or more, (n, channels, height, width); repeated to fill a batch.
-        batches: sizes to time.
+        networks: the networks by name; all take the same images.
+        images: one or more images (n, channels, height, width), repeated to fill a batch.
+        batches: batch sizes to time.
     """
-    from torch.utils.benchmark import Timer  # complains at import where a CUDA toolkit but no GPU is installed
+    from torch.utils.benchmark import Timer  # warns at import if a CUDA toolkit but no GPU is installed
 
     latency: dict[str, dict[int, float]] = {name: {} for name in networks}
     threads, device = torch.get_num_threads(), next(next(iter(networks.values())).parameters()).device

@@ -1,8 +1,13 @@
-"""Cutting a `ViT`: what contributes nothing goes, and the constants that dead parts contribute stay.
+"""Remove the dead parts of a `ViT`, and fold their constant contributions into the biases.
 
-Dead parts are found in the weights. A unit that nothing enters is constant, and its constant moves on into the next
-bias; one that nothing leaves is dropped; a layer without units is a constant for every token, which moves back into the
-layer before it, or into the embedding. The result is the same function of the images, up to rounding.
+Which parts are dead is read off the weights:
+
+* A unit without ingoing weights is constant; its contribution is folded into the next bias.
+* A unit without outgoing weights is dropped.
+* A layer without units adds the same vector to every token; it is folded into the bias of the layer before it, or into
+  the embeddings.
+
+Removing dead parts does not change the function that the network computes, up to rounding.
 """
 
 import math
@@ -23,8 +28,14 @@ from .silence import Parameters, silence
 
 @dataclass(frozen=True)
 class Head:
-    """What is left of an attention head: query (looks, dim), query_bias (looks,), key, value (width, dim), out (dim,
-    width). The scale of the scores is part of the query."""
+    """What is left of an attention head.
+
+    Attributes:
+        query, query_bias: (looks, dim) and (looks,), multiplied by the scale of the attention scores.
+        key: (looks, dim).
+        value: (width, dim).
+        out: (dim, width).
+    """
 
     query: Tensor
     query_bias: Tensor
@@ -40,8 +51,15 @@ class Head:
 
 @dataclass(frozen=True)
 class Part:
-    """What is left of a residual layer: heads of attention, or up (hidden, dim), up_bias (hidden,), down (dim, hidden)
-    of an MLP; and the constant ``bias`` (dim,) that it adds to every token."""
+    """What is left of a residual layer, which is either attention or an MLP.
+
+    Attributes:
+        block: index of the block that the layer is part of, from 0.
+        norm: weight and bias of its LayerNorm, each (dim,).
+        bias: the constant that the layer adds to every token, (dim,).
+        heads: heads of attention.
+        mlp: up (hidden, dim), up_bias (hidden,) and down (dim, hidden) of an MLP; None for attention.
+    """
 
     block: int
     norm: tuple[Tensor, Tensor]
@@ -51,14 +69,21 @@ class Part:
 
     @property
     def alive(self) -> bool:
-        """Whether it does more than to add its constant."""
+        """Whether the layer does more than add its constant."""
         return bool(self.heads) or (self.mlp is not None and len(self.mlp[0]) > 0)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A network taken apart: ``patches`` (patch_dim,) are the patch features that are read, ``classifier`` is hidden
-    (units, dim), hidden_bias, out (classes, units), out_bias; ``rest`` are the parameters that stay as they are."""
+    """A network taken apart into what is left of it.
+
+    Attributes:
+        config: geometry of the whole network.
+        patches: booleans over the patch features, true for those that are read.
+        parts: what is left of each residual layer, in order.
+        classifier: hidden (units, dim), hidden_bias (units,), out (classes, units) and out_bias (classes,).
+        rest: the parameters that stay as they are, by name.
+    """
 
     config: ViTConfig
     patches: Tensor
@@ -70,21 +95,24 @@ class Cut:
 def shrink(
     network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[str, Tensor] | None = None
 ) -> CompactViT:
-    """The same network without its dead parts, and without units that are not kept. A stem's convolutions stay whole.
+    """Remove the dead parts of a network, and the units that are not kept.
+
+    The convolutions of a stem are not cut.
 
     Args:
-        network: it is left as it is.
-        weights: in place of its own, by the name of their site, zero where they are cut.
-        kept: booleans over the units of `network.units.UNITS`, by name. Units that are cut leave their mean behind.
+        network: the network to cut; it is not changed.
+        weights: weights in place of the network's own, by parameter name, zero where they are cut.
+        kept: booleans over the units, by the name of the kind of unit in `network.units.UNITS`; false for those to cut.
+            The mean contribution of a unit that is cut stays as a bias, see `pyro_isingvit.pruning.silence`.
 
     Raises:
-        InputError: if what is left does not depend on the image.
+        InputError: if the output of what is left does not depend on the image.
     """
     return assemble(take_apart(network, weights, kept))
 
 
 def scale_within(network: ViT, weights: Mapping[str, Tensor], logit_scale: float) -> dict[str, Tensor]:
-    """Parameters of a network, by name: the weights, with a scale of the logits in the last layer and its bias."""
+    """Weights by parameter name, with the logit scale multiplied into the last layer and its bias."""
     bias = network.classifier.out_bias.detach() * logit_scale
     return {**weights, "classifier.out": weights["classifier.out"] * logit_scale, "classifier.out_bias": bias}
 
@@ -92,7 +120,7 @@ def scale_within(network: ViT, weights: Mapping[str, Tensor], logit_scale: float
 def take_apart(
     network: ViT, weights: Mapping[str, Tensor] | None = None, kept: Mapping[str, Tensor] | None = None
 ) -> Cut:
-    """Take a network apart and leave out what is dead. Layers stay, if only as a constant; see `shrink`."""
+    """Take a network apart and drop its dead units; see `shrink`. A layer without units stays, as a constant."""
     config, given = network.config, dict[str, Tensor](network.named_parameters())
     for name, weight in (weights or {}).items():
         if name not in given or given[name].shape != weight.shape:
@@ -126,10 +154,10 @@ def take_apart(
 
 
 def assemble(cut: Cut) -> CompactViT:
-    """The network of what is left.
+    """Build a compact network from the parts that are left.
 
     Raises:
-        InputError: if it does not depend on the image.
+        InputError: if its output does not depend on the image.
     """
     hidden, hidden_bias, out, out_bias = cut.classifier
     for what, number in (("patch feature", int(cut.patches.sum())), ("hidden unit of the classifier", len(hidden))):
@@ -181,7 +209,7 @@ def assemble(cut: Cut) -> CompactViT:
 
 
 def _alive(into: Tensor, out: Tensor) -> Tensor:
-    """Which units have a weight in and one out: (units, n) and (m, units) to (units,)."""
+    """Whether each unit has an ingoing and an outgoing weight: (units, n) and (m, units) to (units,)."""
     return into.bool().any(1) & out.bool().any(0)
 
 
@@ -189,8 +217,8 @@ def _attention(p: Parameters, block: int) -> Part:
     query, key, value, out = (p[f"encoder.{role}"][block] for role in ("query", "key", "value", "out"))
     heads, width, _ = query.shape
     query_bias, value_bias = (p[f"encoder.{role}_bias"][block].view(heads, width) for role in ("query", "value"))
-    # Attention weights sum to one, so that a value's bias is a constant. A key's bias adds the same to all scores of
-    # a query, which the softmax does not see.
+    # Attention weights sum to one, so the bias of a value contributes a constant. The bias of a key adds the same
+    # number to all scores of a query, which cancels in the softmax.
     bias = p["encoder.out_bias"][block] + out.flatten(1) @ value_bias.flatten()
     left = []
     for h in range(heads):
@@ -199,7 +227,7 @@ def _attention(p: Parameters, block: int) -> Part:
             continue
         asks, answers = query[h].bool().any(1), key[h].bool().any(1)
         varying = asks & answers
-        # Query units that nothing enters ask all tokens' keys the same: one unit can do it for all of them.
+        # Query units without ingoing weights are the same for all tokens, so one unit can replace all of them.
         constant = (query_bias[h] * ~asks) @ key[h]
         rows, biases, keys = query[h][varying], query_bias[h][varying], key[h][varying]
         if constant.any():
@@ -221,7 +249,7 @@ def _mlp(p: Parameters, block: int) -> Part:
 
 
 def _layer(part: Part) -> tuple[Layer, Parameters]:
-    """Its size, and its parameters by name."""
+    """The size of a layer, and its parameters by name."""
     if part.mlp is not None:
         up, up_bias, down = part.mlp
         return Layer(part.block, hidden=len(up)), {"up": up, "up_bias": up_bias, "down": down}

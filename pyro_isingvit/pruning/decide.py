@@ -1,4 +1,4 @@
-"""What stays: from inclusion probabilities to weights, units, heads and blocks.
+"""Decide which weights, units, heads and blocks to keep, from inclusion probabilities.
 
 References:
     Barbieri & Berger, "Optimal Predictive Model Selection", Annals of Statistics 2004 (the threshold of one half).
@@ -26,17 +26,17 @@ Level = str
 """``"weight"``, or one of `pyro_isingvit.network.units.LEVELS`."""
 
 DEFAULT_LEVELS: tuple[Level, ...] = ("hidden", "head_dim")
-"""Where most weights of a `ViT` are."""
+"""The levels that have most of the weights of a `ViT`."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What stays.
+    """Which weights and units to keep.
 
     Attributes:
-        levels: that were decided on.
-        masks: of the weights, by site name.
-        kept: booleans over the units, by unit.
+        levels: the levels that were decided on.
+        masks: masks of the weights, by site name.
+        kept: booleans over the units, by the name of the kind of unit.
     """
 
     levels: tuple[Level, ...]
@@ -50,25 +50,28 @@ def prune(
     threshold: float = 0.5,
     density: float | Mapping[Level, float] | None = None,
 ) -> CompactViT:
-    """A smaller network from a posterior: plain torch, without Pyro and without the parts that are cut.
+    """Cut a network down to what its posterior keeps: the result is plain torch, without Pyro.
 
-    At level ``"weight"`` single weights stay or go. At the others whole units do. One that goes leaves its mean behind
-    as a bias, taken at the centre of the LayerNorm before it; a patch feature that of a plain image of ``pixel_mean``.
-    The convolutions of a stem stay whole. Within units that stay, weights are in if they reach the threshold (else as
-    in the median-probability model), at their posterior mean given that they are in. Then all that is dead is cut (see
-    `shrink`), whatever the level.
+    At level ``"weight"``, single weights are kept or dropped; at the other levels, whole units. The mean contribution
+    of a unit that is cut stays as a bias. It is taken at the centre of the LayerNorm before the unit or, for a patch
+    feature, for a plain image of ``pixel_mean``. The convolutions of a stem are not cut.
+
+    Within units that are kept, a weight is kept if its inclusion probability reaches the threshold. With a density, the
+    weights of the median-probability model are kept, except at level ``"weight"``, where the density decides. A weight
+    that is kept takes its posterior mean given that it is kept. Finally all dead parts are removed, whatever the level
+    (see `shrink`).
 
     Args:
-        posterior: one with masks. If they are fixed (by ``fine_tune``), what is out is out, and what is in
-            stays unless the density has no room for it.
-        level: what is decided on, one or several: ``"weight"``, ``"hidden"`` (units of the MLPs), ``"head_dim"`` (units
+        posterior: a posterior with masks. If the masks are fixed (by ``fine_tune``), what they drop is cut, and what
+            they keep stays unless the density has no room for it.
+        level: one or several levels to decide on: ``"weight"``, ``"hidden"`` (units of the MLPs), ``"head_dim"`` (units
             of queries and keys, and of values), ``"head"``, ``"block"``, ``"patch"`` (features of a patch),
-            ``"classifier_hidden"`` (units of the classifier).
-        threshold: what is alive with at least this probability stays, see `diagnostics.inclusion.unit_inclusion`.
-        density: in place of a threshold, the share to keep, at most, of the weights that belong to what is decided on:
-            those of the most probable parts, whatever their kind and block (single weights are ranked among
-            themselves). What the median-probability model leaves out does not come back, except single weights. Or a
-            share for each level, by its name, in place of ``level``.
+            ``"classifier_hidden"`` (hidden units of the classifier).
+        threshold: keep what is alive with at least this probability, see `pyro_isingvit.diagnostics.unit_inclusion`.
+        density: in place of a threshold, the largest share to keep of the weights that belong to the levels. The most
+            probable units are kept; units of all kinds and blocks are ranked together, single weights among themselves.
+            Weights that the median-probability model drops stay dropped, except at level ``"weight"``. A mapping gives
+            a share for each level, by name, and replaces ``level``.
 
     Returns:
         The network in evaluation mode, on the CPU.
@@ -87,7 +90,7 @@ def decide(
     threshold: float = 0.5,
     density: float | Mapping[Level, float] | None = None,
 ) -> Decision:
-    """What stays of a network by its posterior; see `prune` for arguments and errors."""
+    """Decide what to keep of a network by its posterior; see `prune` for arguments and errors."""
     levels = _levels(level if not isinstance(density, Mapping) else tuple(density))
     _check(posterior, levels, threshold, density)
     shares: Mapping[Level, float | None] = density if isinstance(density, Mapping) else dict.fromkeys(levels, density)
@@ -122,7 +125,7 @@ def _check(
 
 
 def _weights_that_stay(posterior: Posterior, threshold: float, density: float | None) -> dict[str, Tensor]:
-    """Masks of single weights, by site name."""
+    """Masks of the weights to keep, by site name."""
     shapes = {site.name: site.shape for site in posterior.model.sites}
     probs = {name: p.expand(shapes[name]) for name, p in posterior.inclusion_probabilities().items()}
     fixed = posterior.model.fixed_masks
@@ -141,9 +144,11 @@ def _weights_that_stay(posterior: Posterior, threshold: float, density: float | 
 def _units_that_stay(
     posterior: Posterior, units: Sequence[str], masked: set[str], threshold: float, density: float | None
 ) -> dict[str, Tensor]:
-    """Booleans over the units of some kinds, ranked together. Without masks there is nothing to say against a unit: it
-    stays, and is not counted."""
-    # -log P(dead) ranks as P(alive) does, and also among those that are almost surely alive.
+    """Booleans over the units of several kinds, which are ranked together.
+
+    Kinds of units whose weights have no masks are kept whole, and do not count towards the density.
+    """
+    # -log P(dead) has the same order as P(alive), and still distinguishes units that are almost surely alive.
     scores = {unit: -log_dead(posterior, unit) for unit in units}
     fixed = posterior.model.fixed_masks
     if fixed is not None:
@@ -159,28 +164,28 @@ def _units_that_stay(
 
 
 def _nested(levels: Sequence[Level]) -> str | None:
-    """What is part of what, if anything is."""
+    """A phrase that names a level that is part of another; None if there is no such level."""
     units = sorted(level for level in levels if level != "weight")
     pairs = [(part, whole) for whole in units for part in units if is_part(part, whole)]
     return "{} is part of {}".format(*pairs[0]) if pairs else None
 
 
 def _said_of(unit: str) -> list[tuple[str, ...]]:
-    """The sites whose masks say whether a unit is alive; of a block, for each kind of its units."""
+    """The sites whose masks decide whether a unit is alive; for a block, one tuple for each kind of its units."""
     known = UNITS[unit]
     return [known.sites] if known.sites else [UNITS[part].sites for part in known.parts]
 
 
 def keep_best(scores: Mapping[Key, Tensor], sizes: Mapping[Key, int], density: float) -> dict[Key, Tensor]:
-    """Which parts to keep: the best of all kinds, as many as make up a share of the whole.
+    """Keep the parts with the highest scores, up to a share of the total size.
 
     Args:
-        scores: of the parts of each kind, any shape.
-        sizes: of one part of each kind.
-        density: share of the sum of all sizes.
+        scores: scores of the parts by kind, of any shape. Parts of all kinds are ranked together.
+        sizes: size of one part of each kind.
+        density: largest share of the total size to keep.
 
     Returns:
-        Booleans in the shapes of the scores, at least one of them true.
+        Booleans in the shapes of the scores, true for parts to keep. At least one is true.
     """
     flat = torch.cat([score.flatten() for score in scores.values()])
     size = torch.cat([flat.new_full((score.numel(),), sizes[kind]) for kind, score in scores.items()])

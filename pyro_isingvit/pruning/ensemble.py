@@ -1,4 +1,4 @@
-"""Draws from a posterior, cut and padded to one shape, as one network."""
+"""Draws from a posterior, cut and padded to the same shape, as one network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from .cut import Cut, Head, Part, assemble, scale_within, take_apart
 from .decide import DEFAULT_LEVELS, Level, decide
 
 _SHARED = ("stem.", "patch_index")
-"""Beginnings of the names of what members have in common."""
+"""Prefixes of the names of parameters and buffers that all members share."""
 
 
 def prune_draws(
@@ -24,13 +24,15 @@ def prune_draws(
     density: float | Mapping[Level, float] | None = None,
     seed: int = 0,
 ) -> CompactViT:
-    """Draws from a posterior as one network, each without the parts that `prune` decides against, and without its own
-    dead ones, calibrated as the posterior is. At the levels of units, single weights are each draw's own.
+    """Cut draws from a posterior and stack them into one network, an ensemble.
+
+    Each draw loses the units that `prune` decides to cut, and its own dead parts. Single weights are those of the draw;
+    at level ``"weight"``, those that `prune` drops are dropped too. The logits include the posterior's logit scale.
 
     Args:
         posterior, level, threshold, density: see `prune`.
-        draws: from the posterior; the ensemble's members.
-        seed: of the draws.
+        draws: number of draws, which are the members of the ensemble.
+        seed: seed of the draws.
 
     Returns:
         The ensemble in evaluation mode, on the CPU.
@@ -54,7 +56,7 @@ def prune_draws(
 
 
 def _alike(cuts: Sequence[Cut]) -> list[Cut]:
-    """Networks of one origin, padded with dead parts to one shape: the largest of each."""
+    """Pad several cuts of one network with dead parts to the same shape, the largest of each part."""
     patches = torch.stack([one.patches for one in cuts]).any(0)
     units = max(len(one.classifier[0]) for one in cuts)
     columns = [_parts_alike(parts) for parts in zip(*(one.parts for one in cuts), strict=True)]
@@ -67,7 +69,7 @@ def _alike(cuts: Sequence[Cut]) -> list[Cut]:
 
 
 def _stack(networks: Sequence[CompactViT]) -> CompactViT:
-    """Networks of one configuration as one."""
+    """Stack networks of the same configuration into one."""
     states = [network.state_dict() for network in networks]
     ensemble = CompactViT(replace(networks[0].config, members=len(networks)))
     ensemble.load_state_dict(
@@ -102,7 +104,7 @@ def _parts_alike(parts: Sequence[Part]) -> list[Part]:
 
 
 def _wider(head: Head, looks: int, width: int) -> Head:
-    """With zeros up to a size."""
+    """A head padded with zeros to given widths of query and value."""
     return Head(
         _padded(head.query, looks),
         _padded(head.query_bias, looks),
@@ -113,5 +115,5 @@ def _wider(head: Head, looks: int, width: int) -> Head:
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """With zeros along the first dimension."""
+    """Values padded with zeros to a length along the first dimension."""
     return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])

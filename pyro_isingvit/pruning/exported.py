@@ -1,4 +1,4 @@
-"""A cut network on disk, for where there is no Pyro."""
+"""Write a pruned network to disk, for use without Pyro."""
 
 import json
 import tempfile
@@ -18,29 +18,29 @@ from .compact import CompactViT
 FILES: dict[str, str] = {"torch": "network.pt2", "onnx": "network.onnx"}
 
 METRICS = "metrics.json"
-"""What `isingvit prune` adds."""
+"""The file that `isingvit prune` adds."""
 
 WRITTEN = {compact.CONFIG, compact.WEIGHTS, "compact.py", "__pycache__", METRICS, *FILES.values()}
 
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
 _STEM_IMPORT = "from ..network.stem import STEMS, Stem, as_floats, check_stem, stem_features\n"
-"""What `compact` imports of the package."""
+"""The line by which `compact` imports from the package."""
 
 
 def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (), overwrite: bool = False) -> None:
-    """Write a network into a folder that needs nothing of this package.
+    """Write a network into a folder that can be used without this package.
 
-    The folder gets ``weights.safetensors``, ``config.json`` and ``compact.py``, whose `load` reads them and needs torch
-    only; and for each format one file that takes batches of any size, images as floats in [0, 1]:
+    The folder gets ``weights.safetensors``, ``config.json`` and ``compact.py``, whose function `load` reads the other
+    two and needs torch only. Each format adds one file, which takes batches of any size of images as floats in [0, 1]:
 
     * ``"torch"``: ``network.pt2`` of `torch.export`, for ``torch.export.load(file).module()``;
-    * ``"onnx"``: ``network.onnx``, input ``images``, output ``logits``.
+    * ``"onnx"``: ``network.onnx``, with input ``images`` and output ``logits``.
 
     Args:
-        network: as `prune` or `prune_draws` made it; it is not changed.
-        folder: to make.
-        formats: beside safetensors.
+        network: a network that `prune` or `prune_draws` made; it is not changed.
+        folder: the folder to write.
+        formats: formats to write in addition to safetensors.
         overwrite: whether a folder that `export` made may be replaced.
 
     Raises:
@@ -60,12 +60,12 @@ def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (),
         for one in formats:
             _write(one, compact.load(draft), draft / FILES[one])
         if folder.exists():
-            folder.rename(Path(parent) / "before")  # and gone with its parent, once the new one is there
+            folder.rename(Path(parent) / "before")  # deleted with its parent, once the new folder is in place
         draft.rename(folder)
 
 
 def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
-    """Whether `export` could write there, before any work is done; its arguments and errors."""
+    """Check that `export` can write there, before any work is done; arguments and errors are those of `export`."""
     folder = Path(folder).resolve()
     for one in formats:
         if one not in FILES:
@@ -84,7 +84,7 @@ def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
 
 
 def _module() -> str:
-    """``compact.py``: the stem and the compact network as one file that imports nothing of this package."""
+    """The text of ``compact.py``: the stem and the compact network in one file that does not import this package."""
     network = Path(compact.__file__).read_text()
     docstring, _, code = network.partition('"""\n\n')
     start = code.index(_STEM_IMPORT)
@@ -94,7 +94,7 @@ def _module() -> str:
 
 
 def _ours(folder: Path) -> bool:
-    """Whether a folder holds what `export` made, and nothing else."""
+    """Whether a folder holds what `export` and `isingvit prune` write, and nothing else."""
     if {path.name for path in folder.iterdir()} - WRITTEN:
         return False
     try:
@@ -108,7 +108,7 @@ def _write(format: str, network: CompactViT, path: Path) -> None:
     images = torch.rand(2, config.channels, *config.image_size)
     batch = {"images": {0: torch.export.Dim("batch")}}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own deprecations
+        warnings.simplefilter("ignore")  # deprecations within the exporters
         program = torch.export.export(network, (images,), dynamic_shapes=batch)
         if format == "torch":
             torch.export.save(program, path)

@@ -1,7 +1,7 @@
-"""Units that are cut leave their mean behind as a bias.
+"""Cut units of a network and keep their mean contribution as a bias.
 
-The mean is taken at the centre of what a unit reads: the bias of the LayerNorm before it or, for a feature of a patch,
-a plain image of ``pixel_mean``.
+The mean is taken at the centre of the input of a unit: the bias of the LayerNorm before it or, for a feature of a
+patch, a plain image of ``pixel_mean``.
 """
 
 import torch
@@ -12,16 +12,16 @@ from ..network import LAYER
 from ..network.units import SITES, UNITS, Unit
 
 Parameters = dict[str, Tensor]
-"""Of a `ViT`, by name, in doubles on the CPU."""
+"""Parameters of a `ViT` by name, in double precision on the CPU."""
 
 
 def silence(p: Parameters, unit: Unit, gone: Tensor) -> None:
-    """Cut units in place.
+    """Cut units of one kind.
 
     Args:
-        p: the parameters.
+        p: the parameters of the network, which are changed in place.
         unit: the kind of unit.
-        gone: booleans over the dimensions of the unit, true for those that are cut.
+        gone: booleans over the dimensions of the unit, true for units that are cut.
 
     Raises:
         RuntimeError: if the shape of ``gone`` does not fit.
@@ -40,7 +40,7 @@ def silence(p: Parameters, unit: Unit, gone: Tensor) -> None:
             p[unit.constant] = p[unit.constant] + _einsum(p[reader], dims, centre * gone, unit.dims, outputs)
             p[reader] = p[reader] * ~_aligned(gone, unit.dims, dims)
         cut = unit.writers
-    else:  # a query's constant is its bias, since the keys that it meets differ from token to token
+    else:  # the constant of a query stays as its bias, since it multiplies keys that differ between tokens
         p[unit.bias] = torch.where(gone, centre, p[unit.bias].view(gone.shape)).flatten(1)
         cut = unit.writers[:1]
     for writer in cut:
@@ -48,7 +48,7 @@ def silence(p: Parameters, unit: Unit, gone: Tensor) -> None:
 
 
 def _centre(p: Parameters, unit: Unit) -> Tensor:
-    """What a unit produces where all that it reads is at its centre, over the dimensions of the unit."""
+    """The output of a unit when its inputs are at their centre, over the dimensions of the unit."""
     if not unit.writers:
         return plain_features(p)
     writer = unit.writers[0]
@@ -59,7 +59,7 @@ def _centre(p: Parameters, unit: Unit) -> Tensor:
 
 
 def plain_features(p: Parameters) -> Tensor:
-    """What a token of a plain image, every pixel at its mean, is computed from, away from the border."""
+    """Features that the stem makes of an image whose pixels are all at their mean, away from the border."""
     convolutions = sorted(name.removesuffix(".weight") for name in p if name.startswith("stem.") and "weight" in name)
     features = p["patch_embed"].new_zeros(p["patch_embed"].shape[1])
     if not convolutions:
@@ -80,7 +80,7 @@ def _einsum(
 
 
 def _aligned(gone: Tensor, dims: tuple[str, ...], onto: tuple[str, ...]) -> Tensor:
-    """Values over some dimensions, with size 1 in those of ``onto`` that they lack."""
+    """Reshape values over ``dims`` to broadcast over ``onto``, with size 1 in the dimensions that they lack."""
     sizes = dict(zip(dims, gone.shape, strict=True))
     return gone.reshape([sizes.get(dim, 1) for dim in onto])
 

@@ -1,4 +1,4 @@
-"""Training on a network that was cut."""
+"""Fine-tuning of a pruned network."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from .compact import CompactViT
 
 
 def matrices(network: CompactViT) -> list[WeightSite]:
-    """The weight matrices of a single network as sites of a model."""
+    """The weight matrices of a single network, as sites of a model."""
     return [
         WeightSite(name, tuple(p.shape), ("output", "input"), ("input",), ("output",))
         for name, p in network.named_parameters()
@@ -32,19 +32,20 @@ def fine_tune(
     config: FitConfig | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train a cut network on by maximum likelihood, in `fit`. Weights that are zero stay zero.
+    """Train a pruned network further by maximum likelihood, with `fit`.
 
-    It is changed in place, is on the CPU afterwards, and is what it was if training fails.
+    Weights that are zero stay zero. The network is changed in place and is on the CPU afterwards. If training fails, it
+    is left as it was.
 
     Args:
-        network: from `prune`.
-        train, validation, config, progress: see `fit`; the configuration's ``steps`` are those of the fine-tuning.
+        network: a network that `prune` made.
+        train, validation, config, progress: see `fit`; ``config.steps`` is the number of steps of fine-tuning.
 
     Returns:
         The history of the training, see `FitResult`.
 
     Raises:
-        InputError: if the network is no single `CompactViT`, or see `fit`.
+        InputError: if the network is not a single `CompactViT`; see also `fit`.
         TrainingError: if training broke down.
     """
     if not isinstance(network, CompactViT):
@@ -54,7 +55,7 @@ def fine_tune(
     settings = (config or FitConfig()).model_copy(update={"temperature": 1.0, "target_density": None})
     before, sites = copy.deepcopy(network.state_dict()), matrices(network)
     model = IsingViT(cast(ViT, network), Flat(sites))
-    # What was cut stays cut.
+    # Weights that were cut stay zero.
     model.fix_masks({site.name: (network.get_parameter(site.name) != 0).float() for site in sites})
     try:
         result = fit(PointEstimate(model), train, validation, settings, progress)

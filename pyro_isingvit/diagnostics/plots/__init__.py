@@ -1,4 +1,7 @@
-"""Pictures. Each takes ``ax`` and returns it, or makes a figure; colours hold in greyscale and for the colour-blind."""
+"""Plots. ``plot_*`` functions draw on ``ax`` and return it; ``figure_*`` functions return a new figure.
+
+Methods can be told apart in greyscale and by colour-blind readers.
+"""
 
 from .attention import figure_attention
 from .inclusion import plot_heads, plot_inclusion, plot_mask, plot_thresholds

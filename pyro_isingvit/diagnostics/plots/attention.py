@@ -1,4 +1,4 @@
-"""Where a posterior looks."""
+"""Plot of attention maps."""
 
 import numpy as np
 import torch
@@ -11,13 +11,16 @@ from .style import show_image
 
 
 def figure_attention(attention: Attention, images: Tensor, index: int = 0) -> Figure:
-    """An image, the share of each patch in the answer over it (rollout), the spread of that over the posterior, and
-    how much each head attends to each patch, with the probability that the head is alive.
+    """Attention rollout and the attention maps of all heads for one image.
+
+    The first row shows the image, the share of each patch in the rollout, and the standard deviation of that share over
+    the posterior. The other rows, one for each block, show how much each head attends to each patch, averaged over the
+    tokens that attend, and the probability that the head is alive.
 
     Args:
-        attention: of `pyro_isingvit.diagnostics.attention.attention`.
-        images: (n, channels, height, width) that it was computed for.
-        index: which of them.
+        attention: from `pyro_isingvit.diagnostics.attention_maps`.
+        images: the images that it was computed for, (n, channels, height, width).
+        index: which of the images to show.
     """
     image = images[index].cpu()
     size = (int(image.shape[-2]), int(image.shape[-1]))
@@ -51,5 +54,5 @@ def figure_attention(attention: Attention, images: Tensor, index: int = 0) -> Fi
 
 
 def _enlarged(values: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """(rows, columns) of patches to pixels."""
+    """Values of patches, (rows, columns), repeated for each pixel of an image of that size."""
     return F.interpolate(values[None, None].to(torch.float), size=size, mode="nearest")[0, 0].numpy()

@@ -1,4 +1,4 @@
-"""What a posterior keeps."""
+"""Plots of inclusion probabilities and densities."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,12 +13,14 @@ from .style import ACCENT, DARK, GREY, LIGHT, MAP, bare, figure_of, new_axes, no
 
 
 def plot_inclusion(posterior: Posterior, ax: Axes | None = None) -> Axes:
-    """Mean inclusion probability of each role and block (bars), the 90 % interval of the share kept (lines), and the
-    share in the median-probability model (dots).
+    """Inclusion by role and block.
+
+    Bars show the mean inclusion probability, lines the 90 % credible interval of the share of the weights that is kept,
+    and dots that share in the median-probability model.
 
     Args:
-        posterior: one with masks.
-        ax: where to draw; that of a new figure if None.
+        posterior: a posterior with masks.
+        ax: axes to draw on; those of a new figure if None.
     """
     table = inclusion_table(posterior)
     names = [
@@ -42,8 +44,8 @@ def plot_heads(posterior: Posterior, ax: Axes | None = None) -> Axes:
     """Mean inclusion probability of the attention weights of each head, and the probability that it is alive.
 
     Args:
-        posterior: of a `ViT`, with masks.
-        ax: where to draw; that of a new figure if None.
+        posterior: a posterior of a `ViT`, with masks.
+        ax: axes to draw on; those of a new figure if None.
 
     Raises:
         InputError: if no attention weights have masks.
@@ -77,16 +79,16 @@ def plot_heads(posterior: Posterior, ax: Axes | None = None) -> Axes:
 
 
 def plot_mask(posterior: Posterior, site: str, layer: int | None = None, ax: Axes | None = None) -> Axes:
-    """Inclusion probability of every weight of a matrix: what it writes down, what it reads across.
+    """Inclusion probability of every weight of a site, as a matrix with outputs as rows and inputs as columns.
 
     Args:
-        posterior: one with masks.
-        site: name of the weight.
-        layer: which block, counted from 0, if the site has blocks.
-        ax: where to draw; that of a new figure if None.
+        posterior: a posterior with masks.
+        site: name of the site.
+        layer: block to show, counted from 0; needed if the site has blocks, else None.
+        ax: axes to draw on; those of a new figure if None.
 
     Raises:
-        InputError: if there are no such masks, or the block is missing or none.
+        InputError: if there are no masks of that name, or ``layer`` does not fit the site.
     """
     every = posterior.inclusion_probabilities()
     sites = {s.name: s for s in posterior.model.sites if s.name in every}
@@ -121,8 +123,8 @@ def plot_thresholds(posterior: Posterior, ax: Axes | None = None) -> Axes:
     """Share of the weights kept, and expected false discovery rate among them, against the threshold.
 
     Args:
-        posterior: one with masks.
-        ax: where to draw; that of a new figure if None.
+        posterior: a posterior with masks.
+        ax: axes to draw on; those of a new figure if None.
     """
     table = threshold_table(posterior)
     ax = new_axes(5, 3.2) if ax is None else ax

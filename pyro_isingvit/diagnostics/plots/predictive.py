@@ -1,4 +1,4 @@
-"""How good and how honest predictions are."""
+"""Plots of predictions, their scores, calibration and uncertainty, and of predictive checks."""
 
 import math
 from collections.abc import Mapping
@@ -26,13 +26,15 @@ NAMES = {
 
 
 def plot_reliability(probs: Mapping[str, Tensor], labels: Tensor, bins: int = 10, ax: Axes | None = None) -> Axes:
-    """Accuracy against confidence with 95 % intervals, over bins of equal mass; on the diagonal is calibrated.
+    """Reliability diagram: accuracy against confidence in bins of equal mass, with 95 % intervals.
+
+    Calibrated predictions lie on the diagonal.
 
     Args:
-        probs: (n, classes) by method.
-        labels: (n,), the truth.
+        probs: predicted probabilities by method, (n, classes).
+        labels: true labels, (n,).
         bins: number of bins.
-        ax: where to draw; that of a new figure if None.
+        ax: axes to draw on; those of a new figure if None.
     """
     ax = new_axes(4.6, 4.4) if ax is None else ax
     ax.plot([0, 1], [0, 1], color=GREY, lw=1, zorder=0)
@@ -53,10 +55,12 @@ def plot_reliability(probs: Mapping[str, Tensor], labels: Tensor, bins: int = 10
 def plot_radar(
     scores: Mapping[str, Mapping[str, float]], ax: Axes | None = None, variants: Mapping[str, str] | None = None
 ) -> Axes:
-    """The five published scores of each method, on axes from the worst seen (rounded down) to 1.
+    """Radar chart of the five scores of the published study, by method.
+
+    The axes run from a round value at or below the lowest score to 1. The false-positive rate is subtracted from 1.
 
     Args:
-        scores: of `metrics`, by method.
+        scores: results of `metrics`, by method.
         ax: polar axes to draw on; those of a new figure if None.
         variants: see `style.lines`.
 
@@ -95,13 +99,13 @@ def plot_uncertainty(
     which: Literal["entropy", "mutual_information"] = "entropy",
     ax: Axes | None = None,
 ) -> Axes:
-    """Distribution of the uncertainty of right and of wrong answers.
+    """Histograms of the uncertainty of images that are classified correctly and of those that are not.
 
     Args:
-        prediction: of n images.
-        labels: (n,), the truth.
-        which: the entropy, or the mutual information of label and weights.
-        ax: where to draw; that of a new figure if None.
+        prediction: prediction of n images.
+        labels: true labels, (n,).
+        which: the entropy of the prediction, or the mutual information between label and weights; both in nats.
+        ax: axes to draw on; those of a new figure if None.
     """
     values, right = getattr(prediction, which), prediction.labels == labels.cpu()
     ax = new_axes(5, 3) if ax is None else ax
@@ -120,19 +124,19 @@ def plot_uncertainty(
 
 
 def plot_selective(predictions: Mapping[str, Prediction], labels: Tensor, ax: Axes | None = None) -> Axes:
-    """Accuracy against coverage, the images of highest entropy left out first.
+    """Accuracy against coverage, if the images of highest entropy are left unanswered.
 
     Args:
-        predictions: of n images, by method.
-        labels: (n,), the truth.
-        ax: where to draw; that of a new figure if None.
+        predictions: predictions of n images, by method.
+        labels: true labels, (n,).
+        ax: axes to draw on; those of a new figure if None.
     """
     ax = new_axes(5, 3) if ax is None else ax
     for method, style in lines(list(predictions)).items():
         prediction = predictions[method]
         table = selective_accuracy(prediction.entropy, prediction.labels == labels.cpu())
         ax.plot(table["coverage"], table["accuracy"], label=method, color=style["color"], ls=style["ls"])
-    ax.set(xlim=(0, 1), xlabel="coverage", ylabel="accuracy on what is answered")
+    ax.set(xlim=(0, 1), xlabel="coverage", ylabel="accuracy on the answered images")
     ax.margins(y=0.1)
     ax.legend(fontsize="small", frameon=False, loc="lower left")
     return bare(ax)
@@ -142,10 +146,10 @@ def plot_shift(tables: Mapping[str, pd.DataFrame], shift: str, score: str = "nll
     """A score against the strength of a shift.
 
     Args:
-        tables: of `under_shift`, by method.
-        shift: which shift.
-        score: which column.
-        ax: where to draw; that of a new figure if None.
+        tables: results of `under_shift`, by method.
+        shift: name of the shift.
+        score: column of the tables to draw.
+        ax: axes to draw on; those of a new figure if None.
     """
     ax = new_axes(4, 3) if ax is None else ax
     for method, style in lines(list(tables)).items():
@@ -159,12 +163,14 @@ def plot_shift(tables: Mapping[str, pd.DataFrame], shift: str, score: str = "nll
 
 
 def plot_check(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Observed statistics (dots; crosses where the check fails) against the central 90 % of the replicated ones (bars),
-    each in half widths of that interval from its middle.
+    """Observed statistics of a predictive check against the central 90 % intervals of the replicated statistics.
+
+    Dots show the observed statistics, crosses those for which the check fails, and bars the intervals. Each row is
+    centred at the middle of its interval and scaled by half of its width; its observed value is written beside it.
 
     Args:
-        table: of `predictive_check`.
-        ax: where to draw; that of a new figure if None.
+        table: result of `predictive_check`.
+        ax: axes to draw on; those of a new figure if None.
     """
     names = [
         name if pd.isna(k) else f"{name} {int(k)}" for name, k in zip(table["statistic"], table["class"], strict=True)
@@ -183,7 +189,11 @@ def plot_check(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         note_right(ax, row, f"{value:.3f}", 34)
     ax.set_yticks(rows, names, fontsize="small")
     reach = max(2.0, float(np.abs(place).max()) * 1.05)
-    ax.set(ylim=(len(table) - 0.4, -0.6), xlim=(-reach, reach), xlabel="half widths from the middle of the replicated")
+    ax.set(
+        ylim=(len(table) - 0.4, -0.6),
+        xlim=(-reach, reach),
+        xlabel="distance from the middle of the interval, in half widths",
+    )
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize="small", frameon=False)
     return bare(ax)
 
@@ -191,14 +201,14 @@ def plot_check(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def figure_samples(
     prediction: Prediction, images: Tensor, labels: Tensor | None = None, top: int = 3, columns: int = 2
 ) -> Figure:
-    """Images with the probabilities of their most probable classes and the credible intervals of those.
+    """Images with the probabilities of their most probable classes, and the credible intervals of these.
 
     Args:
-        prediction: of the images.
-        images: (n, channels, height, width) within [0, 1], a few.
-        labels: (n,), the truth, if known.
-        top: classes to show.
-        columns: images in a row.
+        prediction: prediction of the images.
+        images: a few images, (n, channels, height, width) within [0, 1].
+        labels: true labels, (n,), if known.
+        top: number of classes to show for each image.
+        columns: number of images in a row.
     """
     n, top = len(images), min(top, prediction.probs.shape[-1])
     columns = min(columns, n)

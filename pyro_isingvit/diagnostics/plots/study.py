@@ -1,4 +1,4 @@
-"""Pictures of a study: many methods at once."""
+"""Plots of a study, which compare many methods."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,20 +20,20 @@ CURVE_STYLES: dict[tuple[str, bool], dict[str, Any]] = {
     ("ising-path", True): {"color": LIGHT, "marker": "s", "ls": "--"},
     ("magnitude-pruning", False): {"color": ACCENT, "marker": "^", "ls": "-."},
 }
-"""By method, and whether it is its median-probability model."""
+"""Styles by method, and by whether the curve is that of its median-probability model."""
 
 MARKS = {"least_nll": ("least validation NLL", "o", 11), "sparsest": ("sparsest within one standard error", "D", 10)}
-"""How points of a path that `path_table` marks are drawn: name, marker, size."""
+"""Label, marker and marker size of the points of a path that `path_table` marks."""
 
 
 def figure_calibration(
     probs: Mapping[str, Tensor], labels: Tensor, variants: Mapping[str, str] | None = None
 ) -> Figure:
-    """Calibration curve, distribution of the entropy, and the five published scores of each method.
+    """Calibration curves, distributions of the entropy, and the five scores of the published study, by method.
 
     Args:
-        probs: (n, classes) by method.
-        labels: (n,), the truth.
+        probs: predicted probabilities by method, (n, classes).
+        labels: true labels, (n,).
         variants: see `style.lines`.
     """
     figure = Figure(figsize=(11.5, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06, h_pad=0.15))
@@ -51,12 +51,12 @@ def figure_calibration(
 def plot_calibration(
     probs: Mapping[str, Tensor], labels: Tensor, ax: Axes | None = None, variants: Mapping[str, str] | None = None
 ) -> Axes:
-    """Accuracy less confidence over bins of equal mass: below zero is overconfident.
+    """Accuracy minus confidence in bins of equal mass; negative values mean overconfidence.
 
     Args:
-        probs: (n, classes) by method.
-        labels: (n,), the truth.
-        ax: where to draw; that of a new figure if None.
+        probs: predicted probabilities by method, (n, classes).
+        labels: true labels, (n,).
+        ax: axes to draw on; those of a new figure if None.
         variants: see `style.lines`.
     """
     ax = new_axes(4.2, 3.8) if ax is None else ax
@@ -71,11 +71,11 @@ def plot_calibration(
 def plot_entropies(
     probs: Mapping[str, Tensor], ax: Axes | None = None, variants: Mapping[str, str] | None = None
 ) -> Axes:
-    """Share of the test images with at most an entropy, by method.
+    """Cumulative distribution of the predictive entropy of the test images, by method.
 
     Args:
-        probs: (n, classes) by method.
-        ax: where to draw; that of a new figure if None.
+        probs: predicted probabilities by method, (n, classes).
+        ax: axes to draw on; those of a new figure if None.
         variants: see `style.lines`.
     """
     ax = new_axes(4.2, 3.8) if ax is None else ax
@@ -91,10 +91,10 @@ def plot_entropies(
 
 
 def figure_curves(table: pd.DataFrame) -> Figure:
-    """Accuracy and NLL against density of the methods that have several, with the others as single points.
+    """Accuracy and NLL against density: curves for methods with several densities, single points for the others.
 
     Args:
-        table: rows of `experiments.tables.result_table` of one data set and size.
+        table: rows of `experiments.tables.result_table` for one data set and number of training images.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     for ax, score in zip(figure.subplots(1, 2), ("accuracy", "nll"), strict=True):
@@ -105,12 +105,12 @@ def figure_curves(table: pd.DataFrame) -> Figure:
 
 
 def plot_curves(table: pd.DataFrame, score: str = "accuracy", ax: Axes | None = None) -> Axes:
-    """A score against the share of the weights that is in a network. A posterior's is that of its draws, on average.
+    """A score against the expected density, that is, the share of the weights that is in a network.
 
     Args:
         table: see `figure_curves`.
-        score: which column.
-        ax: where to draw; that of a new figure if None.
+        score: column of the table to draw.
+        ax: axes to draw on; those of a new figure if None.
     """
     ax = new_axes(4.5, 3.8) if ax is None else ax
     for (base, median), style in CURVE_STYLES.items():

@@ -1,4 +1,4 @@
-"""Colours that hold in greyscale and for the colour-blind, and axes of one's own."""
+"""Colours and line styles of methods, which hold in greyscale and for colour-blind readers, and helpers for axes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "median network": {"color": LIGHT, "marker": "s", "ls": "--"},
     "deterministic": {"color": ACCENT, "marker": "^", "ls": "-."},
 }
-"""How the methods of a run are drawn: colour, marker and dashes each tell them apart alone."""
+"""Styles of the methods of a run. Colour, marker or dashes alone suffice to tell them apart."""
 
 SPARE: list[dict[str, Any]] = [
     {"color": GREY, "marker": "D", "ls": ":"},
@@ -36,7 +36,8 @@ def lines(methods: list[str], variants: Mapping[str, str] | None = None) -> dict
 
     Args:
         methods: their names.
-        variants: names of variants of a method, and its name: drawn alike, but dotted and with hollow markers.
+        variants: name of the method for each name of a variant. A variant is drawn like its method, but dotted and with
+            hollow markers.
     """
     names = {method: (variants or {}).get(method, method) for method in methods}
     unknown = dict.fromkeys(name for name in names.values() if name not in METHODS)
@@ -46,24 +47,24 @@ def lines(methods: list[str], variants: Mapping[str, str] | None = None) -> dict
 
 
 def new_axes(width: float, height: float) -> Axes:
-    """Axes of a new figure that pyplot does not keep alive."""
+    """Axes of a new figure, whose width and height are in inches; pyplot does not keep the figure alive."""
     return Figure(figsize=(width, height), layout="constrained").subplots()
 
 
 def bare(ax: Axes) -> Axes:
-    """Without the upper and right border."""
+    """Hide the upper and right border of axes, and return the axes."""
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
 def note_right(ax: Axes, row: float, text: str, offset: int) -> None:
-    """Text beside a row, right-aligned some points beyond the right border."""
+    """Write text beside a row, right-aligned ``offset`` points beyond the right border."""
     at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     ax.annotate(text, (1, row), xytext=(offset, 0), va="center", ha="right", fontsize="small", **at)
 
 
 def show_image(ax: Axes, image: Tensor) -> None:
-    """An image (channels, height, width) within [0, 1], grey if it has not three channels."""
+    """Show an image (channels, height, width) of bytes or within [0, 1]; only its first channel unless it has three."""
     pixels = as_floats(image).cpu().permute(1, 2, 0).numpy()
     ax.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()

@@ -1,4 +1,4 @@
-"""How a fit went."""
+"""Plots of the course of a fit."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ PHASE_SHADES = {"path": "#e3ebf3", "ising": "#f1f5f9", "fine-tune": "#dde7f1"}
 
 
 def plot_loss(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Training loss and NLL of held-out images against steps, the phases shaded.
+    """Training loss, and the NLL of held-out images, against steps; phases are shaded.
 
     Args:
-        history: `FitResult.history`.
-        ax: where to draw; that of a new figure if None.
+        history: `FitResult.history`; the loss and the NLL are in nats per image.
+        ax: axes to draw on; those of a new figure if None.
     """
     ax = _phases(history, ax)
-    ax.plot(history["step"], history["loss"], color=LIGHT, label="training loss (with the price of the weights)")
+    ax.plot(history["step"], history["loss"], color=LIGHT, label="training loss (with the KL divergence of the guide)")
     ax.plot(history["step"], history["nll"], color=DARK, label="NLL of held-out images, one network")
-    ax.set(ylabel="nats an image", yscale="log")
+    ax.set(ylabel="nats per image", yscale="log")
     ax.yaxis.set_major_formatter(ScalarFormatter())
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.legend(loc="lower left", fontsize="small", framealpha=0.8, edgecolor="none")
@@ -30,11 +30,11 @@ def plot_loss(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_density(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Share of the weights that is kept against steps, expected and in the median-probability model.
+    """Density against steps: expected, and in the median-probability model; phases are shaded.
 
     Args:
         history: `FitResult.history` of a guide with masks.
-        ax: where to draw; that of a new figure if None.
+        ax: axes to draw on; those of a new figure if None.
     """
     ax = _phases(history, ax)
     ax.plot(history["step"], history["expected_density"], color=LIGHT, label="mean inclusion probability")
@@ -45,7 +45,11 @@ def plot_density(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def figure_training(history: pd.DataFrame) -> Figure:
-    """`plot_loss` above `plot_density` (where there are masks)."""
+    """`plot_loss`, with `plot_density` below it if there are masks.
+
+    Args:
+        history: `FitResult.history`.
+    """
     panels = 2 if "median_density" in history else 1
     figure = Figure(figsize=(5.8, 2.4 * panels), layout="constrained")
     axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
@@ -57,12 +61,12 @@ def figure_training(history: pd.DataFrame) -> Figure:
 
 
 def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -> Axes:
-    """A score of the validation images against the share of the weights that is kept, along a path of temperatures.
+    """A score of the validation images against the density of the median-probability model, at each temperature T.
 
     Args:
-        table: of `fit_path`, or `FitResult.path` or `.finished`; `path_table` says what its marks mean.
-        score: ``nll`` (with one standard error of the difference to its minimum), ``brier`` or ``accuracy``.
-        ax: where to draw; that of a new figure if None.
+        table: `FitPath.table`, `FitResult.path` or `FitResult.finished`. `path_table` describes the marked rows.
+        score: ``nll`` (with one standard error of the difference from its minimum), ``brier`` or ``accuracy``.
+        ax: axes to draw on; those of a new figure if None.
     """
     ax = new_axes(5, 3.4) if ax is None else ax
     table = table.assign(median_density=table["median_density"].clip(1e-3))  # 0 has no logarithm
@@ -99,10 +103,10 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
 
 
 def figure_path(path: pd.DataFrame, finished: pd.DataFrame) -> Figure:
-    """`plot_path` of what ``temperature="auto"`` tried: the short path, and the whole trainings that it led to.
+    """`plot_path` of a search for the temperature of the posterior: the short path, and the whole Ising phases.
 
     Args:
-        path, finished: of a `FitResult`.
+        path, finished: tables of a `FitResult`.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     labels: dict[str, Any] = {}
@@ -116,7 +120,7 @@ def figure_path(path: pd.DataFrame, finished: pd.DataFrame) -> Figure:
 
 
 def _phases(history: pd.DataFrame, ax: Axes | None) -> Axes:
-    """Axes over the steps with the phases shaded and named above."""
+    """Axes over the steps, with the phases shaded and their names above."""
     ax = new_axes(8, 3) if ax is None else ax
     begin = 0
     for phase, rows in history.groupby("phase", sort=False):

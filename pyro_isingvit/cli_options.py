@@ -1,0 +1,68 @@
+"""Options of ``isingvit fit``, as types of its parameters."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .data import AUGMENTATIONS
+
+Dataset = Annotated[
+    str,
+    typer.Option(
+        help="digits, mnist, fashion-mnist, cifar-10, cifar-100, folder (with one subfolder of images for each "
+        "class), or the path of an .npz file."
+    ),
+]
+DataRoot = Annotated[str | None, typer.Option(help="Folder with the files of the data set.")]
+Download = Annotated[bool, typer.Option("--download", help="Download the files of the data set if they are missing.")]
+ImageSize = Annotated[int | None, typer.Option(help="Height and width to resize the images to.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder to write.", show_default="runs/DATASET")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")]
+Compare = Annotated[bool, typer.Option(help="Also train the deterministic network of the same recipe.")]
+Train = Annotated[int | None, typer.Option(help="Number of training images N.")]
+Validation = Annotated[int | None, typer.Option(help="Number of validation images.")]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        help="Number of test images, or 'official' for those of the data set.", show_default="the recipe's, or a tenth"
+    ),
+]
+Balanced = Annotated[bool, typer.Option("--balanced", help="Take equally many training images of each class.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps; a search for the temperature takes more.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training images, instead of --steps.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images per step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Pilot = Annotated[float | None, typer.Option(help="Share of the steps for the pilot phase, with all masks on.")]
+FineTune = Annotated[
+    float | None, typer.Option(help="Share of the steps at the end that train the median-probability model.")
+]
+Temperature = Annotated[
+    str | None,
+    typer.Option(help="Temperature of the posterior, or 'auto' or 'sparsest' to search for it on validation images."),
+]
+TargetDensity = Annotated[float | None, typer.Option(help="Mean inclusion probability to hold during the fit.")]
+Inclusion = Annotated[float | None, typer.Option(help="Prior inclusion probability.")]
+CouplingStrength = Annotated[float | None, typer.Option(help="Strength J of the Ising coupling.")]
+Structured = Annotated[
+    bool,
+    typer.Option(
+        "--structured", help="Use masks of whole units instead of single weights, so that prune can remove units."
+    ),
+]
+PatchSize = Annotated[int | None, typer.Option(help="Height and width of a patch, in pixels.")]
+Stem = Annotated[
+    str | None, typer.Option(help="How tokens are computed: from 'patches' of pixels, or by 'convolutions'.")
+]
+Dim = Annotated[int | None, typer.Option(help="Width of the residual stream.")]
+Depth = Annotated[int | None, typer.Option(help="Number of blocks.")]
+Heads = Annotated[int | None, typer.Option(help="Number of attention heads.")]
+MlpRatio = Annotated[float | None, typer.Option(help="Hidden units of an MLP, in multiples of dim.")]
+Augmentation = Annotated[
+    str | None, typer.Option(help=f"Augmentation of the training images: {', '.join(AUGMENTATIONS)}.")
+]
+Precision = Annotated[
+    str | None, typer.Option(help="Precision of training: float32, or bfloat16, which may be faster.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of the split, the initial weights and the training.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")]
