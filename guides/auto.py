@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
-from pyro_isingvit.programs import announce_parameters
+from pyro_isingvit.programs import announce_parameters, full_precision
 from pyro_isingvit.settings import plain
 
 from .base import Guide
@@ -56,7 +56,7 @@ class Auto(Guide):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         announce_parameters("guide", self)
         self.model.follow(self)
-        with pyro.settings.context(module_local_params=True):
+        with pyro.settings.context(module_local_params=True), full_precision(self.model.prior.zero.device):
             values = self.family()
         return {site.name: values[site.weight_name] for site in self.model.sites}
 

@@ -91,7 +91,11 @@ class Guide(Described, nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "draw_masks" in vars(cls) and "independent_masks" not in vars(cls):
+        drawn, said = (
+            next(place for place, base in enumerate(cls.__mro__) if name in vars(base))
+            for name in ("draw_masks", "independent_masks")
+        )
+        if drawn < said:
             cls.independent_masks = False
 
     @property

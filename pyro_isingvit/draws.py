@@ -17,7 +17,7 @@ from .models import IsingViT
 BATCH = 250
 """Number of images in one pass of the network."""
 
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
 """Lock of what all threads share: Pyro's handlers, torch's generator, and the network while it has drawn weights."""
 
 
@@ -59,14 +59,14 @@ class Draw:
 
 def network_logits(model: IsingViT, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """Logits (n, classes) of a batch of images by a model's network with given weights, in evaluation mode."""
-    with _ONE_AT_A_TIME, _in_evaluation_mode(model):
+    with _in_evaluation_mode(model):
         return model.logits(images.to(model.prior.zero.device), weights)
 
 
 def guide_draw(guide: Guide, seed: int) -> Draw:
     """A draw from a guide. It depends on the seed alone, and leaves modes and random states unchanged."""
     model = guide.model
-    with _ONE_AT_A_TIME, evaluating(model, guide), seeded(model.prior.zero.device, seed):
+    with evaluating(model, guide), seeded(model.prior.zero.device, seed):
         of_guide = poutine.trace(guide).get_trace()
         of_model = poutine.trace(poutine.replay(model.draw_weights, trace=of_guide)).get_trace()
     weights = of_model.nodes["_RETURN"]["value"]
@@ -80,7 +80,7 @@ def guide_draw(guide: Guide, seed: int) -> Draw:
 
 def mask_draw(guide: Guide, seed: int) -> dict[str, Tensor]:
     """The masks of a draw from a guide alone, by site name; see `guide_draw`."""
-    with _ONE_AT_A_TIME, evaluating(guide), seeded(guide.model.prior.zero.device, seed):
+    with evaluating(guide), seeded(guide.model.prior.zero.device, seed):
         return guide.draw_masks()
 
 
@@ -91,11 +91,11 @@ def prior_draws(model: IsingViT, draws: int, seed: int) -> Iterator[Draw]:
         NotImplementedError: if the interaction of the prior does not implement `draw`, see `Prior.draw_masks`.
     """
     device = model.prior.zero.device
-    with _ONE_AT_A_TIME, evaluating(model), seeded(device, seed):
+    with evaluating(model), seeded(device, draw_seed(seed, -1)):
         every = model.prior.draw_masks(draws)
     for draw in range(draws):
         masks = {name: drawn[draw] for name, drawn in every.items()}
-        with _ONE_AT_A_TIME, evaluating(model), seeded(device, draw_seed(seed, draw)):
+        with evaluating(model), seeded(device, draw_seed(seed, draw)):
             weights = {site.name: model.prior.weight(site, masks.get(site.name)).sample() for site in model.sites}
         yield Draw(masks, weights, model)
 
@@ -129,15 +129,15 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _in_evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
+    with _ONE_AT_A_TIME, torch.no_grad():
+        training = [module for module in modules if module.training]
         for module in training:
-            module.train()
+            module.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.train()
 
 
 @contextmanager

@@ -176,7 +176,10 @@ class Posterior:
 
     def inclusion_probabilities(self) -> dict[str, Tensor]:
         """Posterior probability of each mask being 1, by site name; for a mixture, the mean over its members."""
-        every = [guide.inclusion_probabilities() for guide in self.guides]
+        every = []
+        for guide in self.guides:
+            with evaluating(guide.model, guide):
+                every.append(guide.inclusion_probabilities())
         if len(every) == 1:
             return every[0]
         return {name: torch.stack([probs[name] for probs in every]).mean(0) for name in every[0]}
@@ -197,7 +200,7 @@ class Posterior:
         """
         fixed = self.model.fixed_masks
         if fixed is not None:
-            return dict(fixed)
+            return {name: mask.clone() for name, mask in fixed.items()}
         return {name: (p >= 0.5).to(p.dtype) for name, p in self.inclusion_probabilities().items()}
 
     def densities(self) -> dict[str, float]:

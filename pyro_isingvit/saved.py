@@ -8,14 +8,16 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import safetensors
 import safetensors.torch
 from pyro.infer import autoguide
 from torch import Tensor, nn
 
 from . import guides as guide_classes
+from .config import Config
 from .couplings import Coupling
 from .errors import InputError
 from .guides import Guide
@@ -33,8 +35,15 @@ DESCRIPTION, TENSORS = "posterior.json", "posterior.safetensors"
 
 def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
     """Write a posterior's guides; see `Posterior.save`."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"folder={str(folder)!r} is a file: choose another")
     if (folder / TENSORS).exists():
         raise InputError(f"folder={str(folder)!r} holds a posterior already: choose another or remove it")
+    facts = {"format": FORMAT, "version": version("pyro-isingvit"), **description(guides[0])}
+    for guide in guides[1:]:
+        difference = _difference(plain(description(guide)), plain(description(guides[0])))
+        if difference:
+            raise InputError(f"posterior: its members are not of one kind ({difference}); save each on its own")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for number, guide in enumerate(guides):
@@ -43,8 +52,7 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
             parts["fixed_masks"] = guide.model.fixed_masks
         for part, state in parts.items():
             for name, tensor in state.items():
-                tensors[f"{number}/{part}/{name}"] = tensor.detach().cpu().contiguous()
-    facts = {"format": FORMAT, "version": version("pyro-isingvit"), **description(guides[0])}
+                tensors[f"{number}/{part}/{name}"] = tensor.detach().cpu().clone().contiguous()
     members = [{"temperature": guide.model.temperature, "num_data": guide.model.num_data} for guide in guides]
     facts |= {"logit_scale": logit_scale, "members": members}
     (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n")
@@ -64,7 +72,8 @@ def read(folder: Path, guide: Guide | None) -> tuple[tuple[Guide, ...], float]:
         one = _rebuild(facts, folder) if guide is None else copy.deepcopy(guide)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "guide": {}}
         for name, tensor in tensors.items():
-            index, part, key = name.split("/", 2)
+            index, _, rest = name.partition("/")
+            part, _, key = rest.partition("/")
             if index == str(number):
                 parts.setdefault(part, {})[key] = tensor
         try:
@@ -83,7 +92,7 @@ def read(folder: Path, guide: Guide | None) -> tuple[tuple[Guide, ...], float]:
     return tuple(guides), float(facts["logit_scale"])
 
 
-_PARTS = ("network", "sites", "prior", "guide")
+_PARTS = ("network", "sites", "prior", "interaction", "guide")
 
 
 def description(guide: Guide) -> dict[str, Any]:
@@ -93,6 +102,7 @@ def description(guide: Guide) -> dict[str, Any]:
         "network": describe(model.network),
         "sites": [plain(site) for site in model.sites],
         "prior": describe(model.prior),
+        "interaction": None if model.prior.interaction is None else describe(model.prior.interaction),
         "guide": describe(guide),
     }
 
@@ -111,7 +121,23 @@ def _facts(folder: Path) -> dict[str, Any]:
     missing = [name for name in (*_PARTS, "members", "logit_scale") if name not in facts]
     if missing:
         raise InputError(f"{path}: {missing} is missing; fit again")
+    try:
+        _Numbers(logit_scale=facts["logit_scale"], members=facts["members"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}; fit again") from None
     return facts
+
+
+class _Member(Config):
+    temperature: pydantic.PositiveFloat
+    num_data: pydantic.PositiveInt | None
+
+
+class _Numbers(Config):
+    """What a description says beside classes and settings."""
+
+    logit_scale: pydantic.PositiveFloat
+    members: Annotated[tuple[_Member, ...], pydantic.Field(min_length=1)]
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -141,6 +167,7 @@ def _rebuild(facts: Mapping[str, Any], folder: Path) -> Guide:
         network = _network(facts["network"])
         sites = [_site(each) for each in facts["sites"]]
         prior = _made(facts["prior"], vars(priors), priors.Prior, sites)
+        _set_interaction(prior, facts["interaction"])
         model = IsingViT(network, prior)
         return _made(facts["guide"], vars(guide_classes), Guide, model)
     except _NotOursError as stranger:
@@ -148,8 +175,16 @@ def _rebuild(facts: Mapping[str, Any], folder: Path) -> Guide:
             f"folder={str(folder)!r} is of {stranger}, which this package cannot rebuild: build the guide as for the "
             "fit, and pass guide="
         ) from None
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder / DESCRIPTION}: does not describe a posterior ({error!r}); fit again") from None
+
+
+def _set_interaction(prior: priors.Prior, facts: Mapping[str, Any] | None) -> None:
+    """Compare the interaction of a rebuilt prior, which comes with it, with the one that was saved."""
+    if facts is None:
+        prior.interaction = None
+    elif prior.interaction is None or describe(prior.interaction)["class"] != facts["class"]:
+        raise _NotOursError(f"interaction={facts['class']}")
 
 
 class _NotOursError(Exception):

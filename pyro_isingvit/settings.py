@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 LEARNED = "learned"
@@ -53,6 +54,8 @@ def plain(value: Any) -> Any:
     """A setting as a value that JSON can hold. An object that JSON cannot hold becomes ``"<name>"``."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, nn.Parameter):
         return {LEARNED: value.tolist()}
     if isinstance(value, Tensor):
@@ -62,7 +65,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Described):
         return describe(value)
     if isinstance(value, slice):
-        return {"slice": [value.start, value.stop]}
+        return {"slice": [value.start, value.stop, value.step]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

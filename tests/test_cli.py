@@ -11,7 +11,7 @@ from pyro_isingvit import FitResult
 from pyro_isingvit.cli import main
 from pyro_isingvit.experiments.runs import evaluate
 from pyro_isingvit.pruning.compact import load
-from tests.test_data import write_cifar100
+from tests.data.test_data import write_cifar100
 
 QUICK = ("--train", "100", "--test", "50", "--steps", "60", "--device", "cpu")
 

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Gaussian
+from pyro_isingvit.errors import InputError
 from pyro_isingvit.network import WeightSite, by_name
 from pyro_isingvit.settings import Described
 
@@ -46,6 +48,13 @@ class Prior(Described, nn.Module):
 
     zero: Tensor
     """A scalar zero on the prior's device, to build distributions from."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "potential" in vars(cls):
+            raise InputError(
+                f"{cls.__name__}.potential is not used: set interaction to an Interaction with it as energy(masks)"
+            )
 
     def __init__(self, sites: Sequence[WeightSite]) -> None:
         super().__init__()

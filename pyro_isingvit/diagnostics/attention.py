@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..draws import Draw
+from ..draws import Draw, evaluating
 from ..network import ViT
 from ..posterior import Posterior
 from .units import unit_inclusion
@@ -66,7 +66,7 @@ def attention_maps(posterior: Posterior, images: Tensor, draws: int = 50, seed: 
     mean, square, flow, flow_square = (total.cpu() / draws for total in sums)
     inclusion = (
         torch.from_numpy(unit_inclusion(posterior, "head").values)
-        if posterior.inclusion_probabilities()
+        if posterior.guides[0].mask_shapes
         else torch.ones(config.depth, config.heads)
     )
     return Attention(
@@ -78,11 +78,11 @@ def attention_maps(posterior: Posterior, images: Tensor, draws: int = 50, seed: 
     )
 
 
-@torch.no_grad()
 def _maps(draw: Draw, images: Tensor) -> Tensor:
     """Attention maps (n, depth, heads, tokens, tokens) of a draw, in double precision."""
     blocks: list[Tensor] = []
-    functional_call(draw.model.network, draw.weights, (images, blocks))
+    with evaluating(draw.model):
+        functional_call(draw.model.network, draw.weights, (images, blocks))
     return torch.stack(blocks, 1).double()
 
 

@@ -11,7 +11,7 @@ from rich.progress import track
 from ..data import Data, Images
 from ..inference.result import FitResult
 from ..network.stem import as_floats
-from ..network.units import UNITS
+from ..network.units import UNITS, is_complete
 from ..posterior import Posterior, Prediction
 from .attention import Attention, attention_maps
 from .calibration import metrics, paired_difference
@@ -138,7 +138,7 @@ def _units(posterior: Posterior) -> pd.DataFrame:
     names = {site.name for site in posterior.model.sites}
     rows = []
     for unit, known in UNITS.items():
-        if set(known.owns) <= names:
+        if is_complete(known, names):
             probs = unit_inclusion(posterior, unit)
             median = alive_units(posterior, unit)
             rows.append(

@@ -1,7 +1,7 @@
 """Posterior probability that a unit, a head or a block is alive."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..network import WeightSite
-from ..network.units import UNITS
+from ..network.units import UNITS, is_complete
 from ..posterior import DRAWS, Posterior
 
 
@@ -46,9 +46,7 @@ def log_dead(posterior: Posterior, unit: str, draws: int = DRAWS, seed: int = 0)
     them gets its probability under independent masks, but at most 1 / (2 * draws).
     """
     sites = {site.name: site for site in posterior.model.sites}
-    possible = [name for name, known in UNITS.items() if set(known.owns) <= sites.keys()]
-    if unit not in possible:
-        raise InputError(f"unit={unit!r}: choose one of {possible}")
+    _check_unit(unit, sites)
     inside = posterior.inclusion_probabilities()
     product, exact = _product_log_dead(inside, sites, unit)
     product = product.expand(_unit_shape(sites, unit))
@@ -110,11 +108,12 @@ def alive_units(posterior: Posterior, unit: str, masks: dict[str, Tensor] | None
         Booleans over the dimensions of the unit.
     """
     masks = posterior.median_masks() if masks is None else masks
+    sites = {site.name: site for site in posterior.model.sites}
+    _check_unit(unit, sites)
     known = UNITS[unit]
     if not known.sites:
         each = [alive_units(posterior, part, masks).flatten(len(known.dims)).any(-1) for part in known.parts]
         return torch.stack(each).any(0)
-    sites = {site.name: site for site in posterior.model.sites}
     alive = torch.ones(_unit_shape(sites, unit), dtype=torch.bool)
     for name in known.sites:
         if name in masks:
@@ -123,7 +122,8 @@ def alive_units(posterior: Posterior, unit: str, masks: dict[str, Tensor] | None
 
 
 def _unit_shape(sites: dict[str, WeightSite], unit: str) -> list[int]:
-    site = sites[UNITS[unit].owns[0]]
+    known = UNITS[unit]
+    site = sites[(known.sites or UNITS[known.parts[0]].sites)[0]]
     return [site.shape[site.dims.index(dim)] for dim in UNITS[unit].dims]
 
 
@@ -133,3 +133,9 @@ def _over_units(site: WeightSite, values: Tensor, dims: Sequence[str], reduce: L
     kept = getattr(values, reduce)(axes) if axes else values
     order = [d for d in site.dims if d in dims]
     return kept.permute([order.index(d) for d in dims])
+
+
+def _check_unit(unit: str, sites: Mapping[str, WeightSite]) -> None:
+    possible = [name for name, known in UNITS.items() if is_complete(known, sites)]
+    if unit not in possible:
+        raise InputError(f"unit={unit!r}: choose one of {possible}")

@@ -61,7 +61,7 @@ class FitConfig(Config):
     @classmethod
     def _number_or_search(cls, value: object, check: pydantic.ValidatorFunctionWrapHandler) -> object:
         if isinstance(value, Mapping):
-            return TemperatureSearch(**value)
+            return TemperatureSearch(**{str(name): setting for name, setting in value.items()})
         try:
             return check(SEARCHES[value] if isinstance(value, str) and value in SEARCHES else value)
         except pydantic.ValidationError:

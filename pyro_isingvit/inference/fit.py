@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import pyro
@@ -146,12 +146,18 @@ def _training(
         trainer = Trainer(guide, train.to(device), validation, config, listening)
         search = wanted if isinstance(wanted, TemperatureSearch) else None
         trainer.temperature = cast(float, wanted) if search is None else search.pilot_temperature(guide, len(train))
-        try:
+        with ExitStack() as at_the_end:  # all of it, whatever goes wrong
+            at_the_end.callback(model.follow, None)
+            at_the_end.callback(guide.forget)
+            for listener in listening:
+                at_the_end.callback(_stop, listener, trainer)
             trainer.tell(Started(config.steps))
             yield trainer
-        finally:
-            trainer.tell(Stopped(trainer.step))
         trainer.seconds = time.perf_counter() - trainer.started
+
+
+def _stop(listener: Listener, trainer: Trainer) -> None:
+    listener(Stopped(trainer.step))
 
 
 @contextmanager

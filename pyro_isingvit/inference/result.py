@@ -71,5 +71,12 @@ class FitResult:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder / LOG}: not the log of a fit ({error!r}); fit again") from None
         files = {name: folder / f"{name}.csv" for name in TABLES}
-        tables = {name: pd.read_csv(file) if file.is_file() else None for name, file in files.items()}
-        return cls(posterior, pd.read_csv(folder / HISTORY), tables["path"], tables["finished"], seconds, config)
+        tables = {name: _read(file) if file.is_file() else None for name, file in files.items()}
+        return cls(posterior, _read(folder / HISTORY), tables["path"], tables["finished"], seconds, config)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise InputError(f"{path}: not a table ({' '.join(str(error).split())}); fit again") from None

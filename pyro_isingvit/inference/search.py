@@ -59,7 +59,7 @@ class TemperatureSearch(Config):
     share: float = pydantic.Field(default=0.2, gt=0, le=1)
     position: float = pydantic.Field(default=0.8, ge=0, le=1)
     snapshots: pydantic.PositiveInt = 8
-    patience: float = pydantic.Field(default=1.2, ge=1, allow_inf_nan=True)
+    patience: float = pydantic.Field(default=1.2, ge=1)
     draws: pydantic.PositiveInt = 20
 
     @pydantic.model_validator(mode="after")

@@ -4,7 +4,7 @@ Couplings of the Ising prior, masks shared by whole units, levels of inclusion a
 units that are cut, and the labels of pictures are all derived from it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -150,6 +150,13 @@ RESIDUAL = Unit(
 
 LEVELS: tuple[str, ...] = tuple(dict.fromkeys(unit.level for unit in UNITS.values()))
 """Levels that `prune` can decide on, besides single weights."""
+
+
+def is_complete(unit: Unit, sites: Container[str]) -> bool:
+    """Whether a network with these sites has everything that says whether such a unit is alive."""
+    return all(site in sites for site in unit.sites) and all(
+        is_complete(UNITS[part], sites) for part in unit.parts if not unit.sites
+    )
 
 
 def units_at(level: str) -> tuple[Unit, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..diagnostics.units import alive_units, log_dead
 from ..errors import InputError
 from ..network import ViT
-from ..network.units import LEVELS, UNITS, is_part, units_at
+from ..network.units import LEVELS, UNITS, is_complete, is_part, units_at
 from ..posterior import Posterior
 from .compact import CompactViT
 from .cut import shrink
@@ -97,8 +97,9 @@ def decide(
     groups: list[tuple[Level, ...]] = [(one,) for one in levels] if isinstance(density, Mapping) else [levels]
     masks = _weights_that_stay(posterior, threshold, shares.get("weight"))
     kept: dict[str, Tensor] = {}
+    sites = {site.name for site in posterior.model.sites}
     for group in groups:
-        units = [unit.name for one in group if one != "weight" for unit in units_at(one)]
+        units = [unit.name for one in group if one != "weight" for unit in units_at(one) if is_complete(unit, sites)]
         kept |= _units_that_stay(posterior, units, set(masks), threshold, shares[group[0]])
     return Decision(levels, masks, kept)
 
@@ -158,7 +159,9 @@ def _units_that_stay(
     ranked = {unit: score for unit, score in scores.items() if all(set(sites) & masked for sites in _said_of(unit))}
     if density is not None and ranked:
         weights = {site.name: site.numel for site in posterior.model.sites}
-        sizes = {unit: sum(weights[site] for site in UNITS[unit].owns) // ranked[unit].numel() for unit in ranked}
+        sizes = {
+            unit: sum(weights.get(site, 0) for site in UNITS[unit].owns) // ranked[unit].numel() for unit in ranked
+        }
         kept |= keep_best(ranked, sizes, density)
     return kept
 

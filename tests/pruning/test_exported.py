@@ -11,7 +11,7 @@ import torch
 
 import pyro_isingvit as iv
 from pyro_isingvit.pruning import compact
-from tests.networks import CONFIG, IMAGES, PLAIN, WITH_STEM, network_of, posterior_of
+from tests.pruning.networks import CONFIG, IMAGES, PLAIN, WITH_STEM, network_of, posterior_of
 
 
 @pytest.fixture(scope="module")

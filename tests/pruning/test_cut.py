@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import pyro_isingvit as iv
 from pyro_isingvit.network.units import UNITS
 from pyro_isingvit.pruning.silence import silence
-from tests.networks import CONFIG, IMAGES, LEVEL_DIMS, PLAIN, WITH_STEM, WITH_TOKEN, network_of
+from tests.pruning.networks import CONFIG, IMAGES, LEVEL_DIMS, PLAIN, WITH_STEM, WITH_TOKEN, network_of
 
 
 def random_masks(network, level, share, seed):

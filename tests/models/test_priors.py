@@ -285,3 +285,11 @@ def test_lattice_gibbs_by_chessboard_has_the_exact_marginals():
     exact = prior.marginals()
     assert ((drawn - exact).abs() < 5 * (exact * (1 - exact) / 4000).sqrt()).all()
     assert (exact - 0.4).abs().max() > 0.1  # far from what the masks would be alone
+
+
+def test_an_interaction_written_as_a_method_is_refused():
+    with pytest.raises(InputError, match=r"Old\.potential is not used: set interaction"):
+
+        class Old(IndependentSpikeSlab):
+            def potential(self, masks):
+                return masks["first"].sum()

@@ -378,3 +378,26 @@ def test_a_search_has_short_names_and_goes_through_json():
     assert FitConfig(**config.model_dump(mode="json")) == config
     with pytest.raises(InputError, match=r"temperature.*patience=0\.1"):
         FitConfig(temperature={"patience": 0.1})
+
+
+def test_nothing_of_a_fit_is_left_lying_on_its_model(stripes):
+    """A plain Pyro guide for the model of a fitted guide teaches that guide nothing."""
+    guide = pair()[1]
+    fit(guide, stripes, config=FitConfig(**QUICK), progress=False)
+    other = MeanField(guide.model)
+    trace = pyro.poutine.trace(lambda *_: other.eval()()).get_trace()
+    guide.model.follow(None)
+    pyro.poutine.replay(guide.model, trace=trace)(stripes.images, stripes.labels).sum().backward()
+    assert guide.seen is None
+
+
+def test_every_listener_hears_the_end(stripes):
+    told = []
+
+    def broken(event):
+        if isinstance(event, events.StepTaken | events.Stopped):
+            raise RuntimeError("full disk")
+
+    with pytest.raises(RuntimeError, match="full disk"):
+        fit(pair()[1], stripes, None, FitConfig(**QUICK), False, [told.append, broken, told.append])
+    assert told.count(events.Stopped(1)) == 2

@@ -22,7 +22,7 @@ from pyro_isingvit.distributions import StraightThroughConcrete
 from pyro_isingvit.guides import BackwardIsing, LowRank, MeanField, ScoreFunction
 from pyro_isingvit.models import IsingSpikeSlab
 from pyro_isingvit.testing import TwoLayers
-from tests.test_posterior import Given
+from tests.inference.test_exact_posterior import Given
 
 STATES = torch.tensor(list(itertools.product((0.0, 1.0), repeat=10)))
 
@@ -194,3 +194,22 @@ def test_plates_keep_the_terms_of_a_mask_to_itself(tiny_model, stripes):
     # all masks of the role start alike, so that their mean is one number with a small standard error
     error = (scatter[False] / (150 * 64)) ** 0.5
     assert abs(means[True] - means[False]) < 5 * error
+
+
+def test_masks_that_a_mixin_draws_are_not_taken_for_independent():
+    class Drawing:
+        def draw_masks(self):
+            return super().draw_masks()
+
+    class Mixed(Drawing, MeanField):
+        """Dependent, for all one knows."""
+
+    class Known(Drawing, MeanField):
+        independent_masks = True
+
+    assert (Mixed.independent_masks, Known.independent_masks) == (False, True)
+    assert (LowRank.independent_masks, MeanField.independent_masks, ScoreFunction.independent_masks) == (
+        False,
+        True,
+        True,
+    )

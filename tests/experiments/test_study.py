@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from pyro_isingvit import InputError
+from pyro_isingvit.experiments.page import write_study
 from pyro_isingvit.experiments.plan import Plan, read_plan
 from pyro_isingvit.experiments.study import _peak_memory, read_result, run_cell, run_study
-from pyro_isingvit.experiments.tables import write_study
 
 COMMAND = [sys.executable, "-c", "from pyro_isingvit.cli import main; main()", "study"]
 

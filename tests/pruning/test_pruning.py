@@ -8,7 +8,7 @@ import torch
 
 import pyro_isingvit as iv
 from pyro_isingvit.pruning import costs, decide, shrink
-from tests.networks import CONFIG, IMAGES, LEVEL_DIMS, PLAIN, WITH_STEM, WITH_TOKEN, network_of, posterior_of
+from tests.pruning.networks import CONFIG, IMAGES, LEVEL_DIMS, PLAIN, WITH_STEM, WITH_TOKEN, network_of, posterior_of
 
 # --- decisions --------------------------------------------------------------------------------------------------------
 

@@ -254,3 +254,15 @@ def test_expected_false_discovery_rate_is_the_true_one():
     assert 0.05 < expected / kept < 0.2
     # two standard deviations of the number of wrong ones, were they independent
     assert abs(wrong - expected) < 2 * math.sqrt(variance)
+
+
+def test_units_of_a_network_with_some_of_the_sites(tiny_network):
+    """Heads and blocks are told by the sites that lead into them and out; what is not there is named."""
+    names = ("encoder.value", "encoder.out", "encoder.up", "encoder.down")
+    sites = [site for site in tiny_network.weight_sites() if site.name in names]
+    posterior = of(LikelihoodGuided(IsingViT(tiny_network, IndependentSpikeSlab(sites))))
+    assert unit_inclusion(posterior, "head").shape == (2, 2)
+    assert alive_units(posterior, "block").tolist() == [True, True]
+    for call in (unit_inclusion, alive_units):
+        with pytest.raises(InputError, match=r"unit='query_key': choose one of \['hidden', 'value', 'head', 'block'\]"):
+            call(posterior, "query_key")

@@ -1,17 +1,22 @@
 """A posterior owns its tensors, and says on disk what it is of."""
 
 import json
+import sys
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from pyro_isingvit import (
+    Coupling,
+    CouplingGraph,
     FitConfig,
     FitResult,
     IndependentSpikeSlab,
     InputError,
+    Interaction,
     IsingSpikeSlab,
     IsingViT,
     LikelihoodGuided,
@@ -23,6 +28,7 @@ from pyro_isingvit import (
     fit,
     fit_path,
 )
+from pyro_isingvit.diagnostics import attention_maps
 from pyro_isingvit.draws import prior_draws
 from pyro_isingvit.guides import (
     Auto,
@@ -72,19 +78,39 @@ def test_results_that_share_a_network_a_model_or_a_path_keep_what_they_said(stri
     assert third.model.fixed_masks is not None
 
 
-def test_two_threads_predict_what_one_does(stripes):
-    posterior = made()
-    truth, seen = predicted(posterior, stripes.images), []
+def test_threads_that_share_a_posterior_get_what_one_alone_does(stripes):
+    """All that reads it, side by side, with threads that take turns as often as they can."""
+    posterior = made(guide=BackwardIsing, coupling=0.2)
+    calls = {
+        "predict": lambda: predicted(posterior, stripes.images),
+        "plug-in": lambda: posterior.predict_plug_in(stripes.images),
+        "network": lambda: posterior.network()(stripes.images),
+        "inclusion": lambda: posterior.inclusion_probabilities()["encoder.up"],
+        "masks": lambda: torch.stack([masks["encoder.up"] for masks in posterior.mask_draws(3)]),
+        "attention": lambda: attention_maps(posterior, stripes.images[:5], draws=3).mean,
+        "prior": lambda: torch.stack([draw.weights["encoder.up"] for draw in prior_draws(posterior.model, 2, 0)]),
+    }
+    truth, wrong = {name: call() for name, call in calls.items()}, []
+    interval = sys.getswitchinterval()
 
-    def serve():
-        seen.extend(torch.equal(predicted(posterior, stripes.images), truth) for _ in range(5))
+    def serve(name):
+        for _ in range(4):
+            try:
+                if not torch.equal(calls[name](), truth[name]):
+                    wrong.append(name)
+            except Exception as error:
+                wrong.append(f"{name}: {error}")
 
-    threads = [threading.Thread(target=serve) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == [True] * 10
+    try:
+        sys.setswitchinterval(1e-5)
+        threads = [threading.Thread(target=serve, args=(name,)) for name in calls]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
 
 
 def test_draws_leave_the_generator_and_gradients_to_who_asks_for_them(stripes):
@@ -270,3 +296,80 @@ def test_weights_without_masks_count_as_kept():
 def test_draws_from_the_prior_have_no_log_ratio():
     with pytest.raises(InputError, match="log_ratio: a draw from the prior has none"):
         _ = next(prior_draws(made().model, 1, 0)).log_ratio
+
+
+def test_members_of_different_kinds_are_not_saved_as_one_kind(tmp_path):
+    members = made(IndependentSpikeSlab, MeanField).guides + made(IndependentSpikeSlab, Relaxed).guides
+    with pytest.raises(InputError, match=r"not of one kind \(guide\.class is 'Relaxed' and was 'MeanField'\)"):
+        Posterior(members).save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    alike = Posterior(made().guides + made().guides)
+    alike.save(tmp_path / "saved")
+    again = Posterior.load(tmp_path / "saved")
+    assert len(again.guides) == 2
+    for name, probs in alike.inclusion_probabilities().items():
+        assert torch.equal(probs, again.inclusion_probabilities()[name])
+
+
+def test_an_interaction_that_was_taken_away_stays_away(stripes, tmp_path):
+    posterior = made(coupling=0.5)
+    posterior.model.prior.interaction = None
+    posterior.save(tmp_path / "saved")
+    assert Posterior.load(tmp_path / "saved").model.prior.interaction is None
+    posterior.model.prior.interaction = Quiet()
+    posterior.save(tmp_path / "other")
+    with pytest.raises(InputError, match=r"interaction=tests\.\w+.*\.Quiet, which this package cannot rebuild"):
+        Posterior.load(tmp_path / "other")
+
+
+class Quiet(Interaction):
+    """An interaction of a user's own."""
+
+    def energy(self, masks):
+        return 0.0 * masks["encoder.up"].sum()
+
+
+def test_settings_of_couplings_and_numpy_numbers_are_kept(tmp_path):
+    sites = ViT(TINY).weight_sites()
+    every_second = Coupling("encoder.up", "encoder.down", ("layer", "hidden"), 0.5, slice(None, None, 2), slice(0, 1))
+    posterior = made(couplings=CouplingGraph(sites, [every_second]), slab_scale=np.float32(1.5))
+    posterior.save(tmp_path / "saved")
+    again = Posterior.load(tmp_path / "saved").model.prior
+    assert again.couplings.couplings[0].first_layers == slice(None, None, 2)
+    assert again.slab_scale == 1.5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"members": 3},
+        {"members": []},
+        {"members": [{}]},
+        {"members": [{"temperature": "hot", "num_data": 60}]},
+        {"members": [{"temperature": 0.0, "num_data": 60}]},
+        {"logit_scale": "1"},
+        {"logit_scale": None},
+        {"sites": [{"name": "x"}]},
+        {"interaction": {"class": "IsingInteraction", "settings": {}}, "prior": {"class": "Flat", "settings": {}}},
+        {"network": {"class": "ViT", "settings": {"dim": 10**9, "heads": 1}}},
+    ],
+)
+def test_whatever_is_wrong_with_a_description_is_one_line(changes, tmp_path):
+    made().save(tmp_path / "saved")
+    path = tmp_path / "saved" / "posterior.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    if changes == {"logit_scale": "1"}:  # a number all the same
+        assert Posterior.load(tmp_path / "saved").logit_scale == 1
+        return
+    with pytest.raises(InputError) as caught:
+        Posterior.load(tmp_path / "saved")
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_and_weights_of_the_prior_are_drawn_apart():
+    """A spike as wide as the slab, so that nothing but a shared random stream could link masks and weights."""
+    network = ViT(TINY.model_copy(update={"dim": 64}))
+    prior = IndependentSpikeSlab(network.weight_sites(), inclusion=0.5, spike_scale=0.999)
+    draw = next(prior_draws(IsingViT(network, prior), 1, 0))
+    both = torch.stack([draw.masks["encoder.up"].flatten(), draw.weights["encoder.up"].flatten()])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 5 / both.shape[1] ** 0.5
