@@ -137,6 +137,8 @@ class Posterior:
             InputError: if a value is out of range, or a `ViT` is given images of another size.
         """
         check_draws(draws)
+        if not isinstance(images, Tensor):
+            raise InputError(f"images={type(images).__name__}: give a tensor (n, channels, height, width)")
         if not 0 < interval < 1:
             raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
         levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=self.device)

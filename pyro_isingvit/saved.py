@@ -59,8 +59,11 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
     safetensors.torch.save_file(tensors, folder / TENSORS)
 
 
-def read(folder: Path, guide: Guide | None) -> tuple[tuple[Guide, ...], float]:
+def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
     """Read guides and logit scale; see `Posterior.load`."""
+    if guide is not None and not isinstance(guide, Guide):
+        given = guide.__name__ if isinstance(guide, type) else type(guide).__name__
+        raise InputError(f"guide={given}: give a guide made for a model, e.g. MyGuide(model)")
     facts = _facts(folder)
     if guide is not None:
         difference = _difference(plain(description(guide)), {name: facts[name] for name in _PARTS})

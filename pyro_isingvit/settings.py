@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from .errors import InputError
+
+PARTS = ("network", "sites", "model", "prior")
+"""Arguments of constructors that are described on their own."""
+
 LEARNED = "learned"
 """Key that marks a setting which training changes, such as a coupling that is a parameter."""
 
@@ -32,9 +37,14 @@ class Described:
                 continue
             parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
             for parameter in parameters:
-                known = parameter.name not in ("network", "sites", "model") and hasattr(self, parameter.name)
-                if parameter.kind is not parameter.VAR_KEYWORD and known:
-                    found.setdefault(parameter.name, plain(getattr(self, parameter.name)))
+                if parameter.name in PARTS or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                    continue
+                if not hasattr(self, parameter.name):
+                    raise InputError(
+                        f"{type(self).__name__}: its constructor's argument {parameter.name!r} is not kept; set "
+                        f"self.{parameter.name} = {parameter.name}, so that a saved posterior can be described"
+                    )
+                found.setdefault(parameter.name, plain(getattr(self, parameter.name)))
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
                 break
         return found

@@ -373,3 +373,26 @@ def test_masks_and_weights_of_the_prior_are_drawn_apart():
     draw = next(prior_draws(IsingViT(network, prior), 1, 0))
     both = torch.stack([draw.masks["encoder.up"].flatten(), draw.weights["encoder.up"].flatten()])
     assert abs(float(torch.corrcoef(both)[0, 1])) < 5 / both.shape[1] ** 0.5
+
+
+class Strong(Interaction):
+    def __init__(self, strength):
+        super().__init__()
+        self.strength = strength
+
+    def energy(self, masks):
+        return self.strength * masks["encoder.up"].mean()
+
+
+def test_settings_of_an_interaction_are_compared(stripes, tmp_path):
+    def of(strength):
+        posterior = made(IndependentSpikeSlab, MeanField)
+        posterior.model.prior.interaction = Strong(strength)
+        return posterior
+
+    posterior = of(3.0)
+    posterior.save(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"interaction\.strength is 9\.0 and was 3\.0"):
+        Posterior.load(tmp_path / "saved", of(9.0).guide)
+    again = Posterior.load(tmp_path / "saved", of(3.0).guide)
+    assert torch.equal(predicted(again, stripes.images), predicted(posterior, stripes.images))

@@ -212,3 +212,44 @@ def test_a_guide_that_cannot_serve_a_prior_says_so(tiny_network, family, prior, 
     model = IsingViT(tiny_network, prior(tiny_network.weight_sites()))
     with pytest.raises(InputError, match=message):
         family(model)
+
+
+class Losing(MeanField):
+    def draw_masks(self):
+        return {name: mask for name, mask in super().draw_masks().items() if name != "encoder.up"}
+
+
+class Loose(MeanField):
+    def mask(self, site):
+        return dist.Bernoulli(logits=self.logit[site.key])
+
+
+class Forgetting(MeanField):
+    def __init__(self, model, strength=3.0):
+        super().__init__(model)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (Losing, r"guide=Losing: draw_masks returns no masks of \['encoder\.up'\]"),
+        (Loose, r"draws 'patch_embed\.mask' from a distribution with batch shape \(4, 4\): use to_event\(2\)"),
+        (Forgetting, r"Forgetting: its constructor's argument 'strength' is not kept; set self\.strength"),
+    ],
+)
+def test_a_guide_of_ones_own_is_checked_before_the_first_step(tiny_model, stripes, family, message):
+    with pytest.raises(InputError, match=message):
+        fit_briefly(tiny_model, family(tiny_model), stripes)
+
+
+class Wide(Interaction):
+    def energy(self, masks):
+        return masks["encoder.up"].sum(-1)
+
+
+def test_an_energy_that_is_no_scalar_is_named(tiny_network, stripes):
+    prior = IndependentSpikeSlab(tiny_network.weight_sites())
+    prior.interaction = Wide()
+    model = IsingViT(tiny_network, prior)
+    with pytest.raises(InputError, match=r"interaction=Wide: its energy has shape \(2, 8\); return a scalar"):
+        fit_briefly(model, MeanField(model), stripes)

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from pyro_isingvit.settings import Described
 
-class Interaction(nn.Module):
+
+class Interaction(Described, nn.Module):
     """A factor ``exp(energy(masks))`` over all masks, on top of the prior's base measure.
 
     A prior has one as its ``interaction``. Subclasses implement `energy`; `log_normaliser` and `draw` are needed only

@@ -67,8 +67,8 @@ class IsingSpikeSlab(IndependentSpikeSlab):
 
     @property
     def coupling(self) -> float | Tensor:
-        """Common strength J."""
-        return self.interaction.coupling
+        """Common strength J; 0 if the interaction was replaced by another one or taken away."""
+        return getattr(self.interaction, "coupling", 0.0)
 
     @coupling.setter
     def coupling(self, value: float) -> None:

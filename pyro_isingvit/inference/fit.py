@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import cast
+from typing import Any, cast
 
 import pyro
 import torch
@@ -132,6 +132,7 @@ def _training(
     listeners: Sequence[Listener],
 ) -> Iterator[Trainer]:
     """Context with a trainer on the device, and with random state, held density and temperature set for the fit."""
+    _check_kinds(guide, train, validation, config)
     device, model = config.torch_device(), guide.model
     model.to(device).train()
     guide.to(device).train()
@@ -175,6 +176,18 @@ def _holding(guide: Guide, density: float | None) -> Iterator[None]:
 
 def _sparsifies(guide: Guide) -> bool:
     return bool(guide.mask_shapes) or guide.sparsifies
+
+
+def _check_kinds(guide: Any, train: Any, validation: Any, config: Any) -> None:
+    for name, value, kind, fix in (
+        ("guide", guide, Guide, "a Guide of the model, e.g. LikelihoodGuided(model)"),
+        ("train", train, Images, "Images"),
+        ("validation", validation, Images | None, "Images, or None"),
+        ("config", config, FitConfig, "a FitConfig"),
+    ):
+        if not isinstance(value, kind):
+            given = value.__name__ if isinstance(value, type) else type(value).__name__
+            raise InputError(f"{name}={given}: fit(guide, train, validation, config) takes {fix} here")
 
 
 def _check(guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor
 
@@ -23,9 +24,16 @@ def check_pair(guide: Guide, images: Tensor, labels: Tensor) -> None:
             the normaliser of its interaction does not account for.
     """
     model = guide.model
-    _check_normalised(guide)
+    for part in (model.prior, model.prior.interaction, guide):
+        if part is not None:
+            part.settings()  # refused now rather than when the fit is saved
+    _check_interaction(guide)
+    _check_returned_masks(guide)
     with pyro.validation_enabled(False):
-        drawn = _latent(poutine.trace(guide).get_trace(images, labels))
+        trace = poutine.trace(guide).get_trace(images, labels)
+        if not guide.plated:
+            _check_event(trace, guide)
+        drawn = _latent(trace)
         family, prior = type(guide).__name__, type(model.prior).__name__
         for site in model.sites:
             expected = {site.weight_name: site.shape}
@@ -48,7 +56,7 @@ def check_pair(guide: Guide, images: Tensor, labels: Tensor) -> None:
         )
 
 
-def _check_normalised(guide: Guide) -> None:
+def _check_interaction(guide: Guide) -> None:
     prior, sampled = guide.model.prior, guide.mask_hypers
     interaction = prior.interaction
     if sampled and interaction is not None and not (interaction.normalised or interaction.covers_latents):
@@ -57,6 +65,35 @@ def _check_normalised(guide: Guide) -> None:
             "depends on them: override log_normaliser(masks) of the interaction and set covers_latents = True, or set "
             "interaction = None"
         )
+    if interaction is not None and guide.mask_shapes:
+        device = prior.zero.device
+        with guide.hypers_at_median():
+            energy = interaction.energy({n: torch.ones(s, device=device) for n, s in guide.mask_shapes.items()})
+        if energy.shape != ():
+            raise InputError(
+                f"interaction={type(interaction).__name__}: its energy has shape {tuple(energy.shape)}; return a "
+                "scalar, e.g. by .sum()"
+            )
+
+
+def _check_returned_masks(guide: Guide) -> None:
+    if guide.model.fixed_masks is None and guide.mask_shapes:
+        with poutine.block(), guide.hypers_at_median():
+            missing = guide.mask_shapes.keys() - guide.draw_masks().keys()
+        if missing:
+            raise InputError(
+                f"guide={type(guide).__name__}: draw_masks returns no masks of {sorted(missing)}; add them"
+            )
+
+
+def _check_event(trace: Any, guide: Guide) -> None:
+    """Whether masks and weights are events as a whole, so that their densities are scalars."""
+    for name, node in trace.nodes.items():
+        if name.endswith((".mask", ".weight")) and node["type"] == "sample" and node["fn"].batch_shape:
+            raise InputError(
+                f"guide={type(guide).__name__} draws {name!r} from a distribution with batch shape "
+                f"{tuple(node['fn'].batch_shape)}: use to_event({len(node['fn'].batch_shape)})"
+            )
 
 
 def _latent(trace: Any) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from pyro_isingvit import (
     IsingViT,
     LikelihoodGuided,
     MeanField,
+    Posterior,
     Prior,
     StructuredSpikeSlab,
     TemperatureSearch,
@@ -401,3 +402,20 @@ def test_every_listener_hears_the_end(stripes):
     with pytest.raises(RuntimeError, match="full disk"):
         fit(pair()[1], stripes, None, FitConfig(**QUICK), False, [told.append, broken, told.append])
     assert told.count(events.Stopped(1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda g, s: fit(g.model, g, s), "guide=IsingViT: .* takes a Guide of the model"),
+        (lambda g, s: fit(MeanField, s), "guide=MeanField: .* takes a Guide of the model"),
+        (lambda g, s: fit(g, s.images), "train=Tensor: .* takes Images here"),
+        (lambda g, s: fit(g, s, FitConfig()), "validation=FitConfig: .* takes Images, or None"),
+        (lambda g, s: fit(g, s, s, {"steps": 3}), "config=dict: .* takes a FitConfig"),
+        (lambda g, s: Posterior((g,)).predict(s), "images=Images: give a tensor"),
+        (lambda g, s: Posterior.load("nowhere", MeanField), "guide=MeanField: give a guide made for a model"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(stripes, call, message):
+    with pytest.raises(InputError, match=message):
+        call(pair()[1], stripes)
