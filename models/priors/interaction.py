@@ -1,6 +1,6 @@
 """The base class of interactions of masks: a factor on top of the base measure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -10,14 +10,16 @@ from pyro_isingvit.settings import Described
 class Interaction(Described, nn.Module):
     """A factor ``exp(energy(masks))`` over all masks, on top of the prior's base measure.
 
-    A prior has one as its ``interaction``. Subclasses implement `energy`; `log_normaliser` and `draw` are needed only
-    in the cases that their docstrings name. Parameters of an interaction are learned with the guide.
+    A prior has one as its ``interaction``. It is made from a function, or is a subclass that implements `energy`;
+    `log_normaliser` and `draw` are needed only in the cases that their docstrings name. Parameters of an interaction
+    are learned with the guide.
+
+    Args:
+        function: computes the energy, a scalar tensor, from the masks by site name. None for subclasses.
 
     Example: an interaction of two sites, without parameters.
 
-        >>> class Together(Interaction):
-        ...     def energy(self, masks):
-        ...         return masks["encoder.up"].mean() * masks["encoder.down"].mean()
+        >>> together = Interaction(lambda masks: masks["encoder.up"].mean() * masks["encoder.down"].mean())
     """
 
     normalised = False
@@ -25,6 +27,10 @@ class Interaction(Described, nn.Module):
 
     covers_latents = False
     """Whether `log_normaliser` accounts for latent variables on which the base measure depends."""
+
+    def __init__(self, function: Callable[[Mapping[str, Tensor]], Tensor] | None = None) -> None:
+        super().__init__()
+        self.function = function
 
     def energy(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Log of the factor, unnormalised, a scalar.
@@ -34,7 +40,9 @@ class Interaction(Described, nn.Module):
         Args:
             masks: masks, or mean masks, by site name.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement energy(masks)")
+        if self.function is None:
+            raise NotImplementedError(f"{type(self).__name__} must implement energy(masks), or be given a function")
+        return self.function(masks)
 
     def log_normaliser(self, masks: Mapping[str, Tensor]) -> Tensor:
         """log Z of base measure times factor; needed only where it depends on learned parameters.

@@ -22,6 +22,7 @@ from pyro_isingvit.models import (
     BackwardIsingSpikeSlab,
     HierarchicalSpikeSlab,
     IndependentSpikeSlab,
+    Interaction,
     IsingSpikeSlab,
     IsingViT,
     LatticeSpikeSlab,
@@ -293,3 +294,16 @@ def test_an_interaction_written_as_a_method_is_refused():
         class Old(IndependentSpikeSlab):
             def potential(self, masks):
                 return masks["first"].sum()
+
+
+def test_a_function_of_the_masks_is_an_interaction():
+    """The prior with it is the independent one times exp(energy), over all states of ten masks."""
+    prior = IndependentSpikeSlab(TwoLayers().weight_sites(), inclusion=0.3)
+    prior.interaction = Interaction(lambda masks: 0.7 * masks["first"].sum())
+    logs = torch.stack([log_measure(prior, state, False) for state in STATES])
+    exact = torch.einsum("s,sn->n", logs.softmax(0), STATES)
+    log_odds = math.log(0.3 / 0.7)
+    expected = [1 / (1 + math.exp(-log_odds - 0.7))] * 6 + [0.3] * 4
+    assert exact.tolist() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(NotImplementedError, match=r"Interaction must implement energy\(masks\), or be given"):
+        Interaction().energy({})
