@@ -110,14 +110,14 @@ def draw_labels(log_probs: Tensor, generator: torch.Generator) -> Tensor:
     return torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(-1)
 
 
-def check_draws(draws: int, least: int = 1) -> None:
+def check_draws(draws: int) -> None:
     """Check the number of draws.
 
     Raises:
-        InputError: if it is below ``least``.
+        InputError: if it is below 1.
     """
-    if draws < least:
-        raise InputError(f"draws={draws}: need at least {'one' if least == 1 else least}")
+    if draws < 1:
+        raise InputError(f"draws={draws}: need at least one")
 
 
 @contextmanager

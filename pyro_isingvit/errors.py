@@ -11,3 +11,8 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training diverged; the message says where and what to change."""
+
+
+def kind_of(value: object) -> str:
+    """Name of a value's class for messages; of a class that was given in place of an instance, its own name."""
+    return value.__name__ if isinstance(value, type) else type(value).__name__

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import guides as guide_classes
 from .config import Config
 from .couplings import Coupling
-from .errors import InputError
+from .errors import InputError, kind_of
 from .guides import Guide
 from .guides.estimators import ESTIMATORS
 from .interactions import CouplingGraph
@@ -41,7 +41,7 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
         raise InputError(f"folder={str(folder)!r} holds a posterior already: choose another or remove it")
     facts = {"format": FORMAT, "version": version("pyro-isingvit"), **description(guides[0])}
     for guide in guides[1:]:
-        difference = _difference(plain(description(guide)), plain(description(guides[0])))
+        difference = _difference(description(guide), description(guides[0]))
         if difference:
             raise InputError(f"posterior: its members are not of one kind ({difference}); save each on its own")
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +62,10 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
 def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
     """Read guides and logit scale; see `Posterior.load`."""
     if guide is not None and not isinstance(guide, Guide):
-        given = guide.__name__ if isinstance(guide, type) else type(guide).__name__
-        raise InputError(f"guide={given}: give a guide made for a model, e.g. MyGuide(model)")
+        raise InputError(f"guide={kind_of(guide)}: give a guide made for a model, e.g. MyGuide(model)")
     facts = _facts(folder)
     if guide is not None:
-        difference = _difference(plain(description(guide)), {name: facts[name] for name in _PARTS})
+        difference = _difference(description(guide), {name: facts[name] for name in _PARTS})
         if difference:
             raise InputError(f"folder={str(folder)!r} is not of the guide given: {difference}; build it as for the fit")
     tensors = _tensors(folder / TENSORS)

@@ -152,6 +152,21 @@ class Fuzzy(MeanField):
         return dist.Uniform(torch.zeros_like(logit) + 0.3, 1.0).to_event(logit.dim())
 
 
+class Losing(MeanField):
+    def draw_masks(self):
+        return {name: mask for name, mask in super().draw_masks().items() if name != "encoder.up"}
+
+
+class Loose(MeanField):
+    def mask(self, site):
+        return dist.Bernoulli(logits=self.logit[site.key])
+
+
+class Forgetting(MeanField):
+    def __init__(self, model, strength=3.0):
+        super().__init__(model)
+
+
 @pytest.mark.parametrize(
     ("family", "message"),
     [
@@ -159,9 +174,12 @@ class Fuzzy(MeanField):
         (Talkative, r"guide=Talkative samples \['mood'\], which prior=IsingSpikeSlab does not have"),
         (Squashed, r"draws 'patch_embed\.weight' of shape \(16,\); expected \(4, 4\)"),
         (Fuzzy, r"draws 'patch_embed\.mask' with 0\.\d+: a mask is exactly 0 or 1"),
+        (Losing, r"guide=Losing: draw_masks returns no masks of \['encoder\.up'\]"),
+        (Loose, r"draws 'patch_embed\.mask' from a distribution with batch shape \(4, 4\): use to_event\(2\)"),
+        (Forgetting, r"Forgetting: its constructor's argument 'strength' is not kept; set self\.strength"),
     ],
 )
-def test_a_guide_that_does_not_match_is_named(tiny_model, stripes, family, message):
+def test_a_guide_that_does_not_match_is_named_before_the_first_step(tiny_model, stripes, family, message):
     with pytest.raises(InputError, match=message):
         fit_briefly(tiny_model, family(tiny_model), stripes)
 
@@ -212,34 +230,6 @@ def test_a_guide_that_cannot_serve_a_prior_says_so(tiny_network, family, prior, 
     model = IsingViT(tiny_network, prior(tiny_network.weight_sites()))
     with pytest.raises(InputError, match=message):
         family(model)
-
-
-class Losing(MeanField):
-    def draw_masks(self):
-        return {name: mask for name, mask in super().draw_masks().items() if name != "encoder.up"}
-
-
-class Loose(MeanField):
-    def mask(self, site):
-        return dist.Bernoulli(logits=self.logit[site.key])
-
-
-class Forgetting(MeanField):
-    def __init__(self, model, strength=3.0):
-        super().__init__(model)
-
-
-@pytest.mark.parametrize(
-    ("family", "message"),
-    [
-        (Losing, r"guide=Losing: draw_masks returns no masks of \['encoder\.up'\]"),
-        (Loose, r"draws 'patch_embed\.mask' from a distribution with batch shape \(4, 4\): use to_event\(2\)"),
-        (Forgetting, r"Forgetting: its constructor's argument 'strength' is not kept; set self\.strength"),
-    ],
-)
-def test_a_guide_of_ones_own_is_checked_before_the_first_step(tiny_model, stripes, family, message):
-    with pytest.raises(InputError, match=message):
-        fit_briefly(tiny_model, family(tiny_model), stripes)
 
 
 class Wide(Interaction):

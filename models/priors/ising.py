@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_isingvit.couplings import VIT_COUPLINGS, Coupling
+from pyro_isingvit.couplings import VIT_COUPLINGS
 from pyro_isingvit.distributions import Ising
 from pyro_isingvit.distributions.ising import EXACT_LIMIT
 from pyro_isingvit.errors import InputError
@@ -61,7 +61,7 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         super().__init__(sites, inclusion, **options)
         if weighting not in ("uniform", "magnitude"):
             raise InputError(f"weighting={weighting!r}: choose one of ('uniform', 'magnitude')")
-        self.couplings = CouplingGraph(sites, self._default_couplings()) if couplings is None else couplings
+        self.couplings = CouplingGraph(sites, VIT_COUPLINGS) if couplings is None else couplings
         self.weighting, self.learn_coupling = weighting, learn_coupling
         self.interaction: IsingInteraction = self.make_interaction(coupling)
 
@@ -91,9 +91,6 @@ class IsingSpikeSlab(IndependentSpikeSlab):
     def at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Masks, or squared weights, by site name, brought to the shapes of the graph's sites."""
         return masks
-
-    def _default_couplings(self) -> Sequence[Coupling]:
-        return VIT_COUPLINGS
 
 
 class IsingInteraction(Interaction):

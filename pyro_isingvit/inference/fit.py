@@ -11,7 +11,7 @@ import torch
 
 from ..data import Images
 from ..draws import evaluating, seeded
-from ..errors import InputError
+from ..errors import InputError, kind_of
 from ..guides import Guide
 from ..posterior import Posterior
 from .config import FitConfig
@@ -186,8 +186,7 @@ def _check_kinds(guide: Any, train: Any, validation: Any, config: Any) -> None:
         ("config", config, FitConfig, "a FitConfig"),
     ):
         if not isinstance(value, kind):
-            given = value.__name__ if isinstance(value, type) else type(value).__name__
-            raise InputError(f"{name}={given}: fit(guide, train, validation, config) takes {fix} here")
+            raise InputError(f"{name}={kind_of(value)}: fit(guide, train, validation, config) takes {fix} here")
 
 
 def _check(guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
