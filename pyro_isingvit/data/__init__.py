@@ -1,7 +1,21 @@
-"""Labelled images in memory: data sets by name, splits into parts that share no image, and augmentation of batches."""
+"""Labelled images in memory: data sets by name, splits into parts that share no image,
+augmentation of batches, and test beds of which the truth is known."""
 
 from .augment import AUGMENTATIONS, Augment
 from .images import Data, Images, split
 from .readers import DATASETS, from_dataset, read
+from .testbeds import TestBed, digits_decoys, planted_network
 
-__all__ = ["AUGMENTATIONS", "DATASETS", "Augment", "Data", "Images", "from_dataset", "read", "split"]
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "Augment",
+    "Data",
+    "Images",
+    "TestBed",
+    "digits_decoys",
+    "from_dataset",
+    "planted_network",
+    "read",
+    "split",
+]

@@ -134,6 +134,16 @@ def _digits(root: Path | None, part: Part, download: bool, image_size: int | Non
     return _sized(Images(images, torch.from_numpy(bunch.target).long(), 10), image_size)
 
 
+def _digits_decoys(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
+    """The digits among seven decoy channels, see `pyro_isingvit.data.digits_decoys`."""
+    from .testbeds import digits_decoys
+
+    if root is not None:
+        raise InputError(f"data_root={str(root)!r}: digits-decoys is made from the digits that ship with scikit-learn")
+    _only_training("digits-decoys", part)
+    return _sized(digits_decoys().images, image_size)
+
+
 def _torchvision(name: str, inside: str, shape: tuple[int, int, int], classes: int = 10) -> Reader:
     """Reader of the torchvision data set called ``name``, whose files are in the folder ``inside`` the root.
 
@@ -255,6 +265,7 @@ def _only_training(name: str, part: Part) -> None:
 
 DATASETS: dict[str, Reader] = {
     "digits": _digits,
+    "digits-decoys": _digits_decoys,
     "mnist": _torchvision("MNIST", "MNIST/raw", (1, 28, 28)),
     "fashion-mnist": _torchvision("FashionMNIST", "FashionMNIST/raw", (1, 28, 28)),
     "cifar-10": _torchvision("CIFAR10", "cifar-10-batches-py", (3, 32, 32)),

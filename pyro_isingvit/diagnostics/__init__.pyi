@@ -13,6 +13,7 @@ from .findings import Findings, examine
 from .inclusion import inclusion_dataset, inclusion_table, stability, threshold_table
 from .inference_data import to_inference_data
 from .report import verdicts, write_report
+from .selection import inclusion_reliability, selection_table
 from .shift import outside_scores, under_shift
 from .units import alive_units, unit_inclusion
 
@@ -24,6 +25,7 @@ __all__ = [
     "attention_maps",
     "examine",
     "inclusion_dataset",
+    "inclusion_reliability",
     "inclusion_table",
     "leave_one_out",
     "metrics",
@@ -35,6 +37,7 @@ __all__ = [
     "prior_predictive_check",
     "read_netcdf",
     "reliability_table",
+    "selection_table",
     "selective_accuracy",
     "stability",
     "threshold_table",

@@ -103,10 +103,16 @@ def reliability_table(probs: Tensor, labels: Tensor, bins: int = BINS, equal_mas
     table = frame.groupby("bin").agg(
         images=("accuracy", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")
     )
-    n, share, z = table["images"], table["accuracy"], 1.959964
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return table.assign(lower=centre - half, upper=centre + half).reset_index(drop=True)
+    lower, upper = wilson_interval(table["accuracy"], table["images"])
+    return table.assign(lower=lower, upper=upper).reset_index(drop=True)
+
+
+def wilson_interval(share: pd.Series, count: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Wilson's 95 % interval of shares of counts: lower and upper bounds."""
+    z = 1.959964
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return centre - half, centre + half
 
 
 def selective_accuracy(uncertainty: Tensor, right: Tensor) -> pd.DataFrame:
