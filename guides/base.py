@@ -60,6 +60,9 @@ class Guide(Described, nn.Module):
     target_density: float | None = None
     """Mean inclusion probability that is held, see `hold_density`; None leaves it to prior and likelihood."""
 
+    held: frozenset[str] = frozenset()
+    """Names of the sites whose masks are held, see `hold_masks`."""
+
     def __init__(self, model: IsingViT) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple, so that its parameters are not registered as the guide's
@@ -197,6 +200,17 @@ class Guide(Described, nn.Module):
         """Posterior probability of each mask being 1, by site name, in the shape of the masks."""
         return {site.name: self.mask(site).mean.detach() for site in self.model.sites if site.name in self.mask_shapes}
 
+    def inclusion_at(self, temperature: float) -> dict[str, Tensor]:
+        """Inclusion probabilities from the evidence at a temperature that the fit did not have, by site name.
+
+        Raises:
+            InputError: if this family has no estimate of the evidence.
+        """
+        raise InputError(
+            f"temperature={temperature}: {type(self).__name__} has no estimate of the evidence at a temperature it "
+            "was not fitted at; use LikelihoodGuided"
+        )
+
     @torch.no_grad()
     def median_masks(self) -> dict[str, Tensor]:
         """Masks of the median-probability model: 1 where the inclusion probability is at least one half."""
@@ -217,6 +231,32 @@ class Guide(Described, nn.Module):
             raise InputError(
                 f"target_density={density}: {type(self).__name__} cannot hold a density; use LikelihoodGuided"
             )
+
+    def hold_masks(self, probabilities: Mapping[str, Tensor]) -> None:
+        """Hold the masks of some sites at given inclusion probabilities from now on; those of no others.
+
+        With probabilities from another posterior, this is a modular posterior: the masks of these sites are
+        distributed as there, and all else follows from the data given them. In the pilot phase they are on where the
+        probability is at least one half.
+
+        Args:
+            probabilities: by site name, in the shape of the masks; empty to hold none.
+
+        Raises:
+            InputError: if this family cannot do so, or names, shapes or values do not fit.
+        """
+        if probabilities:
+            raise InputError(
+                f"probabilities of {list(probabilities)}: {type(self).__name__} cannot hold masks; use LikelihoodGuided"
+            )
+
+    def pilot_masks(self) -> dict[str, Tensor]:
+        """Masks of the pilot phase, by site name: all on, except those that are held off."""
+        device, median = self.model.prior.zero.device, self.median_masks() if self.held else {}
+        return {
+            name: median[name] if name in self.held else torch.ones(shape, device=device)
+            for name, shape in self.mask_shapes.items()
+        }
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The trainable parameters as parameter groups of a torch optimiser."""

@@ -8,18 +8,33 @@ For a Bernoulli mask, the exact natural gradient of the ELBO in its logit vanish
 and this guide moves the logit a share of the way there every few batches. The curvature F of the log-likelihood also
 gives the scale s of each weight in closed form, :math:`1/s^2 = F/T + 1/S^2`, where S is the scale of the prior's slab.
 
+Masks may have a temperature of their own, :math:`T_m`. The target is then the generalised posterior
+
+.. math:: \pi(m, w) = \pi_{T_m}(m)\, \pi_T(w \mid m), \qquad
+   \pi_{T_m}(m) \propto p(m) \int p(w \mid m)\, L(w)^{1/T_m}\, dw, \quad
+   \pi_T(w \mid m) \propto p(w \mid m)\, L(w)^{1/T}
+
+in which masks follow from the evidence at :math:`T_m`, and weights, given masks, from the power posterior at T. It is
+the power posterior where both are equal. The evidence is computed to second order: the posterior of a weight at
+:math:`T_m` has the variance :math:`v_m = 1/(F/T_m + 1/S^2)`, and the mean
+:math:`\mu_m = \mu\,(F + T/S^2)/(F + T_m/S^2)`, where :math:`\mu` is the mean at T. The log odds are then those of the
+Gaussian integrals, :math:`\mu_m^2 / (2 v_m) + \tfrac12 \log(v_m / S^2)` for each weight.
+
 References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
     LeCun, Denker & Solla, "Optimal Brain Damage", NeurIPS 1989.
+    Bissiri, Holmes & Walker, "A General Framework for Updating Belief Distributions", JRSS B 2016 (generalised
+    posteriors).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_isingvit.distributions import Gaussian
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT, Pass
 from pyro_isingvit.models.priors import Prior
@@ -31,6 +46,9 @@ from .mean_field import MeanField
 LOGIT_BOUND = 8.0
 """Logits are clamped to within plus and minus this, so that a dropped weight can be kept again."""
 
+ROUNDS = 20
+"""Rounds of the fixed point of masks that depend on each other, for inclusion probabilities at another temperature."""
+
 
 class LikelihoodGuided(MeanField):
     """`MeanField` with coordinate updates of the masks and scales in place of their gradients.
@@ -41,7 +59,7 @@ class LikelihoodGuided(MeanField):
     are fixed, only the estimator is updated.
 
     Args:
-        model: the model whose posterior this approximates; all weights of its prior are spike-and-slab.
+        model: the model whose posterior this approximates; weights of its prior that have masks are spike-and-slab.
         initial_logit, initial_scale: see `MeanField`.
         rate: share of the way to its target that the logit of a mask moves per batch, within (0, 1).
         refresh_every: number of batches between updates; one update moves as far as that many updates of one batch.
@@ -50,9 +68,11 @@ class LikelihoodGuided(MeanField):
         target_density: mean inclusion probability of all weights, within (0, 1), which is held by shifting all logits
             by a common external field at each update; None leaves it to prior and likelihood.
         fixed_scale: scale of every weight throughout training, as published; None for the closed form.
+        mask_temperature: the temperature of masks, for all or by site name; that of the posterior, for those that are
+            not named or if None. See above for the target.
 
     Raises:
-        InputError: if a value is out of range, or a weight of the prior is not spike-and-slab.
+        InputError: if a value is out of range, a site is unknown, or a weight with a mask is not spike-and-slab.
     """
 
     closed_form = True
@@ -67,15 +87,18 @@ class LikelihoodGuided(MeanField):
         estimator: str | Callable[[IsingViT], Estimator] = "squared_gradient",
         target_density: float | None = None,
         fixed_scale: float | None = None,
+        mask_temperature: float | Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(model, initial_logit, initial_scale if fixed_scale is None else fixed_scale)
         self.initial_scale, self.fixed_scale = initial_scale, fixed_scale
-        bare = [site.name for site in model.sites if site.name not in self._spiked]
-        if bare or len(self.mask_shapes) < len(model.sites):
+        bare = [name for name in self.mask_shapes if name not in self._spiked]
+        if bare or not self.mask_shapes:
             raise InputError(
-                f"prior={type(model.prior).__name__} has no spike-and-slab weight at {bare or 'some sites'}; "
+                f"prior={type(model.prior).__name__} has no spike-and-slab weight at {bare or 'any site'}; "
                 "use MeanField or one of Pyro's AutoGuides"
             )
+        self.mask_temperature = mask_temperature
+        self._mask_temperatures = _by_site(self.mask_shapes, mask_temperature)
         if not 0 < rate < 1:
             raise InputError(f"rate={rate}: must lie strictly between 0 and 1")
         if refresh_every < 1:
@@ -95,6 +118,23 @@ class LikelihoodGuided(MeanField):
         if density is not None and not 0 < density < 1:
             raise InputError(f"target_density={density}: a share of the weights lies between 0 and 1, e.g. 0.3")
         self.target_density = density
+
+    @torch.no_grad()
+    def hold_masks(self, probabilities: Mapping[str, Tensor]) -> None:
+        for name, values in probabilities.items():
+            shape = self.mask_shapes.get(name)
+            if shape is None:
+                raise InputError(f"probabilities: no masks at {name!r}; there are {list(self.mask_shapes)}")
+            if values.shape != shape or not bool(((values >= 0) & (values <= 1)).all()):
+                raise InputError(
+                    f"probabilities of {name} of shape {tuple(values.shape)}: need values within [0, 1] of shape "
+                    f"{tuple(shape)}, as from inclusion_probabilities() with the same masks"
+                )
+        self.held = frozenset(probabilities)
+        for site in self.model.sites:
+            if site.name in self.held:
+                logit = probabilities[site.name].to(self.logit[site.key].device).logit()
+                self.logit[site.key].copy_(logit.clamp(-LOGIT_BOUND, LOGIT_BOUND))
 
     @property
     def watches(self) -> bool:
@@ -125,40 +165,78 @@ class LikelihoodGuided(MeanField):
         temperature, sites = self.model.temperature, self.model.sites
         if self.model.prior.interaction is not None:
             self.model.prior.interaction.observe_weights({site.name: self.loc[site.key] for site in sites})
-        prior_fields, slabs = self.prior_fields(), self._prior_slabs()
+        prior_fields = self.prior_fields()
         targets = {}
         for site in sites:
-            pull = self.estimator.pull(site, self.slab(site)) / temperature
-            target = pull - _divergence(self.slab(site), slabs[site.name])
-            targets[site.key] = target.sum_to_size(self.mask_shapes[site.name]) + prior_fields[site.name]
-            if self.fixed_scale is not None:
-                continue
-            precision = self.estimator.curvature(site) / temperature + 1 / slabs[site.name].variance
-            self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
-        if self.target_density is not None:
+            if site.name in self.mask_shapes and site.name not in self.held:
+                targets[site.key] = self.evidence(site, self._mask_temperatures[site.name]) + prior_fields[site.name]
+            if self.fixed_scale is None:
+                precision = self.estimator.curvature(site) / temperature + 1 / self._prior_slab(site).variance
+                self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
+        if self.target_density is not None and targets:
+            numel = {site.key: site.numel for site in sites}
             logits = torch.cat([target.flatten() for target in targets.values()])
-            sizes = [
-                t.new_full((t.numel(),), s.numel / t.numel()) for s, t in zip(sites, targets.values(), strict=True)
-            ]
+            sizes = [t.new_full((t.numel(),), numel[key] / t.numel()) for key, t in targets.items()]
             shift = _field_for_density(logits, torch.cat(sizes), self.target_density)
             targets = {key: target + shift for key, target in targets.items()}
         for key, target in targets.items():
             self.logit[key].lerp_(target.clamp(-LOGIT_BOUND, LOGIT_BOUND), share)
 
     @torch.no_grad()
+    def evidence(self, site: WeightSite, temperature: float | None = None) -> Tensor:
+        """Log odds that the likelihood gives each mask of a site: log evidence with it kept, less that with it dropped.
+
+        To second order about the means, see above. The derivative of the log-likelihood at the mean of a weight, in
+        nats, is the one at which the posterior at this temperature is stationary: temperature times
+        ``(mean - prior mean) / S ** 2``.
+
+        Args:
+            site: a site with masks.
+            temperature: exponent of the likelihood is one over this; None for the temperature of the posterior.
+
+        Returns:
+            Sums over the weights that share a mask, in the shape of the masks.
+        """
+        own, prior, curvature = self.model.temperature, self._prior_slab(site), self.estimator.curvature(site)
+        precision, slab = 1 / prior.variance, self.slab(site)
+        offset = slab.mean - prior.mean
+        if temperature is None:
+            temperature = own
+        else:
+            offset = offset * (curvature + own * precision) / (curvature + temperature * precision)
+            slab = Gaussian(prior.mean + offset, -0.5 * (curvature / temperature + precision).log())
+        slope = temperature * precision * offset
+        gain = self.estimator.pull(site, slab, slope) / temperature - _divergence(slab, prior)
+        return gain.sum_to_size(self.mask_shapes[site.name])
+
+    @torch.no_grad()
+    def inclusion_at(self, temperature: float) -> dict[str, Tensor]:
+        masks = self.inclusion_probabilities()
+        evidence = {s.name: self.evidence(s, temperature) for s in self.model.sites if s.name in self.mask_shapes}
+        for _ in range(ROUNDS):
+            fields = self.prior_fields(masks)
+            targets = {name: (gain + fields[name]).sigmoid() for name, gain in evidence.items()}
+            masks = {name: mask.lerp(targets[name], 0.5) for name, mask in masks.items()}
+        return masks
+
+    @torch.no_grad()
     def sample_parts(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """A draw of all masks, and a draw of all weights from their slabs; by site name."""
-        masks = {site.name: self.mask(site).sample() for site in self.model.sites}
+        masks = {site.name: self.mask(site).sample() for site in self.model.sites if site.name in self.mask_shapes}
         return masks, {site.name: self.slab(site).sample() for site in self.model.sites}
 
-    def prior_fields(self) -> dict[str, Tensor]:
-        """Prior log odds of each mask given the posterior means of all others, by site name.
+    def prior_fields(self, inclusion: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Prior log odds of each mask given the means of all others, by site name.
 
         They are gradients, since the log of the base measure and the energy are linear in each mask.
+
+        Args:
+            inclusion: means of the masks, by site name; their inclusion probabilities under this guide if None.
         """
-        prior, sites = self.model.prior, self.model.sites
+        prior, sites = self.model.prior, [site for site in self.model.sites if site.name in self.mask_shapes]
+        means = self.inclusion_probabilities() if inclusion is None else inclusion
         with torch.enable_grad(), self.hypers_at_median():
-            masks = {name: mean.requires_grad_() for name, mean in self.inclusion_probabilities().items()}
+            masks = {name: mean.detach().requires_grad_() for name, mean in means.items()}
             zeros = {name: torch.zeros_like(mask, requires_grad=True) for name, mask in masks.items()}
             base = torch.stack([_base(prior, site).log_prob(zeros[site.name]) for site in sites]).sum()
             fields = {name: torch.zeros_like(zero) for name, zero in zeros.items()}
@@ -171,10 +249,10 @@ class LikelihoodGuided(MeanField):
             pulls = torch.autograd.grad(energy, list(masks.values()), materialize_grads=True)
         return {name: field + pull for (name, field), pull in zip(fields.items(), pulls, strict=True)}
 
-    def _prior_slabs(self) -> dict[str, torch.distributions.Distribution]:
-        return {
-            site.name: self._prior_weight(site, torch.ones_like(self.logit[site.key])).slab for site in self.model.sites
-        }
+    def _prior_slab(self, site: WeightSite) -> torch.distributions.Distribution:
+        if site.key not in self.logit:
+            return self._prior_weight(site, None)
+        return self._prior_weight(site, torch.ones_like(self.logit[site.key])).slab
 
 
 def _base(prior: Prior, site: WeightSite) -> TorchDistributionMixin:
@@ -201,3 +279,17 @@ def _field_for_density(logits: Tensor, sizes: Tensor, density: float) -> Tensor:
         too_many = (logits + middle).sigmoid() @ shares > density
         low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
     return (low + high) / 2
+
+
+def _by_site(
+    shapes: Mapping[str, torch.Size], temperature: float | Mapping[str, float] | None
+) -> dict[str, float | None]:
+    """The temperature of the masks of each site; None where it is that of the posterior."""
+    given = temperature if isinstance(temperature, Mapping) else dict.fromkeys(shapes, temperature)
+    unknown = set(given) - set(shapes)
+    if unknown:
+        raise InputError(f"mask_temperature={temperature}: no masks at {sorted(unknown)}; there are {list(shapes)}")
+    for value in given.values():
+        if value is not None and not value > 0:
+            raise InputError(f"mask_temperature={temperature}: must be positive, e.g. 1.0")
+    return {name: given.get(name) for name in shapes}

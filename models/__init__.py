@@ -3,6 +3,7 @@
 from .ising_vit import IsingViT
 from .priors import (
     BackwardIsingSpikeSlab,
+    FeatureSpikeSlab,
     Flat,
     HierarchicalSpikeSlab,
     IndependentSpikeSlab,
@@ -17,6 +18,7 @@ from .priors import (
 
 __all__ = [
     "BackwardIsingSpikeSlab",
+    "FeatureSpikeSlab",
     "Flat",
     "HierarchicalSpikeSlab",
     "IndependentSpikeSlab",

@@ -12,6 +12,7 @@ from .inference.result import FitResult
 from .inference.search import TemperatureSearch
 from .interactions import CouplingGraph
 from .models import (
+    FeatureSpikeSlab,
     IndependentSpikeSlab,
     Interaction,
     IsingSpikeSlab,
@@ -28,6 +29,7 @@ __all__ = [
     "Augment",
     "Coupling",
     "CouplingGraph",
+    "FeatureSpikeSlab",
     "FitConfig",
     "FitResult",
     "Gaussian",

@@ -176,12 +176,24 @@ class Posterior:
         network.load_state_dict(network.state_dict() | weights)
         return network.requires_grad_(True).eval()
 
-    def inclusion_probabilities(self) -> dict[str, Tensor]:
-        """Posterior probability of each mask being 1, by site name; for a mixture, the mean over its members."""
+    def inclusion_probabilities(self, temperature: float | None = None) -> dict[str, Tensor]:
+        """Posterior probability of each mask being 1, by site name; for a mixture, the mean over its members.
+
+        Args:
+            temperature: None for the masks of the fit, with which the posterior predicts. A number reads off, from the
+                means and the curvature at the end of the fit, what the evidence at that temperature would include; see
+                `LikelihoodGuided.evidence`. docs/inclusion.md shows how far either can be trusted.
+
+        Raises:
+            InputError: if ``temperature`` is not positive, or the guide has no estimate of the evidence.
+        """
+        if temperature is not None and not temperature > 0:
+            raise InputError(f"temperature={temperature}: must be positive, e.g. 1.0")
         every = []
         for guide in self.guides:
             with evaluating(guide.model, guide):
-                every.append(guide.inclusion_probabilities())
+                each = guide.inclusion_probabilities() if temperature is None else guide.inclusion_at(temperature)
+            every.append(each)
         if len(every) == 1:
             return every[0]
         return {name: torch.stack([probs[name] for probs in every]).mean(0) for name in every[0]}

@@ -27,7 +27,7 @@ from .models import IsingViT, priors
 from .network import ViT, ViTConfig, WeightSite
 from .settings import LEARNED, describe, plain
 
-FORMAT = 4
+FORMAT = 5
 """Version of the format that `write` writes."""
 
 DESCRIPTION, TENSORS = "posterior.json", "posterior.safetensors"
@@ -53,7 +53,10 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
         for part, state in parts.items():
             for name, tensor in state.items():
                 tensors[f"{number}/{part}/{name}"] = tensor.detach().cpu().clone().contiguous()
-    members = [{"temperature": guide.model.temperature, "num_data": guide.model.num_data} for guide in guides]
+    members = [
+        {"temperature": guide.model.temperature, "num_data": guide.model.num_data, "held": sorted(guide.held)}
+        for guide in guides
+    ]
     facts |= {"logit_scale": logit_scale, "members": members}
     (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n")
     safetensors.torch.save_file(tensors, folder / TENSORS)
@@ -88,6 +91,7 @@ def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
         fixed = parts.get("fixed_masks")
         one.model.fix_masks(None if fixed is None else {name: mask.to(device) for name, mask in fixed.items()})
         one.model.temperature, one.model.num_data = member["temperature"], member["num_data"]
+        one.held = frozenset(member["held"])
         one.eval()
         one.model.eval()
         guides.append(one)
@@ -133,6 +137,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 class _Member(Config):
     temperature: pydantic.PositiveFloat
     num_data: pydantic.PositiveInt | None
+    held: tuple[str, ...]
 
 
 class _Numbers(Config):

@@ -134,7 +134,7 @@ def test_damaged_and_earlier_files_are_refused_by_name(tmp_path):
         (folder / "posterior.json").write_text(json.dumps({**facts, **changes}))
 
     for changes, message in (
-        ({"format": 3}, "format=3; this version reads 4"),
+        ({"format": 3}, "format=3; this version reads 5"),
         ({"prior": {"class": "IsingSpikeSlab", "settings": {"inclusion": 2}}}, "does not describe a posterior"),
         ({"network": {"class": "ViT", "settings": {"dim": 5}}}, "does not describe a posterior"),
         ({"guide": {"class": "os.system", "settings": {}}}, "guide=os.system, which this package cannot rebuild"),

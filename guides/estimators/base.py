@@ -83,16 +83,19 @@ class Estimator(Described, nn.Module):
         """F, the curvature of the negative log-likelihood of all data in each weight, shape ``site.shape``."""
         raise NotImplementedError(f"{type(self).__name__} must implement curvature(site)")
 
-    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
+    def pull(self, site: WeightSite, slab: Distribution, slope: Tensor | float = 0.0) -> Tensor:
         """``L+ - L-`` in nats: the gain in log-likelihood of all data from keeping each weight, shape ``site.shape``.
 
-        To second order, ``(mean ** 2 - variance) * F / 2``.
+        To second order, ``mean * slope + (mean ** 2 - variance) * F / 2``. The slope is not estimated from gradients,
+        whose noise would be a hundred times the second-order term: where the posterior of the weight is stationary,
+        it balances that of the prior, see `LikelihoodGuided.evidence`.
 
         Args:
             site: site of the weights.
             slab: distribution of each weight if it is kept, batch shape ``site.shape``.
+            slope: derivative of the log-likelihood at the mean of each weight, in nats; broadcasts to ``site.shape``.
         """
-        return 0.5 * (slab.mean.square() - slab.variance) * self.curvature(site)
+        return slab.mean * slope + 0.5 * (slab.mean.square() - slab.variance) * self.curvature(site)
 
 
 def gradients(seen: Pass, sites: Sequence[WeightSite]) -> list[Tensor]:

@@ -35,7 +35,7 @@ class DisARM(SquaredGradient):
         model, scale = guide.model, seen.num_data / len(seen.images)
         assert seen.labels is not None
         _, slabs = guide.sample_parts()
-        logits = {site.name: guide.logit[site.key] for site in self.sites}
+        logits = {site.name: guide.logit[site.key] for site in self.sites if site.name in guide.mask_shapes}
         uniforms = {name: torch.rand_like(logit) for name, logit in logits.items()}
         pair = [
             {name: (flip(u) < logits[name].sigmoid()).to(u.dtype) for name, u in uniforms.items()}
@@ -43,16 +43,19 @@ class DisARM(SquaredGradient):
         ]
         log_likelihoods = []
         for masks in pair:
-            scores = model.logits(seen.images, {name: slab * masks[name] for name, slab in slabs.items()})
+            scores = model.logits(seen.images, {name: slab * masks.get(name, 1.0) for name, slab in slabs.items()})
             log_likelihoods.append(-F.cross_entropy(scores.float(), seen.labels, reduction="sum"))
         difference = 0.5 * (log_likelihoods[0] - log_likelihoods[1])
         news = []
         for site in self.sites:
+            if site.name not in logits:
+                news.append(torch.zeros(site.shape, device=difference.device))
+                continue
             logit, (first, second) = logits[site.name], (masks[site.name] for masks in pair)
             slope = difference * (first - second) * logit.abs().sigmoid()
             share = logit.numel() / site.numel  # of the gain of a mask that several weights share
             news.append((slope * share / (logit.sigmoid() * (-logit).sigmoid())).expand(site.shape))
         self.scores.take_in(news, scale)
 
-    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
+    def pull(self, site: WeightSite, slab: Distribution, slope: Tensor | float = 0.0) -> Tensor:
         return self.scores.of(site)

@@ -44,7 +44,7 @@ class HessianDiagonal(Estimator):
     def curvature(self, site: WeightSite) -> Tensor:
         return self.diagonal.of(site).clamp_min(0)
 
-    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
+    def pull(self, site: WeightSite, slab: Distribution, slope: Tensor | float = 0.0) -> Tensor:
         return 0.5 * (slab.mean.square() - slab.variance) * self.diagonal.of(site)
 
 

@@ -12,5 +12,5 @@ from .squared_gradient import SquaredGradient
 class NoPull(SquaredGradient):
     """Ignores the likelihood: masks depend on the prior and on the distribution of the weights alone."""
 
-    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
+    def pull(self, site: WeightSite, slab: Distribution, slope: Tensor | float = 0.0) -> Tensor:
         return torch.zeros_like(slab.mean)

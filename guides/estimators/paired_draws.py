@@ -47,7 +47,7 @@ class PairedDraws(SquaredGradient):
         total = torch.zeros(self.last.shape, device=seen.images.device)
         for _ in range(self.draws):
             masks, slabs = guide.sample_parts()
-            weights = {n: slab * masks[n] for n, slab in slabs.items()}
+            weights = {n: slab * masks.get(n, 1.0) for n, slab in slabs.items()}
             inputs: list[Tensor] = []
 
             def linear(
@@ -63,10 +63,10 @@ class PairedDraws(SquaredGradient):
             total += keep_minus_drop(logits, inputs[0], slabs[name], weights[name], seen.labels)
         self.pairs.take_in([total / self.draws], scale)
 
-    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
+    def pull(self, site: WeightSite, slab: Distribution, slope: Tensor | float = 0.0) -> Tensor:
         if site.name == self.last.name:
             return self.pairs.of(site)
-        return super().pull(site, slab)
+        return super().pull(site, slab, slope)
 
 
 def keep_minus_drop(logits: Tensor, inputs: Tensor, kept: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

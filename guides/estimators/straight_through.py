@@ -27,5 +27,5 @@ class StraightThrough(SquaredGradient):
         each = zip(self.sites, gradients(seen, self.sites), strict=True)
         self.slopes.take_in([guide.loc[site.key] * gradient for site, gradient in each], -seen.temperature)
 
-    def pull(self, site: WeightSite, slab: Distribution) -> Tensor:
+    def pull(self, site: WeightSite, slab: Distribution, slope: Tensor | float = 0.0) -> Tensor:
         return self.slopes.of(site)

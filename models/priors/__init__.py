@@ -2,6 +2,7 @@
 
 from .backward_ising import BackwardIsingSpikeSlab
 from .base import Prior
+from .features import FeatureSpikeSlab
 from .flat import Flat
 from .hierarchical import HierarchicalSpikeSlab
 from .horseshoe import RegularisedHorseshoe
@@ -14,6 +15,7 @@ from .structured import StructuredSpikeSlab
 
 __all__ = [
     "BackwardIsingSpikeSlab",
+    "FeatureSpikeSlab",
     "Flat",
     "HierarchicalSpikeSlab",
     "IndependentSpikeSlab",

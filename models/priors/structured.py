@@ -37,6 +37,26 @@ UNIT_LEVELS: Mapping[str, tuple[str, ...]] = levels_of("patch", "query_key", "va
 """Like `VIT_LEVELS`, with masks of single units of heads in place of whole heads; docs/pruning.md compares them."""
 
 
+def checked_levels(sites: Sequence[WeightSite], levels: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The dimensions along which masks differ, by site name.
+
+    Raises:
+        InputError: if a site or a dimension is unknown.
+    """
+    table = by_name(sites)
+    for name, dims in levels.items():
+        if name not in table:
+            raise InputError(f"levels: no site {name!r}; there are {list(table)}")
+        if not set(dims) <= set(table[name].dims):
+            raise InputError(f"levels={dims} of {name}: must be among its dims {table[name].dims}")
+    return {name: tuple(dims) for name, dims in levels.items()}
+
+
+def shared_shape(site: WeightSite, dims: tuple[str, ...]) -> list[int]:
+    """Shape of the masks of a site that differ along these dimensions only."""
+    return [n if d in dims else 1 for n, d in zip(site.shape, site.dims, strict=True)]
+
+
 class StructuredSpikeSlab(IsingSpikeSlab):
     """`IsingSpikeSlab` with one mask for all weights of a role at a head, a hidden unit, or a patch feature.
 
@@ -59,19 +79,14 @@ class StructuredSpikeSlab(IsingSpikeSlab):
     def __init__(
         self, sites: Sequence[WeightSite], levels: Mapping[str, tuple[str, ...]] = VIT_LEVELS, **options: Any
     ) -> None:
-        table = by_name(sites)
-        for name, dims in levels.items():
-            if name not in table:
-                raise InputError(f"levels: no site {name!r}; there are {list(table)}")
-            if not set(dims) <= set(table[name].dims):
-                raise InputError(f"levels={dims} of {name}: must be among its dims {table[name].dims}")
-        self.levels = {name: tuple(levels.get(name, site.dims)) for name, site in table.items()}
+        given = checked_levels(sites, levels)
+        self.levels = {site.name: given.get(site.name, tuple(site.dims)) for site in sites}
         if options.get("couplings") is None:
             options["couplings"] = CouplingGraph([self._grouped(site) for site in sites], self._shared())
         super().__init__(sites, **options)
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
-        shape = [n if d in self.levels[site.name] else 1 for n, d in zip(site.shape, site.dims, strict=True)]
+        shape = shared_shape(site, self.levels[site.name])
         return StraightThroughBernoulli(logits=self._log_odds(site), event_dim=len(shape), shape=shape)
 
     def at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

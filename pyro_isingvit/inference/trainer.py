@@ -93,11 +93,10 @@ class Trainer:
         return pd.DataFrame(self.rows)
 
     def run_pilot(self) -> None:
-        """Run the pilot phase, with all masks on."""
+        """Run the pilot phase, with all masks on that are not held off."""
         steps = round(self.config.pilot * self.config.steps)
         if steps:
-            shapes, device = self.guide.mask_shapes, self.train.images.device
-            self.model.fix_masks({name: torch.ones(shape, device=device) for name, shape in shapes.items()})
+            self.model.fix_masks(self.guide.pilot_masks())
             self.run(steps, "pilot")
         self.model.fix_masks(None)
 

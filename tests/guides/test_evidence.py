@@ -1,0 +1,171 @@
+"""The evidence of masks at a temperature of their own, against integrals; held masks; sites without masks."""
+
+import math
+
+import pytest
+import torch
+from scipy import integrate
+
+from pyro_isingvit import (
+    FeatureSpikeSlab,
+    FitConfig,
+    InputError,
+    IsingSpikeSlab,
+    IsingViT,
+    LikelihoodGuided,
+    Posterior,
+    StructuredSpikeSlab,
+    ViT,
+    fit,
+)
+from pyro_isingvit.guides.estimators import Estimator
+from tests.conftest import QUICK, TINY, pair
+
+
+class Known(Estimator):
+    """A log-likelihood that is quadratic in each weight, with a known curvature."""
+
+    value = 1.0
+
+    def curvature(self, site):
+        return torch.full(site.shape, self.value, dtype=torch.float64)
+
+
+def log_bayes_factor(curvature, peak, scale, temperature):
+    """log of the integral of slab times likelihood ** (1 / T), over the likelihood at zero; by quadrature.
+
+    The log-likelihood is ``curvature * (peak * w - w ** 2 / 2)``.
+    """
+
+    highest = curvature * peak**2 / 2 / temperature
+
+    def integrand(w):
+        likelihood = curvature * (peak * w - w**2 / 2) / temperature - highest
+        return math.exp(-0.5 * (w / scale) ** 2 + likelihood) / (scale * math.sqrt(2 * math.pi))
+
+    width = math.sqrt(temperature / curvature)
+    places = sorted({0.0, peak - 3 * width, peak, peak + 3 * width})
+    bound = 12 * scale
+    total, _ = integrate.quad(
+        integrand, -bound, bound, points=[p for p in places if abs(p) < bound], limit=400, epsrel=1e-9
+    )
+    return math.log(total) + highest
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("curvature", [0.3, 20.0, 400.0])
+@pytest.mark.parametrize("at", [None, 0.05, 0.1, 1.0, 5.0])
+def test_evidence_equals_the_integral_over_a_weight(temperature, curvature, at):
+    model = pair()[0]
+    guide = LikelihoodGuided(model, estimator=Known).double()
+    guide.estimator.value = curvature
+    model.temperature = temperature
+    site = model.sites[0]
+    scale = site.fan_in**-0.5
+    peaks = torch.linspace(-2 * scale, 2 * scale, site.numel, dtype=torch.float64).view(site.shape)
+    precision = curvature / temperature + scale**-2
+    with torch.no_grad():  # the exact posterior at the temperature of the model
+        guide.loc[site.key].copy_(curvature * peaks / temperature / precision)
+        guide.log_scale[site.key].fill_(-0.5 * math.log(precision))
+    found = guide.evidence(site, at)
+    for place in [0, site.numel // 2, site.numel - 1]:
+        exact = log_bayes_factor(curvature, float(peaks.flatten()[place]), scale, temperature if at is None else at)
+        assert float(found.flatten()[place]) == pytest.approx(exact, abs=1e-4, rel=1e-4)
+
+
+def test_masks_that_weights_share_add_up_their_evidence():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ViT(TINY)
+    sites = network.weight_sites()
+    one = LikelihoodGuided(IsingViT(network, StructuredSpikeSlab(sites)), estimator=Known)
+    each = LikelihoodGuided(IsingViT(network, IsingSpikeSlab(sites)), estimator=Known)
+    up = next(site for site in one.model.sites if site.name == "encoder.up")
+    assert torch.allclose(one.evidence(up, 2.0), each.evidence(up, 2.0).sum(up.axis("dim"), keepdim=True), atol=1e-5)
+
+
+def test_what_is_read_off_at_the_temperature_of_a_fit_is_the_fixed_point_of_its_updates(stripes):
+    """Couplings included; logits are clamped, which moves probabilities by less than 1e-3."""
+    guide = pair()[1]
+    fit(guide, stripes, None, FitConfig(**QUICK | {"steps": 400, "temperature": 0.02}), progress=False)
+    for _ in range(40):
+        guide.refresh(0.5)
+    posterior = Posterior.of(guide)
+    mine, read_off = posterior.inclusion_probabilities(), posterior.inclusion_probabilities(0.02)
+    for name, probs in mine.items():
+        assert torch.allclose(probs, read_off[name], atol=1e-3)
+    hotter = posterior.inclusion_probabilities(1.0)
+    assert sum(p.sum() for p in hotter.values()) < sum(p.sum() for p in mine.values())
+
+
+def test_only_a_guide_with_evidence_can_be_read_off():
+    from pyro_isingvit import MeanField
+
+    posterior = Posterior.of(pair(MeanField)[1])
+    with pytest.raises(InputError, match=r"temperature=1\.0: MeanField has no estimate"):
+        posterior.inclusion_probabilities(1.0)
+    with pytest.raises(InputError, match="temperature=0: must be positive"):
+        posterior.inclusion_probabilities(0)
+
+
+def selective():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ViT(TINY)
+    return LikelihoodGuided(IsingViT(network, FeatureSpikeSlab(network.weight_sites())))
+
+
+def test_weights_without_masks_are_all_kept(stripes, tmp_path):
+    guide = selective()
+    assert guide.mask_shapes == {"patch_embed": torch.Size([1, 4])}
+    posterior = fit(guide, stripes, None, FitConfig(**QUICK), progress=False).posterior
+    assert set(posterior.inclusion_probabilities()) == {"patch_embed"}
+    draw = next(posterior.draws(1))
+    assert all((weight != 0).all() for name, weight in draw.weights.items() if name != "patch_embed")
+    posterior.save(tmp_path / "saved")
+    again = Posterior.load(tmp_path / "saved")
+    assert torch.equal(again.predict(stripes.images, 5).probs, posterior.predict(stripes.images, 5).probs)
+
+
+def test_estimators_with_draws_of_their_own_run_without_some_masks(stripes):
+    for estimator in ("disarm", "paired_draws", "straight_through", "hessian_diagonal"):
+        model = selective().model
+        fit(LikelihoodGuided(model, estimator=estimator), stripes, None, FitConfig(**QUICK | {"steps": 30}), False)
+
+
+def test_held_masks_stay_through_all_phases(stripes, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ViT(TINY)
+    guide = LikelihoodGuided(IsingViT(network, StructuredSpikeSlab(network.weight_sites())))
+    held = {"patch_embed": torch.tensor([[0.9, 0.2, 0.7, 0.0]])}
+    guide.hold_masks(held)
+    pilots = []
+    guide.model.fix_masks = lambda masks, fix=guide.model.fix_masks: (pilots.append(masks), fix(masks))[1]
+    posterior = fit(guide, stripes, None, FitConfig(**QUICK), progress=False).posterior
+    assert pilots[0]["patch_embed"].tolist() == [[1, 0, 1, 0]]
+    assert all((mask == 1).all() for name, mask in pilots[0].items() if name != "patch_embed")
+    inside = posterior.inclusion_probabilities()
+    assert torch.allclose(inside["patch_embed"][0, :3], held["patch_embed"][0, :3], atol=1e-6)
+    assert inside["patch_embed"][0, 3] < 1e-3  # within the bound of logits
+    assert not torch.allclose(inside["encoder.up"], torch.full((), 4.0).sigmoid())
+    del guide.model.fix_masks
+    Posterior.of(guide).save(tmp_path / "saved")
+    assert Posterior.load(tmp_path / "saved").guide.held == {"patch_embed"}
+    guide.hold_masks({})
+    assert not guide.held
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pair(mask_temperature=0.0), r"mask_temperature=0\.0: must be positive"),
+        (lambda: pair(mask_temperature={"patch": 1.0}), r"mask_temperature=.*no masks at \['patch'\]"),
+        (lambda: pair()[1].hold_masks({"patch": torch.ones(1)}), "no masks at 'patch'"),
+        (lambda: pair()[1].hold_masks({"patch_embed": torch.ones(1)}), "probabilities of patch_embed of shape"),
+        (lambda: pair()[1].hold_masks({"patch_embed": 2 * torch.ones(4, 4)}), "need values within"),
+    ],
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
