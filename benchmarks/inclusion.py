@@ -38,8 +38,22 @@ LEVELS: Mapping[str, Callable[[Any], iv.Prior]] = {
     "features": lambda sites: iv.StructuredSpikeSlab(sites, levels={"patch_embed": ("patch",)}),
     "units": lambda sites: iv.StructuredSpikeSlab(sites, levels=UNIT_LEVELS),
 }
-"""Priors by what has a mask of its own in the patch embedding: a weight, or a feature of a patch; other sites have a mask
-for each weight, and ``units`` one for each unit."""
+"""Priors by what has a mask of its own: every weight; a feature of a patch, and every weight elsewhere; every unit."""
+
+BEDS = (("digits", 4), ("digits", 8), ("noise", 4), ("correlated", 4), ("planted", 4))
+"""Test beds of the selections, and heights of a patch."""
+
+PREDICT = (0.001, 0.003, 0.01)
+"""Temperatures of the predictions from what was selected. Validation images choose."""
+
+OPPONENTS: Mapping[str, tuple[tuple[float, float], ...]] = {
+    "group lasso": ((0.001, 1000), (0.001, 300), (0.003, 300), (0.003, 100), (0.01, 100)),
+    "weight decay": ((0.003, 0), (0.01, 0), (0.03, 0)),
+    "dropout": ((1.0, 0.0), (1.0, 0.2), (1.0, 0.4)),
+    "sparse VD": ((0.0006, 0), (0.002, 0), (0.006, 0)),
+    "magnitude": ((1.0, 0.12), (1.0, 0.25), (1.0, 0.5)),
+}
+"""Settings of each opponent: temperature (which scales its penalty), and strength. Validation images choose."""
 
 
 @dataclass(frozen=True)
@@ -77,32 +91,20 @@ def cells() -> list[Cell]:
     every += [Cell("predict", "digits", patch, seed, "units", T) for patch in (4, 8) for seed in SEEDS for T in PREDICT]
     every += [
         Cell(name, "digits", patch, seed, temperature=T, strength=strength)
-        for patch in (4, 8)
+        for patch, names in ((4, tuple(OPPONENTS)), (8, ("group lasso", "sparse VD")))
         for seed in SEEDS
-        for name, settings in OPPONENTS.items()
-        for T, strength in settings
+        for name in names
+        for T, strength in OPPONENTS[name]
     ]
     every += [
         Cell("grid", "digits", 4, seed, level, T, mask_T)
         for seed in SEEDS[:3]
-        for level in LEVELS
+        for level in ("weights", "features")
         for T in (0.002, 0.02, 0.2, 1.0)
         for mask_T in (None, 1.0)
         if not (T == 1.0 and mask_T == 1.0)
     ]
     return every
-
-
-BEDS = (("digits", 4), ("digits", 8), ("noise", 4), ("correlated", 4), ("planted", 4))
-PREDICT = (0.001, 0.003, 0.01)
-OPPONENTS: Mapping[str, tuple[tuple[float, float], ...]] = {
-    "group lasso": ((0.001, 1000), (0.001, 300), (0.003, 300), (0.003, 100), (0.01, 100)),
-    "weight decay": ((0.001, 0), (0.003, 0), (0.01, 0), (0.03, 0)),
-    "dropout": ((1.0, 0.0), (1.0, 0.1), (1.0, 0.2), (1.0, 0.4)),
-    "sparse VD": ((0.0006, 0), (0.002, 0), (0.006, 0), (0.02, 0)),
-    "magnitude": ((1.0, 0.05), (1.0, 0.12), (1.0, 0.25), (1.0, 0.5)),
-}
-"""Settings of each opponent: temperature (which scales its penalty), and strength. Validation images choose."""
 
 
 def bed_of(cell: Cell) -> tuple[TestBed, iv.data.Data]:
