@@ -250,6 +250,10 @@ class Guide(Described, nn.Module):
                 f"probabilities of {list(probabilities)}: {type(self).__name__} cannot hold masks; use LikelihoodGuided"
             )
 
+    def mask_temperature_of(self, site: WeightSite) -> float:
+        """The temperature of the posterior that the masks of a site follow; that of the weights unless overridden."""
+        return self.model.temperature
+
     def pilot_masks(self) -> dict[str, Tensor]:
         """Masks of the pilot phase, by site name: all on, except those that are held off."""
         device, median = self.model.prior.zero.device, self.median_masks() if self.held else {}

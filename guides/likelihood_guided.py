@@ -136,6 +136,10 @@ class LikelihoodGuided(MeanField):
                 logit = probabilities[site.name].to(self.logit[site.key].device).logit()
                 self.logit[site.key].copy_(logit.clamp(-LOGIT_BOUND, LOGIT_BOUND))
 
+    def mask_temperature_of(self, site: WeightSite) -> float:
+        own = self._mask_temperatures.get(site.name)
+        return self.model.temperature if own is None else own
+
     @property
     def watches(self) -> bool:
         return self.training

@@ -12,6 +12,7 @@ from .checks import (
 from .findings import Findings, examine
 from .inclusion import inclusion_dataset, inclusion_table, stability, threshold_table
 from .inference_data import to_inference_data
+from .meaning import inclusion_meaning, measured_reliability
 from .report import verdicts, write_report
 from .selection import inclusion_reliability, selection_table
 from .shift import outside_scores, under_shift
@@ -25,9 +26,11 @@ __all__ = [
     "attention_maps",
     "examine",
     "inclusion_dataset",
+    "inclusion_meaning",
     "inclusion_reliability",
     "inclusion_table",
     "leave_one_out",
+    "measured_reliability",
     "metrics",
     "outside_scores",
     "paired_difference",

@@ -17,6 +17,7 @@ from .attention import Attention, attention_maps
 from .calibration import metrics, paired_difference
 from .checks import LeaveOneOut, leave_one_out, posterior_predictive_check, prior_predictive_check
 from .inclusion import inclusion_table, threshold_table
+from .meaning import inclusion_meaning
 from .shift import outside_scores, rotate, static, under_shift
 from .units import alive_units, unit_inclusion
 
@@ -47,6 +48,7 @@ class Findings:
         predictions: predictions of the test images, by method. The median-probability model has none.
         inclusion: `inclusion_table`.
         thresholds: `threshold_table`.
+        meaning: `inclusion_meaning`.
         units: for each kind of unit, the total number, the expected number that is alive, and the number that is alive
             in the median-probability model.
         outside: `outside_scores` of test images turned by 90 degrees and of random pixels, by method.
@@ -66,6 +68,7 @@ class Findings:
     predictions: Mapping[str, Prediction]
     inclusion: pd.DataFrame
     thresholds: pd.DataFrame
+    meaning: pd.DataFrame
     units: pd.DataFrame
     outside: pd.DataFrame
     shift: Mapping[str, pd.DataFrame]
@@ -128,6 +131,7 @@ def examine(
         predictions=predictions,
         inclusion=inclusion_table(posterior),
         thresholds=threshold_table(posterior),
+        meaning=inclusion_meaning(posterior),
         units=_units(posterior),
         shown=shown,
         **found,

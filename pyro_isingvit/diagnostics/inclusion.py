@@ -1,4 +1,4 @@
-"""Inclusion probabilities by weight, block and role, their error rates, and their agreement between fits.
+"""Inclusion probabilities by weight, block and role, the error rates they claim, and their agreement between fits.
 
 References:
     Barbieri & Berger, "Optimal Predictive Model Selection", Annals of Statistics 2004 (median-probability model).
@@ -20,6 +20,7 @@ from ..draws import check_draws
 from ..errors import InputError
 from ..network import LAYER, WeightSite
 from ..posterior import DRAWS, Posterior
+from .meaning import check_masks, inclusion_meaning
 
 THRESHOLDS = tuple(float(t) for t in np.arange(1, 20) / 20)
 """Thresholds of the inclusion probability, from 0.05 to 0.95."""
@@ -72,7 +73,8 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
         One row for each site and block, with columns ``site``; ``layer``, missing where the site has no blocks;
         ``weights``, how many there are; ``expected``, the mean inclusion probability; ``lower`` and ``upper``, the
         central credible interval of the share of the weights that is kept; ``median``, that share in the
-        median-probability model.
+        median-probability model; ``reads_as``, whether inclusion there is a ``"probability"`` whose reliability was
+        measured, or a ``"score"``, see `inclusion_meaning`.
 
     Raises:
         InputError: if the posterior has no masks, ``interval`` is not within (0, 1), or ``draws`` is below 1.
@@ -87,6 +89,7 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
         for site in masked:
             shares[site.name].append(_by_block(site, masks[site.name]))
     levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2])
+    meaning = inclusion_meaning(posterior).set_index("site")["reads_as"]
     rows = []
     for order, site in enumerate(masked):
         expected = _by_block(site, inside[site.name])
@@ -102,6 +105,7 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
                     "lower": float(lower[layer]),
                     "upper": float(upper[layer]),
                     "median": float(median[layer]),
+                    "reads_as": meaning[site.name],
                     "order": order,
                 }
             )
@@ -119,7 +123,10 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
 
 
 def threshold_table(posterior: Posterior, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
-    """Density and expected error rates if weights are kept whose inclusion probability reaches a threshold.
+    """Density, and the error rates that a fit claims, if weights are kept whose inclusion reaches a threshold.
+
+    The claimed rates follow from the inclusion probabilities. They are error rates only where `inclusion_meaning` says
+    that these are probabilities; where it says that they are scores, true rates can be ten times as high.
 
     Args:
         posterior: a posterior with masks.
@@ -127,9 +134,9 @@ def threshold_table(posterior: Posterior, thresholds: Sequence[float] = THRESHOL
 
     Returns:
         One row for each threshold, with columns ``threshold``; ``density``, the share of the weights with masks whose
-        inclusion probability is at least the threshold; ``false_discovery_rate``, the expected share of these weights
-        whose mask is 0 under the posterior (0 if no weight is kept); ``false_omission_rate``, the expected share of the
-        other weights whose mask is 1 (0 if all weights are kept).
+        inclusion probability is at least the threshold; ``claimed_false_discovery_rate``, the expected share of these
+        weights whose mask is 0 under the posterior (0 if no weight is kept); ``claimed_false_omission_rate``, the
+        expected share of the other weights whose mask is 1 (0 if all weights are kept).
 
     Raises:
         InputError: if the posterior has no masks, or a threshold is out of range.
@@ -146,8 +153,8 @@ def threshold_table(posterior: Posterior, thresholds: Sequence[float] = THRESHOL
             {
                 "threshold": threshold,
                 "density": float(kept.double().mean()),
-                "false_discovery_rate": float((1 - probs)[kept].mean()) if kept.any() else 0.0,
-                "false_omission_rate": float(probs[~kept].mean()) if not kept.all() else 0.0,
+                "claimed_false_discovery_rate": float((1 - probs)[kept].mean()) if kept.any() else 0.0,
+                "claimed_false_omission_rate": float(probs[~kept].mean()) if not kept.all() else 0.0,
             }
         )
     return pd.DataFrame(rows)
@@ -202,9 +209,7 @@ def stability(posteriors: Sequence[Posterior]) -> pd.DataFrame:
 
 
 def _probabilities(posterior: Posterior) -> dict[str, Tensor]:
-    if not posterior.guides[0].mask_shapes:
-        family = type(posterior.guides[0]).__name__
-        raise InputError(f"posterior: its guide, {family}, has no masks, and so no inclusion probabilities")
+    check_masks(posterior)
     return posterior.inclusion_probabilities()
 
 

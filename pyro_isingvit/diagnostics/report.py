@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import markupsafe
+import pandas as pd
 from matplotlib.figure import Figure
 
 from ..posterior import Prediction
@@ -139,9 +140,7 @@ def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
             ),
         )
     )
-    rate = findings.thresholds.set_index("threshold")["false_discovery_rate"].loc[0.5]
-    text = f"By the guide, {rate:.1%} of the weights in the median-probability model are expected to be false."
-    said.append((rate <= 0.2, text))
+    said.append((None, _inclusion_in_words(findings.meaning)))
     for kind in findings.outside["outside"].unique():
         rows = findings.outside.query("outside == @kind and score == 'entropy'").set_index("method")["auroc"]
         text = f"Entropy tells images {kind} from the test images with an AUROC of {rows[ISING]:.3f}"
@@ -149,6 +148,18 @@ def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
             text += f", that of the deterministic network with {rows[PLAIN]:.3f}"
         said.append((bool(rows[ISING] >= rows.max()), text + "."))
     return said
+
+
+def _inclusion_in_words(meaning: pd.DataFrame) -> str:
+    """What inclusion probabilities of a fit mean, in one paragraph. It is no verdict, since the truth is not known."""
+    probable = meaning.query("reads_as == 'probability'")["site"].tolist()
+    measured = meaning.loc[meaning["realised"].notna(), "says"].tolist()
+    start = (
+        f"Inclusion is a probability at {', '.join(probable)}" + (", a score elsewhere." if len(meaning) > 1 else ".")
+        if probable
+        else "Inclusion probabilities of this fit are scores that serve prediction, not error rates."
+    )
+    return " ".join([start, *(text.split(". ", 1)[1] for text in measured)])
 
 
 def _figures(findings: Findings) -> dict[str, Figure]:

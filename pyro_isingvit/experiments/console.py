@@ -16,7 +16,8 @@ def show_run(finished: Run) -> None:
         f"temperature {result.posterior.model.temperature:.2g}, seed {config.fit.seed}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
-        caption="kept: share of the weights in the median-probability model\nexpected: mean inclusion probability\n"
+        caption="kept: share of the weights in the median-probability model\n"
+        "expected: mean inclusion probability; a score, not an error rate: see 'isingvit report'\n"
         "logits are scaled to suit the validation images, but for those of the median network",
         caption_justify="left",
     )

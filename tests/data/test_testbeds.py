@@ -26,7 +26,10 @@ def test_only_the_first_channel_tells_the_label(kind, low, high):
     assert accuracy(channels[:, :1], bed.images.labels) > 0.9
     for k in (1, 2):  # by chance one in ten; a mixture with its own digit tells something
         assert low < accuracy(channels[:, k], bed.images.labels) < high
-    assert bed.relevant.sum((1, 2)).tolist() == [61, 0, 0]  # three pixels are blank in all digits
+    assert bed.relevant.sum((1, 2)).tolist() == [50, 0, 0]
+    counts = [torch.unique(own, return_counts=True)[1].max() for own in channels[:, 0].flatten(1).T]
+    varies = torch.stack(counts).view(8, 8) <= 0.95 * len(channels)  # the rest is blank in nearly all digits
+    assert torch.equal(bed.relevant[0], varies)
 
 
 def test_decoys_follow_their_seed():
@@ -46,10 +49,7 @@ def test_a_data_set_by_name():
 @pytest.mark.parametrize("patch_size", [2, 4, 8])
 def test_features_are_in_the_order_of_the_network(patch_size):
     bed = digits_decoys(3)
-    varies = bed.images.images.amax(0) > bed.images.images.amin(0)
-    of_first = torch.zeros_like(varies)
-    of_first[0] = varies[0]
-    expected = to_patches(of_first.unsqueeze(0), (patch_size, patch_size))[0].any(0)
+    expected = to_patches(bed.relevant.unsqueeze(0), (patch_size, patch_size))[0].any(0)
     assert torch.equal(bed.features(patch_size), expected)
     assert len(bed.features(patch_size)) == 4 * patch_size**2
     with pytest.raises(InputError, match="patch_size=3"):

@@ -165,10 +165,10 @@ def test_thresholds(guide):
     table = threshold_table(of(guide), [0.0, 0.5, 0.8, 1.0]).set_index("threshold")
     kept = probs >= 0.8
     assert table.loc[0.8, "density"] == pytest.approx(kept.double().mean().item())
-    assert table.loc[0.8, "false_discovery_rate"] == pytest.approx((1 - probs[kept]).mean().item())
-    assert table.loc[0.8, "false_omission_rate"] == pytest.approx(probs[~kept].mean().item())
+    assert table.loc[0.8, "claimed_false_discovery_rate"] == pytest.approx((1 - probs[kept]).mean().item())
+    assert table.loc[0.8, "claimed_false_omission_rate"] == pytest.approx(probs[~kept].mean().item())
     assert table.loc[0.0, "density"] == 1
-    assert table.loc[0.0, "false_omission_rate"] == table.loc[1.0, "false_discovery_rate"] == 0
+    assert table.loc[0.0, "claimed_false_omission_rate"] == table.loc[1.0, "claimed_false_discovery_rate"] == 0
 
 
 def test_stability_of_equal_and_of_unrelated_fits(tiny_model):
@@ -248,7 +248,7 @@ def test_expected_false_discovery_rate_is_the_true_one():
         table = threshold_table(result.posterior, [0.5])
         kept += among.sum().item()
         wrong += (1 - truth)[among].sum().item()
-        expected += table["false_discovery_rate"].item() * among.sum().item()
+        expected += table["claimed_false_discovery_rate"].item() * among.sum().item()
         variance += (probs * (1 - probs))[among].sum().item()
     assert kept > 90
     assert 0.05 < expected / kept < 0.2

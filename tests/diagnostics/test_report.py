@@ -24,6 +24,7 @@ from pyro_isingvit.diagnostics.calibration import metrics, paired_difference
 from pyro_isingvit.diagnostics.checks import leave_one_out, posterior_predictive_check, prior_predictive_check
 from pyro_isingvit.diagnostics.findings import CHECK_DRAWS, LOO_DRAWS, PRIOR_DRAWS, examine
 from pyro_isingvit.diagnostics.inclusion import inclusion_table, threshold_table
+from pyro_isingvit.diagnostics.meaning import inclusion_meaning
 from pyro_isingvit.diagnostics.report import verdicts, write_report
 from pyro_isingvit.diagnostics.shift import outside_scores, rotate, static, under_shift
 from pyro_isingvit.diagnostics.units import alive_units, unit_inclusion
@@ -111,11 +112,13 @@ def test_every_number_is_the_one_from_the_python_call(folder):
             f"units/{unit}/expected": float(alive.sum()),
             f"units/{unit}/median": int(alive_units(result.posterior, unit).sum()),
         }
+    meaning = inclusion_meaning(result.posterior).set_index("site").loc["patch_embed"]
+    expected |= {f"meaning/patch_embed/{rate}": meaning[rate] for rate in ("claimed", "realised")}
     tables = {
         "inclusion": (inclusion_table(result.posterior), ("weights", "expected", "lower", "upper", "median")),
         "thresholds": (
             threshold_table(result.posterior),
-            ("threshold", "density", "false_discovery_rate", "false_omission_rate"),
+            ("threshold", "density", "claimed_false_discovery_rate", "claimed_false_omission_rate"),
         ),
         "checks": (
             posterior_predictive_check(result.posterior, test, draws=CHECK_DRAWS, seed=seed),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_isingvit import InputError
-from pyro_isingvit.diagnostics import inclusion_reliability, selection_table
+from pyro_isingvit.diagnostics import inclusion_reliability, plots, selection_table
 
 PROBS = torch.tensor([0.95, 0.9, 0.8, 0.4, 0.3, 0.05])
 TRUTH = torch.tensor([True, True, False, True, False, False])
@@ -55,3 +55,18 @@ def test_reliability_is_counted_by_bin():
 def test_errors_name_the_argument(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_pictures_show_the_tables():
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.rand(500, generator=generator)
+    truth = torch.rand(500, generator=generator) < probs
+    curve, table = inclusion_reliability(probs, truth), selection_table(probs, truth)
+    ax = plots.plot_inclusion_reliability({"a": curve})
+    assert ax.collections[-1].get_offsets()[:, 1].tolist() == pytest.approx(curve["relevant"].tolist())
+    ax = plots.plot_selection({"a": table}, at=0.1)
+    line = ax.lines[0]
+    shown = table[table["selected"] > 0].iloc[::-1]
+    assert list(line.get_xdata()) == pytest.approx(shown["false_discovery_rate"].tolist())
+    assert list(line.get_ydata()) == pytest.approx(shown["power"].tolist())
+    assert ax.lines[1].get_xdata()[0] == 0.1

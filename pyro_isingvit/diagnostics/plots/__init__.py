@@ -14,10 +14,12 @@ from .predictive import (
     plot_shift,
     plot_uncertainty,
 )
+from .selection import figure_features, plot_inclusion_reliability, plot_selection
 from .training import figure_path, figure_training, plot_density, plot_loss, plot_path
 
 __all__ = [
     "figure_attention",
+    "figure_features",
     "figure_path",
     "figure_samples",
     "figure_training",
@@ -25,11 +27,13 @@ __all__ = [
     "plot_density",
     "plot_heads",
     "plot_inclusion",
+    "plot_inclusion_reliability",
     "plot_loss",
     "plot_mask",
     "plot_path",
     "plot_radar",
     "plot_reliability",
+    "plot_selection",
     "plot_selective",
     "plot_shift",
     "plot_thresholds",

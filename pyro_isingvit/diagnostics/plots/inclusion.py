@@ -120,7 +120,9 @@ def plot_mask(posterior: Posterior, site: str, layer: int | None = None, ax: Axe
 
 
 def plot_thresholds(posterior: Posterior, ax: Axes | None = None) -> Axes:
-    """Share of the weights kept, and expected false discovery rate among them, against the threshold.
+    """Share of the weights kept, and false discovery rate that the fit claims among them, against the threshold.
+
+    The claimed rate is an error rate only where `inclusion_meaning` says so.
 
     Args:
         posterior: a posterior with masks.
@@ -131,10 +133,10 @@ def plot_thresholds(posterior: Posterior, ax: Axes | None = None) -> Axes:
     ax.plot(table["threshold"], table["density"], color=DARK, label="weights kept")
     ax.plot(
         table["threshold"],
-        table["false_discovery_rate"],
+        table["claimed_false_discovery_rate"],
         color=ACCENT,
         ls="--",
-        label="false discovery rate",
+        label="false, as the fit claims",
     )
     ax.axvline(0.5, color=GREY, lw=1, ls=":")
     ax.annotate("median model", (0.5, 0.99), xytext=(3, 0), textcoords="offset points", va="top", fontsize="small")
