@@ -240,7 +240,7 @@ class Guide(Described, nn.Module):
         probability is at least one half.
 
         Args:
-            probabilities: by site name, in the shape of the masks; empty to hold none.
+            probabilities: by site name, in a shape that broadcasts to that of the masks; empty to hold none.
 
         Raises:
             InputError: if this family cannot do so, or names, shapes or values do not fit.

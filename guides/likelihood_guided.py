@@ -125,16 +125,17 @@ class LikelihoodGuided(MeanField):
             shape = self.mask_shapes.get(name)
             if shape is None:
                 raise InputError(f"probabilities: no masks at {name!r}; there are {list(self.mask_shapes)}")
-            if values.shape != shape or not bool(((values >= 0) & (values <= 1)).all()):
+            fits = values.dim() == len(shape) and all(v in (1, s) for v, s in zip(values.shape, shape, strict=True))
+            if not fits or not bool(((values >= 0) & (values <= 1)).all()):
                 raise InputError(
                     f"probabilities of {name} of shape {tuple(values.shape)}: need values within [0, 1] of shape "
-                    f"{tuple(shape)}, as from inclusion_probabilities() with the same masks"
+                    f"{tuple(shape)}, or 1 in place of a size, as from inclusion_probabilities()"
                 )
         self.held = frozenset(probabilities)
         for site in self.model.sites:
             if site.name in self.held:
                 logit = probabilities[site.name].to(self.logit[site.key].device).logit()
-                self.logit[site.key].copy_(logit.clamp(-LOGIT_BOUND, LOGIT_BOUND))
+                self.logit[site.key].copy_(logit.clamp(-LOGIT_BOUND, LOGIT_BOUND))  # broadcasts
 
     def mask_temperature_of(self, site: WeightSite) -> float:
         own = self._mask_temperatures.get(site.name)

@@ -45,6 +45,7 @@ def fit_command(
     inclusion: option.Inclusion = None,
     coupling: option.CouplingStrength = None,
     structured: option.Structured = False,
+    select: option.Select = False,
     patch_size: option.PatchSize = None,
     stem: option.Stem = None,
     dim: option.Dim = None,
@@ -70,7 +71,7 @@ def fit_command(
         "prior": {"inclusion": inclusion, "coupling": coupling, "structured": structured},
     }
     own = {"dataset": dataset, "data_root": data_root, "image_size": image_size, "train": train}
-    own |= {"validation": validation, "test": test, "balanced": balanced}
+    own |= {"validation": validation, "test": test, "balanced": balanced, "select": select}
     settings = recipe(dataset, everything, train)
     for part, options in given.items():
         settings[part] = settings.get(part, {}) | _given(options)

@@ -50,6 +50,14 @@ Structured = Annotated[
         "--structured", help="Use masks of whole units instead of single weights, so that prune can remove units."
     ),
 ]
+Select = Annotated[
+    bool,
+    typer.Option(
+        "--select",
+        help="First select input features (pixels of a patch, by channel) at temperature 1, where their inclusion "
+        "probabilities can be trusted; fit with these and with all, and keep what predicts validation images better.",
+    ),
+]
 PatchSize = Annotated[int | None, typer.Option(help="Height and width of a patch, in pixels.")]
 Stem = Annotated[
     str | None, typer.Option(help="How tokens are computed: from 'patches' of pixels, or by 'convolutions'.")

@@ -10,6 +10,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 RUNS = {
     "custom_guide.py": (["--steps", "60"], ("accuracy", "inclusion of living units", "inclusion of dead units")),
+    "decoys.py": (["--steps", "120", "--decoys", "1"], ("Probabilities.", "by weight norm", "picture: ")),
     "custom_prior.py": (["--steps", "60"], ("IsingSpikeSlab", "CentredPixels")),
 }
 """Small arguments of each, and what it has to print."""
@@ -20,8 +21,9 @@ def test_every_example_has_a_run():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_example(name, monkeypatch, capsys):
+def test_example(name, monkeypatch, capsys, tmp_path):
     arguments, words = RUNS[name]
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     out = capsys.readouterr().out

@@ -43,6 +43,7 @@ class Findings:
 
     Attributes:
         result, deterministic, data: the fit, the fit of the deterministic network (or None), and their data.
+        selection: the fit that selected input features, or None.
         scores: `metrics` on the test images, by method.
         difference: `paired_difference` between the posterior and the deterministic network; None without one.
         predictions: predictions of the test images, by method. The median-probability model has none.
@@ -63,6 +64,7 @@ class Findings:
     result: FitResult
     deterministic: FitResult | None
     data: Data
+    selection: FitResult | None
     scores: Mapping[str, Mapping[str, float]]
     difference: pd.DataFrame | None
     predictions: Mapping[str, Prediction]
@@ -87,6 +89,7 @@ def examine(
     draws: int = 50,
     seed: int = 0,
     progress: bool = True,
+    selection: FitResult | None = None,
 ) -> Findings:
     """Compute everything that `write_report` shows.
 
@@ -97,6 +100,7 @@ def examine(
         scores: `metrics` on the test images by method, if they have been computed before.
         draws, seed: number of draws for predictions, and the seed of all draws.
         progress: whether to show a progress bar.
+        selection: fit of a `FeatureSpikeSlab` that selected input features, if any.
 
     Raises:
         InputError: if the posterior has no masks, or ``draws`` is below 1.
@@ -126,6 +130,7 @@ def examine(
         result=result,
         deterministic=deterministic,
         data=data,
+        selection=selection,
         scores=scores,
         difference=difference,
         predictions=predictions,

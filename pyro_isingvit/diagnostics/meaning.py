@@ -30,7 +30,7 @@ def measured_reliability() -> pd.DataFrame:
         masks elsewhere too) or ``features alone``; ``temperature`` of the weights; ``mask_temperature``; ``fits``, how
         many; ``claimed``, the false discovery rate that the probabilities claim for what is selected at 0.5;
         ``realised``, the true one; ``power``; ``largest_gap``, the largest distance of the reliability curve from the
-        diagonal over bins of at least 400 masks.
+        diagonal over bins of at least 100 masks.
     """
     with (files(__package__) / "measured.csv").open() as file:
         return pd.read_csv(file)

@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from ..posterior import Prediction
 from .checks import LEVEL
 from .findings import CHECK_DRAWS, ISING, LOO_DRAWS, PLAIN, PRIOR_DRAWS, Findings
+from .meaning import inclusion_meaning
 from .plots import (
     figure_attention,
+    figure_features,
     figure_path,
     figure_samples,
     figure_training,
@@ -74,6 +76,7 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
         found=findings,
         result=result,
         posterior=result.posterior,
+        selected=None if findings.selection is None else inclusion_meaning(findings.selection.posterior),
         network=result.posterior.model.network.config,
         densities=result.posterior.densities(),
         weights=sum(site.numel for site in result.posterior.model.sites),
@@ -183,6 +186,8 @@ def _figures(findings: Findings) -> dict[str, Figure]:
         "attention": figure_attention(findings.attention, test.images[shown]),
         "checks": figure_of(plot_check(findings.checks)),
     }
+    if findings.selection is not None:
+        figures["features"] = figure_features(findings.selection.posterior)
     if result.path is not None and result.finished is not None:
         figures["path"] = figure_path(result.path, result.finished)
     for site in ("patch_embed", "classifier.out"):

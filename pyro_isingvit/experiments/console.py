@@ -4,6 +4,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..network import ViT
+from ..posterior import Posterior
 from .prune import NOTABLE_ZEROS, Pruned
 from .runs import Run
 
@@ -36,6 +38,27 @@ def show_run(finished: Run) -> None:
             f"{score['seconds']:.0f}",
         )
     Console().print(table)
+    if finished.selection is not None:
+        _show_selection(finished.selection.posterior, finished.result.posterior)
+
+
+def _show_selection(selection: Posterior, used: Posterior) -> None:
+    """Print what was selected, what that means, and whether it serves the prediction."""
+    from ..diagnostics.meaning import inclusion_meaning
+
+    chosen = selection.median_masks()["patch_embed"].flatten()
+    network = selection.model.network
+    assert isinstance(network, ViT)
+    by_channel = chosen.view(network.config.channels, -1).sum(1)
+    counts = ", ".join(f"{int(count)} in channel {k + 1}" for k, count in enumerate(by_channel) if count)
+    lines = [
+        f"Input features selected: {int(chosen.sum())} of {len(chosen)}" + (f" ({counts})." if counts else "."),
+        *inclusion_meaning(selection)["says"],
+        "The validation images chose the network with "
+        + ("what was selected." if used.guide.held else "all features: what was left out helps to predict."),
+    ]
+    for line in lines:
+        Console().print(line, highlight=False, soft_wrap=True)
 
 
 def show_pruned(pruned: Pruned) -> None:

@@ -27,7 +27,7 @@ from ..inference.fit import fit, fit_path
 from ..inference.path import Mark
 from ..inference.result import FitResult
 from ..logit_scale import best_logit_scale, scale_logits
-from ..models import Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
+from ..models import FeatureSpikeSlab, Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
 from ..models.priors.structured import UNIT_LEVELS
 from ..network import ViT
 from ..posterior import Posterior
@@ -82,15 +82,29 @@ def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = Tru
     return _METHODS[method.name](config, method, data, progress)
 
 
-def build(config: RunConfig) -> LikelihoodGuided:
-    """Build the guide of a run, with its model; the initial weights are drawn with the run's seed."""
+def select_features(config: RunConfig, data: Data, progress: bool = True) -> FitResult:
+    """Fit masks of the features of a patch alone, at temperature 1, to the network of a run, see `FeatureSpikeSlab`."""
+    network = _network(config)
+    prior = FeatureSpikeSlab(network.weight_sites(), inclusion=config.prior.inclusion)
+    return fit(LikelihoodGuided(IsingViT(network, prior)), data.train, data.validation, _plain(config.fit), progress)
+
+
+def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGuided:
+    """Build the guide of a run, with its model; the initial weights are drawn with the run's seed.
+
+    Args:
+        config: configuration of the run.
+        selection: the posterior of `select_features`, whose masks are held; None to learn all masks.
+    """
     network, prior = _network(config), config.prior
     options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
     if prior.structured:
         model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), UNIT_LEVELS, **options))
     else:
         model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), **options))
-    return LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
+    guide = LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
+    guide.hold_masks({} if selection is None else selection.inclusion_probabilities())
+    return guide
 
 
 def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> PointEstimate:

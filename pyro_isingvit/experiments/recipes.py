@@ -1,7 +1,7 @@
 """What to run: the configuration of a run, and one default recipe for each data set."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 
@@ -52,6 +52,8 @@ class RunConfig(Config):
         network: geometry of the network.
         prior: the Ising prior.
         guide: the guide.
+        select: whether input features are selected first, at temperature 1, by a `FeatureSpikeSlab`. The network is
+            then fitted with what was selected and with all features, and the validation images choose.
         fit: how to train; its seed also draws the split and the initial weights of the network.
         draws: number of posterior draws behind each prediction.
     """
@@ -66,8 +68,15 @@ class RunConfig(Config):
     network: ViTConfig
     prior: PriorConfig = PriorConfig()
     guide: GuideConfig = GuideConfig()
+    select: bool = False
     fit: FitConfig = FitConfig()
     draws: pydantic.PositiveInt = 50
+
+    @pydantic.model_validator(mode="after")
+    def _pixels_to_select(self) -> Self:
+        if self.select and self.network.stem != "patches":
+            raise ValueError(f"select=True with stem={self.network.stem!r}: only pixels of patches can be selected")
+        return self
 
     @pydantic.field_validator("test", mode="before")
     @classmethod

@@ -18,7 +18,9 @@ from ..data import Data, Images, read, split
 from ..errors import InputError
 from ..inference.fit import fit
 from ..inference.result import FitResult
-from .methods import build, fit_deterministic
+from ..posterior import Posterior
+from ..scores import nll
+from .methods import build, fit_deterministic, select_features
 from .recipes import RunConfig
 
 PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "numpy")
@@ -37,6 +39,7 @@ class Run:
         result: the fit, with its posterior.
         deterministic: the fit of the same network without masks or uncertainty, by the same recipe; None if it was not
             trained. Both posteriors are calibrated on the validation images, see `Posterior.calibrate`.
+        selection: the fit that selected input features, see `RunConfig.select`; None if there was none.
         scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network``
             (median-probability model, a single network whose logits are not scaled) and, if it was trained,
             ``deterministic``.
@@ -46,6 +49,7 @@ class Run:
     data: Data
     result: FitResult
     deterministic: FitResult | None
+    selection: FitResult | None
     scores: Scores
 
 
@@ -60,8 +64,9 @@ def run(
     """Fit, evaluate on the test images, and write a run folder.
 
     The folder gets ``run.json`` (configuration, versions, seed, fingerprint of the images), ``metrics.json``, the files
-    of `FitResult.save` (those of the deterministic network under ``deterministic``), and the pictures
-    ``training.png``, ``inclusion.png`` and, where the temperature was searched for, ``path.png``. The folder appears
+    of `FitResult.save` (those of the deterministic network under ``deterministic``, those of the selection of input
+    features under ``selection``), and the pictures ``training.png``, ``inclusion.png`` and, where the temperature was
+    searched for or features were selected, ``path.png`` and ``features.png``. The folder appears
     only when it is complete.
 
     Args:
@@ -85,9 +90,10 @@ def run(
     if everything is None:
         everything = read(config.dataset, config.data_root, image_size=config.image_size)
     data = load(config, everything)
-    result = _calibrated(fit(build(config), data.train, data.validation, config.fit, progress), data)
+    selection = select_features(config, data, progress) if config.select else None
+    result = _fit(config, data, selection, progress)
     plain = _calibrated(fit_deterministic(config, data, progress), data) if compare else None
-    finished = Run(config, data, result, plain, _scores(result, plain, data.test, config))
+    finished = Run(config, data, result, plain, selection, _scores(result, plain, data.test, config))
     _write(finished, out, everything.fingerprint)
     return finished
 
@@ -104,9 +110,11 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
         InputError: if the folder is not a run folder or is damaged, or the data set has other images than the run.
     """
     config, data, result = open_run(folder, data_root, draws)
-    plain = Path(folder) / "deterministic"
-    deterministic = FitResult.load(plain) if plain.is_dir() else None
-    return Run(config, data, result, deterministic, _scores(result, deterministic, data.test, config))
+    deterministic, selection = (
+        FitResult.load(part) if part.is_dir() else None
+        for part in (Path(folder) / "deterministic", Path(folder) / "selection")
+    )
+    return Run(config, data, result, deterministic, selection, _scores(result, deterministic, data.test, config))
 
 
 def open_run(
@@ -153,7 +161,14 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
     again = evaluate(folder, data_root, draws)
     facts = json.loads((Path(folder) / "run.json").read_text())
     findings = examine(
-        again.result, again.data, again.deterministic, again.scores, again.config.draws, again.config.fit.seed, progress
+        again.result,
+        again.data,
+        again.deterministic,
+        again.scores,
+        again.config.draws,
+        again.config.fit.seed,
+        progress,
+        again.selection,
     )
     return write_report(findings, Path(folder), facts)
 
@@ -194,6 +209,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
+def _fit(config: RunConfig, data: Data, selection: FitResult | None, progress: bool) -> FitResult:
+    """The fit of a run, with what was selected or with all features: what predicts the validation images better."""
+    chosen = [None] if selection is None else [None, selection.posterior]
+    if selection is not None and not selection.posterior.median_masks()["patch_embed"].any():
+        chosen = [None]  # without any feature there is nothing to predict from
+    fits = [
+        _calibrated(fit(build(config, each), data.train, data.validation, config.fit, progress), data)
+        for each in chosen
+    ]
+    return min(fits, key=lambda result: _validation_nll(result.posterior, data.validation))
+
+
+def _validation_nll(posterior: Posterior, validation: Images) -> float:
+    return float(nll(posterior.predict(validation.images).probs, validation.labels.cpu()).mean())
+
+
 def _calibrated(result: FitResult, data: Data) -> FitResult:
     return replace(result, posterior=result.posterior.calibrate(data.validation))
 
@@ -221,7 +252,7 @@ def _scores(result: FitResult, plain: FitResult | None, test: Images, config: Ru
 
 
 def _write(finished: Run, out: Path, images: str) -> None:
-    from ..diagnostics.plots import figure_path, figure_training, plot_inclusion
+    from ..diagnostics.plots import figure_features, figure_path, figure_training, plot_inclusion
     from ..diagnostics.plots.style import figure_of
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +262,9 @@ def _write(finished: Run, out: Path, images: str) -> None:
     result.save(draft)
     if finished.deterministic is not None:
         finished.deterministic.save(draft / "deterministic")
+    if finished.selection is not None:
+        finished.selection.save(draft / "selection")
+        figure_features(finished.selection.posterior).savefig(draft / "features.png", dpi=150)
     facts: dict[str, Any] = {
         "config": finished.config.model_dump(mode="json"),
         "seed": finished.config.fit.seed,
