@@ -75,6 +75,7 @@ class Cell:
         temperature: of the weights.
         mask_temperature: of the masks of the patch embedding; None for that of the weights.
         strength: rate of dropout, or strength of the group lasso, or share of the features kept by magnitude.
+        images: number of training images; 300, or 1,000 for the planted network, if None.
     """
 
     task: str
@@ -85,6 +86,7 @@ class Cell:
     temperature: float = 1.0
     mask_temperature: float | None = None
     strength: float = 0.0
+    images: int | None = None
 
     @property
     def key(self) -> str:
@@ -94,6 +96,7 @@ class Cell:
 def cells() -> list[Cell]:
     """All fits, those that matter most first."""
     every = [Cell("select", bed, patch, seed) for seed in SEEDS for bed, patch in BEDS]
+    every += [Cell("select", "digits", 4, seed, images=n) for seed in SEEDS[:3] for n in (100, 1000)]
     every += [Cell("predict", "digits", patch, seed, "units", T) for patch in (4, 8) for seed in SEEDS for T in PREDICT]
     every += [
         Cell(name, "digits", patch, seed, temperature=T, strength=strength)
@@ -114,10 +117,12 @@ def cells() -> list[Cell]:
 
 
 def bed_of(cell: Cell) -> tuple[TestBed, iv.data.Data]:
-    """The test bed of a cell, and its images: 300 for training, 1,000 for the planted network."""
+    """The test bed of a cell, and its images."""
     planted = cell.bed == "planted"
     bed = planted_network(seed=cell.seed) if planted else digits_decoys(7, cell.bed, cell.seed)  # type: ignore[arg-type]
-    data = iv.split(bed.images, train=1000 if planted else 300, test=1000, validation=300, seed=cell.seed)
+    train = cell.images or (1000 if planted else 300)
+    test = min(1000, len(bed.images) - train - 300)
+    data = iv.split(bed.images, train=train, test=test, validation=300, seed=cell.seed)
     return bed, data
 
 
@@ -279,10 +284,7 @@ def _rows(work: Path) -> pd.DataFrame:
         if not path.exists():
             continue
         found = json.loads(path.read_text())
-        if "tables" in found:
-            rates = found["tables"]["fit"]["rates"]
-        else:
-            rates = _selected(found, _truth(cell)).iloc[0]
+        rates = found["tables"]["fit"]["rates"] if "tables" in found else _selected(found, _truth(cell)).iloc[0]
         rates = {name: rates[name] for name in ("selected", "expected", "false_discovery_rate", "power")}
         row = asdict(cell) | rates | {name: found[name] for name in ("validation_nll", "nll", "accuracy", "kept")}
         rows.append(row | {"seconds": found["seconds"], "found": found})
@@ -323,17 +325,18 @@ def report(work: Path, out: Path, measured: Path) -> None:
     """Write tables and pictures, and print the tables of docs/inclusion.md."""
     every = _rows(work)
     every.drop(columns="found").round(4).to_csv(out / "inclusion.csv", index=False)
-    chosen = every[every["task"] == "select"]
+    chosen = every[every["task"] == "select"].fillna({"images": 0})
     facts = []
     print("## Selection\n")
     rows = []
-    for (bed, patch), group in chosen.groupby(["bed", "patch"], sort=False):
+    for (bed, patch, images), group in chosen.groupby(["bed", "patch", "images"], sort=False):
         truths = [_truth(Cell("select", bed, patch, seed)) for seed in group["seed"]]
         scores, truth = _pooled(group["found"].tolist(), truths)
         rows.append(
             {
                 "bed": bed,
                 "features a channel": patch**2,
+                "images": f"{images or (1000 if bed == 'planted' else 300):.0f}",
                 "fits": len(group),
                 "selected": ", ".join(f"{n:.0f}" for n in group["selected"]),
                 "false, expected": f"{group['expected'].mean():.3f}",
@@ -343,13 +346,11 @@ def report(work: Path, out: Path, measured: Path) -> None:
             }
         )
     print(markdown(pd.DataFrame(rows)))
+    chosen = chosen[chosen["images"] == 0]
     trusted = chosen[chosen["bed"].isin(("digits", "noise"))]
-    wide = chosen[chosen["bed"] != "correlated"]
+    apart = chosen["bed"] != "correlated"
     curves = {}
-    for name, group in (
-        ("features alone, T = 1", wide),
-        ("the same, correlated decoys", chosen[chosen["bed"] == "correlated"]),
-    ):
+    for name, group in (("features alone, T = 1", chosen[apart]), ("the same, correlated decoys", chosen[~apart])):
         truths = [_truth(Cell("select", row.bed, row.patch, row.seed)) for row in group.itertuples()]
         curves[name] = inclusion_reliability(*_pooled(group["found"].tolist(), truths))
     print("\nReliability of features alone at T = 1, pooled over all beds but correlated ones:\n")
@@ -360,16 +361,16 @@ def report(work: Path, out: Path, measured: Path) -> None:
 
     print("\n## Temperatures of weights and masks\n")
     rows = []
-    grid = every[every["task"] == "grid"].assign(mask_T=lambda t: t["mask_temperature"].fillna(t["temperature"]))
-    for (level, T, mask_T), group in grid.groupby(["level", "temperature", "mask_T"], sort=False):
+    grid = every[every["task"] == "grid"].assign(at=lambda t: t["mask_temperature"].fillna(t["temperature"]))
+    for (level, temperature, at), group in grid.groupby(["level", "temperature", "at"], sort=False):
         merged = _merged([found["tables"]["fit"]["reliability"] for found in group["found"]])
-        facts.append(_fact(level, T, mask_T, group, merged))
+        facts.append(_fact(level, temperature, at, group, merged))
         off = pd.DataFrame([found["tables"]["read off at 1"]["rates"] for found in group["found"]]).mean()
         rows.append(
             {
                 "masks of": level,
-                "T": f"{T:g}",
-                "of masks": f"{mask_T:g}",
+                "T": f"{temperature:g}",
+                "of masks": f"{at:g}",
                 "selected": f"{group['selected'].mean():.0f}",
                 "false, expected": f"{group['expected'].mean():.2f}",
                 "false, realised": f"{group['false_discovery_rate'].mean():.2f}",
@@ -381,8 +382,8 @@ def report(work: Path, out: Path, measured: Path) -> None:
                 "NLL": f"{group['nll'].mean():.2f}",
             }
         )
-        if (level, T, mask_T) in (("weights", 0.002, 0.002), ("features", 0.2, 1.0)):
-            curves[f"masks of {level}, T = {T:g}, of masks {mask_T:g}"] = merged
+        if (level, temperature, at) in (("weights", 0.002, 0.002), ("features", 0.2, 1.0)):
+            curves[f"masks of {level}, T = {temperature:g}, of masks {at:g}"] = merged
     print(markdown(pd.DataFrame(rows)))
     pd.DataFrame(facts).to_csv(measured, index=False)
     figure_of(plot_inclusion_reliability(curves)).savefig(out / "inclusion_reliability.png", dpi=150)
@@ -401,12 +402,12 @@ def report(work: Path, out: Path, measured: Path) -> None:
     figure.savefig(out / "inclusion_power.png", dpi=150)
 
 
-def _fact(masks: str, T: float, mask_T: float, group: pd.DataFrame, curve: pd.DataFrame) -> dict[str, Any]:
+def _fact(masks: str, temperature: float, at: float, group: pd.DataFrame, curve: pd.DataFrame) -> dict[str, Any]:
     """A row of `pyro_isingvit.diagnostics.measured_reliability`."""
     return {
         "masks": masks,
-        "temperature": T,
-        "mask_temperature": mask_T,
+        "temperature": temperature,
+        "mask_temperature": at,
         "fits": len(group),
         "claimed": round(group["expected"].mean(), 3),
         "realised": round(group["false_discovery_rate"].mean(), 3),
