@@ -100,7 +100,7 @@ def cells() -> list[Cell]:
     every += [Cell("predict", "digits", patch, seed, "units", T) for patch in (4, 8) for seed in SEEDS for T in PREDICT]
     every += [
         Cell(name, "digits", patch, seed, temperature=T, strength=strength)
-        for patch, names in ((4, tuple(OPPONENTS)), (8, ("group lasso", "sparse VD")))
+        for patch, names in ((4, tuple(OPPONENTS)), (8, ("group lasso",)))
         for seed in SEEDS
         for name in names
         for T, strength in OPPONENTS[name]

@@ -120,7 +120,15 @@ def planted_network(images: int = 2600, relevant: int = 6, seed: int = 0) -> Tes
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         network = ViT(
-            ViTConfig(image_size=SIDE, patch_size=patch, classes=CLASSES, dim=16, depth=1, heads=2, mlp_ratio=2)
+            ViTConfig(
+                image_size=(SIDE, SIDE),
+                patch_size=(patch, patch),
+                classes=CLASSES,
+                dim=16,
+                depth=1,
+                heads=2,
+                mlp_ratio=2,
+            )
         )
         network.patch_embed.mul_(3 * read_at_all)
         logits = network(pixels)
