@@ -37,6 +37,10 @@ from pyro_isingvit.experiments.page import markdown
 from pyro_isingvit.models.priors.structured import UNIT_LEVELS
 
 SEEDS = (0, 1, 2, 3, 4)
+
+FRESH = (5, 6, 7, 8, 9)
+"""Seeds that nobody looked at when the method was made; for selections alone."""
+
 STEPS = 3000
 
 LEVELS: Mapping[str, Callable[[Any], iv.Prior]] = {
@@ -53,7 +57,7 @@ PREDICT = (0.001, 0.003, 0.01)
 """Temperatures of the predictions from what was selected. Validation images choose."""
 
 OPPONENTS: Mapping[str, tuple[tuple[float, float], ...]] = {
-    "group lasso": ((0.001, 1000), (0.001, 300), (0.003, 300), (0.003, 100), (0.01, 100)),
+    "group lasso": ((0.003, 1000), (0.001, 1000), (0.001, 300), (0.003, 300), (0.003, 100), (0.01, 100), (0.001, 100)),
     "weight decay": ((0.003, 0), (0.01, 0), (0.03, 0)),
     "dropout": ((1.0, 0.0), (1.0, 0.2), (1.0, 0.4)),
     "sparse VD": ((0.0006, 0), (0.002, 0), (0.006, 0)),
@@ -67,7 +71,8 @@ class Cell:
     """One fit, or one selection with the fits that predict from it.
 
     Attributes:
-        task: ``"grid"``, ``"select"``, ``"predict"`` or the name of an opponent.
+        task: ``"select"``, features alone at temperature 1; ``"predict"``, given that selection; ``"all features"``,
+            the same without a selection; ``"grid"``; or the name of an opponent.
         bed: ``"digits"``, ``"noise"``, ``"correlated"`` (decoys of that kind), or ``"planted"``.
         patch: height and width of a patch; 4 gives 16 features a channel, 8 gives 64.
         seed: seed of the decoys, the split, the first weights and the fit.
@@ -96,8 +101,10 @@ class Cell:
 def cells() -> list[Cell]:
     """All fits, those that matter most first."""
     every = [Cell("select", bed, patch, seed) for seed in SEEDS for bed, patch in BEDS]
+    every += [Cell("select", "digits", 4, seed) for seed in FRESH]
     every += [Cell("select", "digits", 4, seed, images=n) for seed in SEEDS[:3] for n in (100, 1000)]
     every += [Cell("predict", "digits", patch, seed, "units", T) for patch in (4, 8) for seed in SEEDS for T in PREDICT]
+    every += [Cell("all features", "digits", 4, seed, "units", T) for seed in SEEDS for T in PREDICT]
     every += [
         Cell(name, "digits", patch, seed, temperature=T, strength=strength)
         for patch, names in ((4, tuple(OPPONENTS)), (8, ("group lasso",)))
@@ -144,7 +151,7 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
     truth = bed.features(cell.patch)
     if cell.task == "select":
         found = _select(cell, bed, data, config)
-    elif cell.task == "predict":
+    elif cell.task in ("predict", "all features"):
         found = _predict(cell, bed, data, config, work)
     elif cell.task == "grid":
         found = _grid(cell, bed, data, config, truth)
@@ -167,13 +174,14 @@ def _select(cell: Cell, bed: TestBed, data: iv.data.Data, config: iv.FitConfig) 
 
 
 def _predict(cell: Cell, bed: TestBed, data: iv.data.Data, config: iv.FitConfig, work: Path) -> dict[str, Any]:
-    """Masks of units at the cell's temperature, given the features selected."""
-    chosen = _read(work, Cell("select", cell.bed, cell.patch, cell.seed))
-    probs = torch.tensor(chosen["scores"])
+    """Masks of units at the cell's temperature, given the features selected, or with all features."""
     network = network_of(cell, bed)
     guide = iv.LikelihoodGuided(iv.IsingViT(network, LEVELS[cell.level](network.weight_sites())))
-    guide.hold_masks({"patch_embed": probs.view(guide.mask_shapes["patch_embed"])})
+    if cell.task == "predict":
+        chosen = torch.tensor(_read(work, Cell("select", cell.bed, cell.patch, cell.seed))["scores"])
+        guide.hold_masks({"patch_embed": chosen.view(guide.mask_shapes["patch_embed"])})
     posterior = iv.fit(guide, data.train, config=config, progress=False).posterior
+    probs = posterior.inclusion_probabilities()["patch_embed"].flatten()
     return {"scores": probs} | _predictions(posterior, data)
 
 

@@ -3,9 +3,9 @@
 Each image has the digit to be recognised in its first channel, and other digits, which have nothing to do with its
 label, in seven more. A network that is trained as usual fits its 300 images with the help of all channels. Here, masks
 of the input features (pixels of a patch, by channel) are learned first, by a posterior at temperature 1 in which all
-other weights are kept. Their inclusion probabilities can be trusted, see docs/inclusion.md. The network that predicts
-is then fitted with these masks held. The usual way to ask a network which inputs it uses, the norms of its weights, is
-shown beside it.
+other weights are kept; docs/inclusion.md measures what their inclusion probabilities mean. The network that predicts is
+then fitted with these masks held. Norms of the weights of a deterministic network, the usual way to ask which inputs it
+uses, are shown beside it.
 
     python examples/decoys.py
 """
@@ -54,7 +54,7 @@ chosen = iv.diagnostics.selection_table(inside["patch_embed"].flatten(), truth, 
 print(f"selected {chosen['selected']:.0f}: false {chosen['false_discovery_rate']:.0%}, found {chosen['power']:.0%}")
 ranked = iv.diagnostics.selection_table(norms / norms.max(), truth, (norms / norms.max()).sort().values.tolist())
 same = ranked.loc[(ranked["power"] - chosen["power"]).abs().idxmin()]
-print(f"as many by weight norm of a deterministic network: false {same['false_discovery_rate']:.0%}")
+print(f"at the same power, by weight norm of a deterministic network: false {same['false_discovery_rate']:.0%}")
 
 if chosen["selected"]:
     sparse = fit(iv.StructuredSpikeSlab, iv.LikelihoodGuided, temperature=3e-3, held=inside)

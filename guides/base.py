@@ -201,7 +201,9 @@ class Guide(Described, nn.Module):
         return {site.name: self.mask(site).mean.detach() for site in self.model.sites if site.name in self.mask_shapes}
 
     def inclusion_at(self, temperature: float) -> dict[str, Tensor]:
-        """Inclusion probabilities from the evidence at a temperature that the fit did not have, by site name.
+        """Inclusion probabilities that follow from the evidence at a given temperature, by site name.
+
+        They are read off from the means and the curvature at the end of the fit. Masks that are held stay as they are.
 
         Raises:
             InputError: if this family has no estimate of the evidence.
@@ -233,14 +235,14 @@ class Guide(Described, nn.Module):
             )
 
     def hold_masks(self, probabilities: Mapping[str, Tensor]) -> None:
-        """Hold the masks of some sites at given inclusion probabilities from now on; those of no others.
+        """Hold the masks of some sites at given inclusion probabilities from now on. Sites held before are released.
 
         With probabilities from another posterior, this is a modular posterior: the masks of these sites are
         distributed as there, and all else follows from the data given them. In the pilot phase they are on where the
-        probability is at least one half.
+        probability is at least one half. Probabilities nearer to 0 or 1 than the guide's own can be are moved there.
 
         Args:
-            probabilities: by site name, in a shape that broadcasts to that of the masks; empty to hold none.
+            probabilities: by site name, in the shape of the masks; empty to hold none.
 
         Raises:
             InputError: if this family cannot do so, or names, shapes or values do not fit.

@@ -18,7 +18,9 @@ in which masks follow from the evidence at :math:`T_m`, and weights, given masks
 the power posterior where both are equal. The evidence is computed to second order: the posterior of a weight at
 :math:`T_m` has the variance :math:`v_m = 1/(F/T_m + 1/S^2)`, and the mean
 :math:`\mu_m = \mu\,(F + T/S^2)/(F + T_m/S^2)`, where :math:`\mu` is the mean at T. The log odds are then those of the
-Gaussian integrals, :math:`\mu_m^2 / (2 v_m) + \tfrac12 \log(v_m / S^2)` for each weight.
+Gaussian integrals, :math:`\mu_m^2 / (2 v_m) + \tfrac12 \log(v_m / S^2)` for each weight, where the means are
+stationary. With temperatures that differ between sites, masks follow the conditionals of several such targets, and the
+fit is a fixed point of these rather than an approximation of one joint distribution.
 
 References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
@@ -27,6 +29,7 @@ References:
     posteriors).
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -35,7 +38,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_isingvit.distributions import Gaussian
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import InputError, kind_of
 from pyro_isingvit.models.ising_vit import IsingViT, Pass
 from pyro_isingvit.models.priors import Prior
 from pyro_isingvit.network import Linear, WeightSite
@@ -69,10 +72,11 @@ class LikelihoodGuided(MeanField):
             by a common external field at each update; None leaves it to prior and likelihood.
         fixed_scale: scale of every weight throughout training, as published; None for the closed form.
         mask_temperature: the temperature of masks, for all or by site name; that of the posterior, for those that are
-            not named or if None. See above for the target.
+            not named or if None. See above for the target. It needs the closed form of the scales.
 
     Raises:
-        InputError: if a value is out of range, a site is unknown, or a weight with a mask is not spike-and-slab.
+        InputError: if a value is out of range, a site is unknown, a weight with a mask is not spike-and-slab, or both
+            ``fixed_scale`` and ``mask_temperature`` are given.
     """
 
     closed_form = True
@@ -96,6 +100,11 @@ class LikelihoodGuided(MeanField):
             raise InputError(
                 f"prior={type(model.prior).__name__} has no spike-and-slab weight at {bare or 'any site'}; "
                 "use MeanField or one of Pyro's AutoGuides"
+            )
+        if fixed_scale is not None and mask_temperature is not None:
+            raise InputError(
+                f"fixed_scale={fixed_scale} and mask_temperature={mask_temperature}: the evidence at a temperature "
+                "needs scales in closed form; leave one of them out"
             )
         self.mask_temperature = mask_temperature
         self._mask_temperatures = _by_site(self.mask_shapes, mask_temperature)
@@ -125,17 +134,18 @@ class LikelihoodGuided(MeanField):
             shape = self.mask_shapes.get(name)
             if shape is None:
                 raise InputError(f"probabilities: no masks at {name!r}; there are {list(self.mask_shapes)}")
-            fits = values.dim() == len(shape) and all(v in (1, s) for v, s in zip(values.shape, shape, strict=True))
-            if not fits or not bool(((values >= 0) & (values <= 1)).all()):
+            if not isinstance(values, Tensor):
+                raise InputError(f"probabilities of {name}={kind_of(values)}: give a tensor of shape {tuple(shape)}")
+            if values.shape != shape or not bool(((values >= 0) & (values <= 1)).all()):
                 raise InputError(
                     f"probabilities of {name} of shape {tuple(values.shape)}: need values within [0, 1] of shape "
-                    f"{tuple(shape)}, or 1 in place of a size, as from inclusion_probabilities()"
+                    f"{tuple(shape)}, as from inclusion_probabilities() of a prior with the same masks"
                 )
         self.held = frozenset(probabilities)
         for site in self.model.sites:
             if site.name in self.held:
                 logit = probabilities[site.name].to(self.logit[site.key].device).logit()
-                self.logit[site.key].copy_(logit.clamp(-LOGIT_BOUND, LOGIT_BOUND))  # broadcasts
+                self.logit[site.key].copy_(logit.clamp(-LOGIT_BOUND, LOGIT_BOUND))
 
     def mask_temperature_of(self, site: WeightSite) -> float:
         own = self._mask_temperatures.get(site.name)
@@ -178,14 +188,34 @@ class LikelihoodGuided(MeanField):
             if self.fixed_scale is None:
                 precision = self.estimator.curvature(site) / temperature + 1 / self._prior_slab(site).variance
                 self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
-        if self.target_density is not None and targets:
+        if self.target_density is not None:
             numel = {site.key: site.numel for site in sites}
+            share = self._share_to_keep(self.target_density, set(targets))
             logits = torch.cat([target.flatten() for target in targets.values()])
             sizes = [t.new_full((t.numel(),), numel[key] / t.numel()) for key, t in targets.items()]
-            shift = _field_for_density(logits, torch.cat(sizes), self.target_density)
+            shift = _field_for_density(logits, torch.cat(sizes), share)
             targets = {key: target + shift for key, target in targets.items()}
         for key, target in targets.items():
             self.logit[key].lerp_(target.clamp(-LOGIT_BOUND, LOGIT_BOUND), share)
+
+    def _share_to_keep(self, density: float, free: set[str]) -> float:
+        """Share to keep of the weights whose masks are free, so that the density of all weights is the one held."""
+        kept = total = of_free = 0.0
+        for site in self.model.sites:
+            total += site.numel
+            if site.key in free:
+                of_free += site.numel
+            elif site.key in self.logit:  # held
+                kept += site.numel * float(self.logit[site.key].sigmoid().mean())
+            else:
+                kept += site.numel
+        share = (density * total - kept) / of_free if of_free else -1.0
+        if not 0 < share < 1:
+            raise InputError(
+                f"target_density={density}: masks that are held, and weights without masks, keep {kept / total:.2f} of "
+                f"all weights, and the other masks are of {of_free / total:.2f}; give a density from the first to the sum"
+            )
+        return share
 
     @torch.no_grad()
     def evidence(self, site: WeightSite, temperature: float | None = None) -> Tensor:
@@ -193,7 +223,9 @@ class LikelihoodGuided(MeanField):
 
         To second order about the means, see above. The derivative of the log-likelihood at the mean of a weight, in
         nats, is the one at which the posterior at this temperature is stationary: temperature times
-        ``(mean - prior mean) / S ** 2``.
+        ``(mean - prior mean) / S ** 2``. So the means have to be nearly stationary: they may be off by a small part of
+        ``S ** 2 / mean``. Estimators that measure the gain in another way than to second order (``paired_draws`` at the
+        last layer, ``straight_through``, ``disarm``, ``none``) measure it at the means at T.
 
         Args:
             site: a site with masks.
@@ -216,12 +248,18 @@ class LikelihoodGuided(MeanField):
 
     @torch.no_grad()
     def inclusion_at(self, temperature: float) -> dict[str, Tensor]:
+        if self.fixed_scale is not None:
+            raise InputError(
+                f"temperature={temperature}: the evidence at a temperature needs scales in closed form, and these are "
+                f"fixed_scale={self.fixed_scale}"
+            )
         masks = self.inclusion_probabilities()
-        evidence = {s.name: self.evidence(s, temperature) for s in self.model.sites if s.name in self.mask_shapes}
+        free = [site for site in self.model.sites if site.name in self.mask_shapes and site.name not in self.held]
+        evidence = {site.name: self.evidence(site, temperature) for site in free}
         for _ in range(ROUNDS):
             fields = self.prior_fields(masks)
             targets = {name: (gain + fields[name]).sigmoid() for name, gain in evidence.items()}
-            masks = {name: mask.lerp(targets[name], 0.5) for name, mask in masks.items()}
+            masks |= {name: masks[name].lerp(target, 0.5) for name, target in targets.items()}
         return masks
 
     @torch.no_grad()
@@ -295,6 +333,6 @@ def _by_site(
     if unknown:
         raise InputError(f"mask_temperature={temperature}: no masks at {sorted(unknown)}; there are {list(shapes)}")
     for value in given.values():
-        if value is not None and not value > 0:
-            raise InputError(f"mask_temperature={temperature}: must be positive, e.g. 1.0")
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"mask_temperature={temperature}: must be positive and finite, e.g. 1.0")
     return {name: given.get(name) for name in shapes}

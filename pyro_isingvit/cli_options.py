@@ -54,8 +54,8 @@ Select = Annotated[
     bool,
     typer.Option(
         "--select",
-        help="First select input features (pixels of a patch, by channel) at temperature 1, where their inclusion "
-        "probabilities can be trusted; fit with these and with all, and keep what predicts validation images better.",
+        help="First select input features (pixels of a patch, by channel), at temperature 1. Then fit with what was "
+        "selected and with all features, and keep the fit with the lower NLL on the validation images.",
     ),
 ]
 PatchSize = Annotated[int | None, typer.Option(help="Height and width of a patch, in pixels.")]

@@ -45,7 +45,7 @@ class HessianDiagonal(Estimator):
         return self.diagonal.of(site).clamp_min(0)
 
     def pull(self, site: WeightSite, slab: Distribution, slope: Tensor | float = 0.0) -> Tensor:
-        return 0.5 * (slab.mean.square() - slab.variance) * self.diagonal.of(site)
+        return slab.mean * slope + 0.5 * (slab.mean.square() - slab.variance) * self.diagonal.of(site)
 
 
 def hessian_diagonal(model: IsingViT, seen: Pass, chunk: int = 128) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class FeatureSpikeSlab(IndependentSpikeSlab):
     """One mask for all weights that read a feature of a patch; the weights of all other sites have none.
 
     This is the prior to ask which inputs matter. Input features can be told apart by the data, so that their inclusion
-    probabilities have a meaning at temperature 1, where a posterior over masks of all weights would drop every one.
+    probabilities have a meaning at temperature 1. A posterior over masks of all weights drops nearly all of them there.
 
     Args:
         sites: the network's `weight_sites()`.

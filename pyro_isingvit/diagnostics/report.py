@@ -12,6 +12,7 @@ import markupsafe
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..network.units import UNITS
 from ..posterior import Prediction
 from .checks import LEVEL
 from .findings import CHECK_DRAWS, ISING, LOO_DRAWS, PLAIN, PRIOR_DRAWS, Findings
@@ -181,11 +182,12 @@ def _figures(findings: Findings) -> dict[str, Figure]:
         "mutual_information": figure_of(plot_uncertainty(ising, labels, "mutual_information")),
         "inclusion": figure_of(plot_inclusion(posterior)),
         "thresholds": figure_of(plot_thresholds(posterior)),
-        "heads": figure_of(plot_heads(posterior)),
         "samples": figure_samples(few, test.images[shown], labels[shown]),
         "attention": figure_attention(findings.attention, test.images[shown]),
         "checks": figure_of(plot_check(findings.checks)),
     }
+    if any(role in posterior.inclusion_probabilities() for role in UNITS["head"].owns):
+        figures["heads"] = figure_of(plot_heads(posterior))
     if findings.selection is not None:
         figures["features"] = figure_features(findings.selection.posterior)
     if result.path is not None and result.finished is not None:

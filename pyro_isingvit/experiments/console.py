@@ -54,8 +54,11 @@ def _show_selection(selection: Posterior, used: Posterior) -> None:
     lines = [
         f"Input features selected: {int(chosen.sum())} of {len(chosen)}" + (f" ({counts})." if counts else "."),
         *inclusion_meaning(selection)["says"],
-        "The validation images chose the network with "
-        + ("what was selected." if used.guide.held else "all features: what was left out helps to predict."),
+        "No feature has the evidence to be selected, so that the network predicts from all of them."
+        if not chosen.any()
+        else "The network predicts from "
+        + ("what was selected" if used.guide.held else "all features")
+        + ": its NLL on the validation images was lower than that of the other.",
     ]
     for line in lines:
         Console().print(line, highlight=False, soft_wrap=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..config import Config
 from ..data import Data
 from ..draws import seeded
+from ..errors import InputError
 from ..guides import LikelihoodGuided, PointEstimate, SparseVariationalDropout
 from ..inference.config import FitConfig
 from ..inference.fit import fit, fit_path
@@ -28,6 +29,7 @@ from ..inference.path import Mark
 from ..inference.result import FitResult
 from ..logit_scale import best_logit_scale, scale_logits
 from ..models import FeatureSpikeSlab, Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
+from ..models.priors.features import FEATURES
 from ..models.priors.structured import UNIT_LEVELS
 from ..network import ViT
 from ..posterior import Posterior
@@ -79,14 +81,21 @@ class Method(Config):
 
 def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = True) -> Iterator[Outcome]:
     """Train a method as a run is configured, and predict the test images; one fit may give several outcomes."""
+    if config.select:
+        raise InputError("select=True: a study compares methods without a selection of features; use 'isingvit fit'")
     return _METHODS[method.name](config, method, data, progress)
 
 
 def select_features(config: RunConfig, data: Data, progress: bool = True) -> FitResult:
-    """Fit masks of the features of a patch alone, at temperature 1, to the network of a run, see `FeatureSpikeSlab`."""
+    """Fit masks of the features of a patch alone, at temperature 1, to the network of a run, see `FeatureSpikeSlab`.
+
+    Prior and guide have their default settings, and images are not augmented: as it was measured, see
+    `pyro_isingvit.diagnostics.inclusion_meaning`.
+    """
     network = _network(config)
-    prior = FeatureSpikeSlab(network.weight_sites(), inclusion=config.prior.inclusion)
-    return fit(LikelihoodGuided(IsingViT(network, prior)), data.train, data.validation, _plain(config.fit), progress)
+    guide = LikelihoodGuided(IsingViT(network, FeatureSpikeSlab(network.weight_sites())))
+    settings = _plain(config.fit).model_copy(update={"augment": None, "fine_tune": 0.0})
+    return fit(guide, data.train, data.validation, settings, progress)
 
 
 def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGuided:
@@ -94,12 +103,14 @@ def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGu
 
     Args:
         config: configuration of the run.
-        selection: the posterior of `select_features`, whose masks are held; None to learn all masks.
+        selection: the posterior of `select_features`, whose masks are held; None to learn all masks. With it, the
+            weights of an input feature share a mask in any case.
     """
     network, prior = _network(config), config.prior
     options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
-    if prior.structured:
-        model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), UNIT_LEVELS, **options))
+    if prior.structured or selection is not None:
+        levels = UNIT_LEVELS if prior.structured else FEATURES
+        model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), levels, **options))
     else:
         model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), **options))
     guide = LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)

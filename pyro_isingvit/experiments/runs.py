@@ -211,18 +211,21 @@ def versions() -> dict[str, str]:
 
 def _fit(config: RunConfig, data: Data, selection: FitResult | None, progress: bool) -> FitResult:
     """The fit of a run, with what was selected or with all features: what predicts the validation images better."""
-    chosen = [None] if selection is None else [None, selection.posterior]
-    if selection is not None and not selection.posterior.median_masks()["patch_embed"].any():
-        chosen = [None]  # without any feature there is nothing to predict from
+    chosen = [None]
+    if selection is not None and selection.posterior.median_masks()["patch_embed"].any():
+        chosen.append(selection.posterior)  # without any feature there would be nothing to predict from
     fits = [
         _calibrated(fit(build(config, each), data.train, data.validation, config.fit, progress), data)
         for each in chosen
     ]
-    return min(fits, key=lambda result: _validation_nll(result.posterior, data.validation))
+    best = min(fits, key=lambda result: _validation_nll(result.posterior, data.validation, config))
+    seconds = sum(result.seconds for result in fits) + (0.0 if selection is None else selection.seconds)
+    return replace(best, seconds=seconds)
 
 
-def _validation_nll(posterior: Posterior, validation: Images) -> float:
-    return float(nll(posterior.predict(validation.images).probs, validation.labels.cpu()).mean())
+def _validation_nll(posterior: Posterior, validation: Images, config: RunConfig) -> float:
+    probs = posterior.predict(validation.images, config.draws, seed=config.fit.seed).probs
+    return float(nll(probs, validation.labels.cpu()).mean())
 
 
 def _calibrated(result: FitResult, data: Data) -> FitResult:

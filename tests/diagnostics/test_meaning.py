@@ -1,5 +1,7 @@
 """What a fit's inclusion probabilities are said to mean follows from what was measured."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ from pyro_isingvit.diagnostics.meaning import LARGEST_GAP
 from tests.conftest import QUICK, TINY
 
 
-def posterior(prior, temperature, family=LikelihoodGuided, held=None, **options):
+def posterior(prior=FeatureSpikeSlab, temperature=1.0, family=LikelihoodGuided, held=None, **options):
     network = ViT(TINY)
     model = IsingViT(network, prior(network.weight_sites()), temperature=temperature)
     guide = family(model, **options)
@@ -47,11 +49,38 @@ def test_only_masks_of_features_alone_at_temperature_one_are_called_probabilitie
     measured = measured_reliability().query("masks == 'features alone' and mask_temperature == 1").iloc[0]
     assert measured["largest_gap"] <= LARGEST_GAP
     assert right["realised"].item() == measured["realised"]
-    assert right["says"].item().startswith("Probabilities. On digits among decoys with 300 images")
-    for prior, temperature in ((FeatureSpikeSlab, 0.01), (IsingSpikeSlab, 1.0), (IsingSpikeSlab, 1e-3)):
+    assert right["says"].item().startswith("Probabilities; the few between")
+    for prior, temperature in ((IsingSpikeSlab, 1.0), (IsingSpikeSlab, 1e-3)):
         row = inclusion_meaning(posterior(prior, temperature)).set_index("site").loc["patch_embed"]
         assert row["reads_as"] == "score"
         assert row["says"].startswith("Scores, not error rates. On digits among decoys")
+
+
+@pytest.mark.parametrize(
+    ("options", "quoted"),
+    [
+        ({"temperature": 2.0}, True),
+        ({"temperature": 0.01}, False),
+        ({"temperature": 1e-3, "mask_temperature": 1.0}, False),
+        ({"family": MeanField}, True),
+        ({"estimator": "none"}, True),
+        ({"fixed_scale": 1e-3}, True),
+        ({"prior": partial(FeatureSpikeSlab, inclusion=0.9)}, True),
+        ({"prior": partial(FeatureSpikeSlab, levels={"patch_embed": ("dim",)})}, False),
+    ],
+)
+def test_what_was_not_measured_is_not_called_a_probability(options, quoted):
+    """And what was measured far from a setting is not quoted for it."""
+    row = inclusion_meaning(posterior(**{"prior": FeatureSpikeSlab, "temperature": 1.0} | options)).iloc[0]
+    assert row["reads_as"] == "score"
+    assert row["says"].startswith("Scores, not error rates")
+    assert (row["realised"] == row["realised"]) == quoted
+
+
+def test_convolutions_read_no_pixels():
+    network = ViT(ViTConfig(image_size=8, patch_size=4, stem="convolutions", dim=4, heads=2, mlp_ratio=2))
+    guide = LikelihoodGuided(IsingViT(network, FeatureSpikeSlab(network.weight_sites())))
+    assert inclusion_meaning(Posterior.of(guide))["reads_as"].tolist() == ["score"]
 
 
 def test_the_nearest_measurement_is_quoted():
@@ -61,7 +90,7 @@ def test_the_nearest_measurement_is_quoted():
         own = None if at == measured["temperature"] else {"patch_embed": at}
         row = inclusion_meaning(posterior(IsingSpikeSlab, temperature, mask_temperature=own)).iloc[0]
         assert (row["claimed"], row["realised"]) == (measured["claimed"], measured["realised"])
-        assert f"{measured['realised']:.0%} of what was selected" in row["says"]
+        assert f"{measured['realised']:.1%} of what was selected" in row["says"]
 
 
 def test_sites_without_a_truth_and_held_sites_are_never_called_probabilities():

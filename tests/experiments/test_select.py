@@ -10,7 +10,7 @@ from pyro_isingvit import InputError, Posterior
 from pyro_isingvit.data import Images
 from pyro_isingvit.experiments import RunConfig, evaluate, report, run
 from pyro_isingvit.experiments.console import show_run
-from pyro_isingvit.experiments.methods import build, select_features
+from pyro_isingvit.experiments.methods import Method, build, outcomes, select_features
 from pyro_isingvit.experiments.runs import load
 
 
@@ -67,7 +67,7 @@ def test_the_folder_holds_the_selection(folder, capsys):
     assert "Input features selected: " in said
     assert "in channel 1" in said
     assert "Probabilities. On digits among decoys" in said
-    assert "The validation images chose the network with" in said
+    assert "The network predicts from" in said
     page = report(folder, draws=3, progress=False).read_text()
     assert "Which inputs matter" in page
     assert (folder / "figures" / "features.png").exists()
@@ -82,8 +82,8 @@ def test_what_is_held_is_what_was_selected(everything):
         prior = config.prior.model_copy(update={"structured": structured})
         guide = build(config.model_copy(update={"prior": prior}), selection)
         held = guide.inclusion_probabilities()["patch_embed"]
-        expected = selection.inclusion_probabilities()["patch_embed"]
-        assert torch.allclose(held, expected.expand(held.shape), atol=1e-3)
+        assert torch.allclose(held, selection.inclusion_probabilities()["patch_embed"], atol=1e-3)
+        assert guide.mask_shapes["encoder.up"] == ((2, 32, 1) if structured else (2, 32, 16))
 
 
 def test_a_selection_of_nothing_is_not_held(everything, tmp_path, capsys):
@@ -98,7 +98,13 @@ def test_a_selection_of_nothing_is_not_held(everything, tmp_path, capsys):
     show_run(finished)
     said = capsys.readouterr().out
     assert "Input features selected: 0 of 8." in said
-    assert "with all features" in said
+    assert "No feature has the evidence to be selected" in said
+
+
+def test_a_study_refuses_a_selection(everything):
+    config = config_of(select=True)
+    with pytest.raises(InputError, match="select=True: a study"):
+        next(outcomes(config, Method(name="ising"), load(config, everything)))
 
 
 def test_only_pixels_can_be_selected():

@@ -130,7 +130,20 @@ def test_weights_without_masks_are_all_kept(stripes, tmp_path):
 def test_estimators_with_draws_of_their_own_run_without_some_masks(stripes):
     for estimator in ("disarm", "paired_draws", "straight_through", "hessian_diagonal"):
         model = selective().model
-        fit(LikelihoodGuided(model, estimator=estimator), stripes, None, FitConfig(**QUICK | {"steps": 30}), False)
+        guide = LikelihoodGuided(model, estimator=estimator)
+        posterior = fit(guide, stripes, None, FitConfig(**QUICK | {"steps": 30}), False).posterior
+        assert posterior.inclusion_probabilities()["patch_embed"].isfinite().all()
+        assert not torch.equal(guide.logit["patch_embed"], torch.full((1, 4), 4.0))
+
+
+def test_the_exact_hessian_adds_up_the_same_evidence():
+    model = pair()[0]
+    guide = LikelihoodGuided(model, estimator="hessian_diagonal")
+    other = LikelihoodGuided(model, estimator=Known)
+    site = model.sites[0]
+    guide.estimator.diagonal.take_in([torch.full(s.shape, 20.0) for s in model.sites])
+    other.estimator.value = 20.0
+    assert torch.allclose(guide.evidence(site, 0.7), other.evidence(site, 0.7).float(), atol=1e-5)
 
 
 def test_held_masks_stay_through_all_phases(stripes, tmp_path):
@@ -148,12 +161,26 @@ def test_held_masks_stay_through_all_phases(stripes, tmp_path):
     inside = posterior.inclusion_probabilities()
     assert torch.allclose(inside["patch_embed"][0, :3], held["patch_embed"][0, :3], atol=1e-6)
     assert inside["patch_embed"][0, 3] < 1e-3  # within the bound of logits
+    assert torch.equal(posterior.inclusion_probabilities(1.0)["patch_embed"], inside["patch_embed"])
     assert not torch.allclose(inside["encoder.up"], torch.full((), 4.0).sigmoid())
     del guide.model.fix_masks
     Posterior.of(guide).save(tmp_path / "saved")
     assert Posterior.load(tmp_path / "saved").guide.held == {"patch_embed"}
     guide.hold_masks({})
     assert not guide.held
+
+
+def test_a_density_that_is_held_is_that_of_all_weights(stripes):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ViT(TINY)
+    guide = LikelihoodGuided(IsingViT(network, StructuredSpikeSlab(network.weight_sites())))
+    guide.hold_masks({"patch_embed": torch.tensor([[1.0, 0.0, 1.0, 1.0]])})
+    config = FitConfig(**QUICK | {"steps": 300, "target_density": 0.4})
+    posterior = fit(guide, stripes, None, config, progress=False).posterior
+    assert posterior.densities()["expected_density"] == pytest.approx(0.4, abs=0.02)
+    with pytest.raises(InputError, match=r"target_density=0\.1: masks that are held, and weights without masks, keep"):
+        fit(selective(), stripes, None, FitConfig(**QUICK | {"target_density": 0.1}), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +191,10 @@ def test_held_masks_stay_through_all_phases(stripes, tmp_path):
         (lambda: pair()[1].hold_masks({"patch": torch.ones(1)}), "no masks at 'patch'"),
         (lambda: pair()[1].hold_masks({"patch_embed": torch.ones(1)}), "probabilities of patch_embed of shape"),
         (lambda: pair()[1].hold_masks({"patch_embed": 2 * torch.ones(4, 4)}), "need values within"),
+        (lambda: pair()[1].hold_masks({"patch_embed": [1.0]}), "probabilities of patch_embed=.* give a tensor"),
+        (lambda: pair(fixed_scale=1e-3, mask_temperature=1.0), r"fixed_scale=0\.001 and mask_temperature=1\.0"),
+        (lambda: pair(fixed_scale=1e-3)[1].inclusion_at(1.0), r"temperature=1\.0: .*fixed_scale=0\.001"),
+        (lambda: pair(mask_temperature=float("inf")), "mask_temperature=inf"),
     ],
 )
 def test_errors_name_the_argument(call, message):

@@ -100,14 +100,14 @@ def test_inclusion_probabilities_equal_enumeration(problem, coupling):
     assert ((fitted - exact).abs() < 0.1).all()
 
 
-@pytest.mark.parametrize("mask_temperature", [0.5, 3.0])
-def test_masks_at_a_temperature_of_their_own_equal_enumeration(problem, mask_temperature):
+@pytest.mark.parametrize(("mask_temperature", "coupling"), [(0.5, 0.0), (3.0, 0.0), (3.0, 0.3)])
+def test_masks_at_a_temperature_of_their_own_equal_enumeration(problem, mask_temperature, coupling):
     """Within .05 where the exact probability is clear; measured: within .04, and .14 for the three between.
 
     The model's temperature is 1. At 3, the likelihood counts a third, and more masks are in doubt.
     """
-    exact, fitted = inclusion(problem, 0.0, mask_temperature)
-    at_one, _ = inclusion(problem, 0.0)
+    exact, fitted = inclusion(problem, coupling, mask_temperature)
+    at_one, _ = inclusion(problem, coupling)
     assert (exact - at_one).abs().max() > 0.09
     separated = (exact < 0.4) | (exact > 0.94)
     assert separated.sum() >= 7
