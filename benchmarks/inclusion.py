@@ -66,6 +66,9 @@ OPPONENTS: Mapping[str, tuple[tuple[float, float], ...]] = {
 """Settings of each opponent: temperature (which scales its penalty), and strength. Validation images choose."""
 
 
+NAMES = {"predict": "ours, given the selection", "all features": "ours, all features"}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One fit, or one selection with the fits that predict from it.
@@ -294,6 +297,8 @@ def _rows(work: Path) -> pd.DataFrame:
         found = json.loads(path.read_text())
         rates = found["tables"]["fit"]["rates"] if "tables" in found else _selected(found, _truth(cell)).iloc[0]
         rates = {name: rates[name] for name in ("selected", "expected", "false_discovery_rate", "power")}
+        if cell.task in OPPONENTS:  # norms have no threshold of their own
+            rates = dict.fromkeys(rates, math.nan)
         row = asdict(cell) | rates | {name: found[name] for name in ("validation_nll", "nll", "accuracy", "kept")}
         rows.append(row | {"seconds": found["seconds"], "found": found})
     return pd.DataFrame(rows)
@@ -310,6 +315,12 @@ def _selected(found: Mapping[str, Any], truth: Tensor, thresholds: Sequence[floa
 
 def _pooled(found: Sequence[Mapping[str, Any]], truths: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.tensor(each["scores"]) for each in found]), torch.cat(list(truths))
+
+
+def _ranks(scores: Sequence[float]) -> list[float]:
+    """Ranks within one fit, from 0 to 1, so that fits whose scores have different scales can be pooled."""
+    values = torch.tensor(scores, dtype=torch.float64)
+    return (values.argsort().argsort() / max(1, len(values) - 1)).tolist()
 
 
 def _merged(curves: Sequence[list[dict[str, float]]]) -> pd.DataFrame:
@@ -334,10 +345,11 @@ def report(work: Path, out: Path, measured: Path) -> None:
     every = _rows(work)
     every.drop(columns="found").round(4).to_csv(out / "inclusion.csv", index=False)
     chosen = every[every["task"] == "select"].fillna({"images": 0})
+    chosen["seeds"] = chosen["seed"].map(lambda seed: "5 to 9" if seed in FRESH else "0 to 4")
     facts = []
     print("## Selection\n")
     rows = []
-    for (bed, patch, images), group in chosen.groupby(["bed", "patch", "images"], sort=False):
+    for (bed, patch, images, seeds), group in chosen.groupby(["bed", "patch", "images", "seeds"], sort=False):
         truths = [_truth(Cell("select", bed, patch, seed)) for seed in group["seed"]]
         scores, truth = _pooled(group["found"].tolist(), truths)
         rows.append(
@@ -345,7 +357,7 @@ def report(work: Path, out: Path, measured: Path) -> None:
                 "bed": bed,
                 "features a channel": patch**2,
                 "images": f"{images or (1000 if bed == 'planted' else 300):.0f}",
-                "fits": len(group),
+                "seeds": seeds if len(group) == len(SEEDS) else ", ".join(map(str, group["seed"])),
                 "selected": ", ".join(f"{n:.0f}" for n in group["selected"]),
                 "false, expected": f"{group['expected'].mean():.3f}",
                 "false, realised": f"{group['false_discovery_rate'].mean():.3f}",
@@ -404,8 +416,8 @@ def report(work: Path, out: Path, measured: Path) -> None:
         tables = {}
         for name, group in best.groupby("task", sort=False):
             truths = [_truth(Cell("select", "digits", patch, seed)) for seed in group["seed"]]
-            scores, truth = _pooled(group["found"].tolist(), truths)
-            tables["ours" if name == "predict" else name] = selection_table(scores, truth, scores.unique().tolist())
+            scores, truth = _pooled([{"scores": _ranks(found["scores"])} for found in group["found"]], truths)
+            tables[NAMES.get(name, name)] = selection_table(scores, truth, scores.unique().tolist())
         plot_selection(tables, at=0.1, ax=ax).set_title(f"{patch**2} features a channel", fontsize="medium")
     figure.savefig(out / "inclusion_power.png", dpi=150)
 
@@ -438,7 +450,7 @@ def _against(best: pd.DataFrame) -> pd.DataFrame:
         gap = group.set_index("seed")["nll"] - ours["nll"]
         rows.append(
             {
-                "method": "ours" if name == "predict" else name,
+                "method": NAMES.get(name, name),
                 "accuracy %": f"{100 * group['accuracy'].mean():.1f}",
                 "NLL": f"{group['nll'].mean():.3f}",
                 "NLL by seed": ", ".join(f"{value:.3f}" for value in group.sort_values("seed")["nll"]),

@@ -51,7 +51,7 @@ def figure_features(posterior: Posterior) -> Figure:
 def plot_inclusion_reliability(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
     """Share that is relevant against inclusion probability, with 95 % intervals.
 
-    Probabilities that are right lie on the diagonal. The area of a dot grows with the number of masks in its bin.
+    Probabilities that are right lie on the diagonal. Larger dots are bins with more masks.
 
     Args:
         tables: results of `inclusion_reliability` by name.
@@ -66,12 +66,12 @@ def plot_inclusion_reliability(tables: Mapping[str, pd.DataFrame], ax: Axes | No
             table["probability"], table["relevant"], np.clip(bars, 0, None), fmt="none", ecolor=style["color"], lw=1
         )
         ax.plot(table["probability"], table["relevant"], color=style["color"], ls=style["ls"], lw=1)
-        size = 12 + 10 * np.log10(table["masks"].to_numpy(dtype=float))
+        size = 8 + 4 * table["masks"].to_numpy(dtype=float) ** 0.5
         ax.scatter(
             table["probability"], table["relevant"], size, color=style["color"], marker=style["marker"], label=name
         )
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="inclusion probability", ylabel="share that is relevant")
-    ax.legend(fontsize="small", frameon=False, loc="upper left")
+    ax.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return bare(ax)
 
 
