@@ -225,6 +225,9 @@ def leave_one_out(posterior: Posterior, train: Images, draws: int = 1000, seed: 
     posterior without image j, :math:`\frac1T \log p(y_j \mid \theta_s)` is subtracted. The predictive density of the
     label of image j is then computed with the logit scale of the posterior.
 
+    Masks that are held, or that have a temperature of their own, follow another target than this posterior, so that
+    k-hat measures that difference too.
+
     `arviz.loo` applied to `to_inference_data` has no such weights: it takes the draws for exact draws of the posterior
     at T = 1.
 
