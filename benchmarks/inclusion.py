@@ -318,9 +318,12 @@ def _pooled(found: Sequence[Mapping[str, Any]], truths: Sequence[Tensor]) -> tup
 
 
 def _ranks(scores: Sequence[float]) -> list[float]:
-    """Ranks within one fit, from 0 to 1, so that fits whose scores have different scales can be pooled."""
-    values = torch.tensor(scores, dtype=torch.float64)
-    return (values.argsort().argsort() / max(1, len(values) - 1)).tolist()
+    """Ranks within one fit, up to 1, so that fits whose scores have different scales can be pooled.
+
+    Scores that are equal have the lowest of their ranks, since no threshold separates them.
+    """
+    ranks: list[float] = pd.Series(scores).rank(method="min", pct=True).tolist()
+    return ranks
 
 
 def _merged(curves: Sequence[list[dict[str, float]]]) -> pd.DataFrame:
@@ -418,7 +421,7 @@ def report(work: Path, out: Path, measured: Path) -> None:
             truths = [_truth(Cell("select", "digits", patch, seed)) for seed in group["seed"]]
             scores, truth = _pooled([{"scores": _ranks(found["scores"])} for found in group["found"]], truths)
             tables[NAMES.get(name, name)] = selection_table(scores, truth, scores.unique().tolist())
-        plot_selection(tables, at=0.1, ax=ax).set_title(f"{patch**2} features a channel", fontsize="medium")
+        plot_selection(tables, at=0.1, ax=ax).set_xlabel(f"false discovery rate, {patch**2} features a channel")
     figure.savefig(out / "inclusion_power.png", dpi=150)
 
 

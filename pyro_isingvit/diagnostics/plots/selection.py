@@ -99,5 +99,5 @@ def plot_selection(tables: Mapping[str, pd.DataFrame], at: float | None = None, 
     if at is not None:
         ax.axvline(at, color=GREY, lw=1, ls=":")
     ax.set(xlim=(-0.02, 1), ylim=(0, 1.03), xlabel="false discovery rate", ylabel="power")
-    ax.legend(fontsize="small", frameon=False, loc="lower right")
+    ax.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return bare(ax)
