@@ -39,7 +39,7 @@ def test_what_was_measured_has_every_kind_of_masks():
     assert set(table["masks"]) == {"weights", "features", "features alone"}
     for column in ("claimed", "realised", "power", "largest_gap"):
         assert table[column].between(0, 1).all()
-    assert (table["fits"] >= 3).all()
+    assert (table["fits"] >= 2).all()
 
 
 def test_only_masks_of_features_alone_at_temperature_one_are_called_probabilities():
