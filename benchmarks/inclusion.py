@@ -365,7 +365,7 @@ def report(work: Path, out: Path, measured: Path) -> None:
                 "false, expected": f"{group['expected'].mean():.3f}",
                 "false, realised": f"{group['false_discovery_rate'].mean():.3f}",
                 "power": f"{group['power'].mean():.2f}",
-                "largest gap": f"{_largest_gap(inclusion_reliability(scores, truth), 100):.3f}",
+                "largest gap": f"{_largest_gap(inclusion_reliability(scores, truth), 100):.3f}".replace("nan", "-"),
             }
         )
     print(markdown(pd.DataFrame(rows)))

@@ -213,7 +213,7 @@ class LikelihoodGuided(MeanField):
         if not 0 < share < 1:
             raise InputError(
                 f"target_density={density}: masks that are held, and weights without masks, keep {kept / total:.2f} of "
-                f"all weights, and the other masks are of {of_free / total:.2f}; give a density from the first to the sum"
+                f"all weights, and the other masks are of {of_free / total:.2f}; give a density within these bounds"
             )
         return share
 

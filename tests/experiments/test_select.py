@@ -10,7 +10,7 @@ from pyro_isingvit import InputError, Posterior
 from pyro_isingvit.data import Images
 from pyro_isingvit.experiments import RunConfig, evaluate, report, run
 from pyro_isingvit.experiments.console import show_run
-from pyro_isingvit.experiments.methods import Method, build, outcomes, select_features
+from pyro_isingvit.experiments.methods import Method, build, outcomes
 from pyro_isingvit.experiments.runs import load
 
 
@@ -44,11 +44,10 @@ def folder(everything, tmp_path_factory):
     return out
 
 
-def test_only_the_informative_channel_is_selected(everything):
-    config = config_of()
-    result = select_features(config, load(config, everything), progress=False)
-    chosen = result.posterior.median_masks()["patch_embed"].view(2, 4)
-    assert result.posterior.model.temperature == 1
+def test_only_the_informative_channel_is_selected(folder):
+    selection = Posterior.load(folder / "selection")
+    chosen = selection.median_masks()["patch_embed"].view(2, 4)
+    assert selection.model.temperature == 1
     assert chosen[0].any()
     assert not chosen[1].any()
 
@@ -66,18 +65,16 @@ def test_the_folder_holds_the_selection(folder, capsys):
     said = capsys.readouterr().out
     assert "Input features selected: " in said
     assert "in channel 1" in said
-    assert "Probabilities. On digits among decoys" in said
+    assert "Probabilities; the few between" in said
     assert "The network predicts from" in said
     page = report(folder, draws=3, progress=False).read_text()
     assert "Which inputs matter" in page
     assert (folder / "figures" / "features.png").exists()
-    assert page.count("Probabilities. On digits among decoys") == 1
+    assert page.count("Probabilities; the few between") == 1
 
 
-def test_what_is_held_is_what_was_selected(everything):
-    config = config_of()
-    data = load(config, everything)
-    selection = select_features(config, data, progress=False).posterior
+def test_what_is_held_is_what_was_selected(folder):
+    config, selection = config_of(), Posterior.load(folder / "selection")
     for structured in (True, False):
         prior = config.prior.model_copy(update={"structured": structured})
         guide = build(config.model_copy(update={"prior": prior}), selection)

@@ -174,7 +174,7 @@ def test_convolutions_of_a_stem_are_learned_without_masks(stripes):
 @pytest.mark.parametrize("fine_tune", [0.0, 0.3])
 def test_save_and_load(stripes, tmp_path, fine_tune):
     misled = Images(stripes.images, torch.where(torch.arange(60) % 5 == 0, 2 - stripes.labels, stripes.labels), 3)
-    result = quick_fit(stripes, validation=misled, temperature="auto", fine_tune=fine_tune)
+    result = quick_fit(stripes, validation=misled, temperature="auto", fine_tune=fine_tune, steps=240)
     assert result.posterior.logit_scale != 1
     result.save(tmp_path / "fit")
     again = FitResult.load(tmp_path / "fit")
@@ -203,7 +203,7 @@ def test_load_refuses_what_does_not_fit(stripes, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         FitResult.load(tmp_path / "fit")
     (tmp_path / "fit" / "posterior.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(InputError, match="format=99; this version reads 4"):
+    with pytest.raises(InputError, match="format=99; this version reads 5"):
         FitResult.load(tmp_path / "fit")
 
 
