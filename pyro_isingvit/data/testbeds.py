@@ -118,7 +118,7 @@ def planted_network(images: int = 2600, relevant: int = 6, seed: int = 0) -> Tes
     read_at_all = torch.zeros(patch**2, dtype=torch.bool)
     read_at_all[torch.randperm(patch**2, generator=generator)[:relevant]] = True
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         network = ViT(
             ViTConfig(
                 image_size=(SIDE, SIDE),

@@ -211,7 +211,7 @@ def versions() -> dict[str, str]:
 
 def _fit(config: RunConfig, data: Data, selection: FitResult | None, progress: bool) -> FitResult:
     """The fit of a run, with what was selected or with all features: what predicts the validation images better."""
-    chosen = [None]
+    chosen: list[Posterior | None] = [None]
     if selection is not None and selection.posterior.median_masks()["patch_embed"].any():
         chosen.append(selection.posterior)  # without any feature there would be nothing to predict from
     fits = [
