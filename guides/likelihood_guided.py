@@ -43,6 +43,7 @@ from pyro_isingvit.models.ising_vit import IsingViT, Pass
 from pyro_isingvit.models.priors import Prior
 from pyro_isingvit.network import Linear, WeightSite
 
+from .density import shift_for_density
 from .estimators import ESTIMATORS, Estimator
 from .mean_field import MeanField
 
@@ -189,33 +190,12 @@ class LikelihoodGuided(MeanField):
                 precision = self.estimator.curvature(site) / temperature + 1 / self._prior_slab(site).variance
                 self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
         if self.target_density is not None:
-            numel = {site.key: site.numel for site in sites}
-            share = self._share_to_keep(self.target_density, set(targets))
-            logits = torch.cat([target.flatten() for target in targets.values()])
-            sizes = [t.new_full((t.numel(),), numel[key] / t.numel()) for key, t in targets.items()]
-            shift = _field_for_density(logits, torch.cat(sizes), share)
+            weights = {site.key: site.numel for site in sites}
+            others = {key: self._mean_inclusion(key) for key in weights if key not in targets}
+            shift = shift_for_density(targets, weights, others, self.target_density)
             targets = {key: target + shift for key, target in targets.items()}
         for key, target in targets.items():
             self.logit[key].lerp_(target.clamp(-LOGIT_BOUND, LOGIT_BOUND), share)
-
-    def _share_to_keep(self, density: float, free: set[str]) -> float:
-        """Share to keep of the weights whose masks are free, so that the density of all weights is the one held."""
-        kept = total = of_free = 0.0
-        for site in self.model.sites:
-            total += site.numel
-            if site.key in free:
-                of_free += site.numel
-            elif site.key in self.logit:  # held
-                kept += site.numel * float(self.logit[site.key].sigmoid().mean())
-            else:
-                kept += site.numel
-        share = (density * total - kept) / of_free if of_free else -1.0
-        if not 0 < share < 1:
-            raise InputError(
-                f"target_density={density}: masks that are held, and weights without masks, keep {kept / total:.2f} of "
-                f"all weights, and the other masks are of {of_free / total:.2f}; give a density within these bounds"
-            )
-        return share
 
     @torch.no_grad()
     def evidence(self, site: WeightSite, temperature: float | None = None) -> Tensor:
@@ -292,6 +272,9 @@ class LikelihoodGuided(MeanField):
             pulls = torch.autograd.grad(energy, list(masks.values()), materialize_grads=True)
         return {name: field + pull for (name, field), pull in zip(fields.items(), pulls, strict=True)}
 
+    def _mean_inclusion(self, key: str) -> float:
+        return float(self.logit[key].sigmoid().mean()) if key in self.logit else 1.0
+
     def _prior_slab(self, site: WeightSite) -> torch.distributions.Distribution:
         if site.key not in self.logit:
             return self._prior_weight(site, None)
@@ -311,17 +294,6 @@ def _divergence(q: torch.distributions.Distribution, p: torch.distributions.Dist
     except NotImplementedError:
         draw = q.sample()
         return q.log_prob(draw) - p.log_prob(draw)
-
-
-def _field_for_density(logits: Tensor, sizes: Tensor, density: float) -> Tensor:
-    """The shift of all logits, by bisection, at which the probabilities weighted by ``sizes`` have mean ``density``."""
-    shares = sizes / sizes.sum()
-    low, high = (-logits).min() - 20, (-logits).max() + 20
-    for _ in range(40):
-        middle = (low + high) / 2
-        too_many = (logits + middle).sigmoid() @ shares > density
-        low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
-    return (low + high) / 2
 
 
 def _by_site(

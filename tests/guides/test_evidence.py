@@ -1,5 +1,6 @@
 """The evidence of masks at a temperature of their own, against integrals; held masks; sites without masks."""
 
+import copy
 import math
 
 import pytest
@@ -181,6 +182,19 @@ def test_a_density_that_is_held_is_that_of_all_weights(stripes):
     assert posterior.densities()["expected_density"] == pytest.approx(0.4, abs=0.02)
     with pytest.raises(InputError, match=r"target_density=0\.1: masks that are held, and weights without masks, keep"):
         fit(selective(), stripes, None, FitConfig(**QUICK | {"target_density": 0.1}), progress=False)
+
+
+@pytest.mark.parametrize("density", [None, 0.4])
+def test_an_update_moves_logits_by_the_share_that_is_asked_for(density):
+    guide = pair(target_density=density)[1]
+    start = copy.deepcopy(guide.state_dict())
+    moves = {}
+    for share in (0.01, 1.0):
+        guide.load_state_dict(start)
+        guide.refresh(share)
+        moves[share] = guide.logit["encoder_up"] - start["logit.encoder_up"]
+    assert moves[1.0].abs().max() > 1
+    assert torch.allclose(moves[0.01], 0.01 * moves[1.0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
