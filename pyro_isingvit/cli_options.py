@@ -10,8 +10,8 @@ from .data import AUGMENTATIONS
 Dataset = Annotated[
     str,
     typer.Option(
-        help="digits, mnist, fashion-mnist, cifar-10, cifar-100, folder (with one subfolder of images for each "
-        "class), or the path of an .npz file."
+        help="digits, digits-decoys, mnist, fashion-mnist, cifar-10, cifar-100, folder (with one subfolder of images "
+        "for each class), or the path of an .npz file."
     ),
 ]
 DataRoot = Annotated[str | None, typer.Option(help="Folder with the files of the data set.")]

@@ -98,20 +98,20 @@ RECIPES: dict[str, list[tuple[float, dict[str, Any]]]] = {
                 "fit": {"steps": 3000, "batch_size": 50, "learning_rate": 4e-3, "pilot": 0.4, "augment": "digits"},
             },
         )
-    ]
+    ],
+    "digits-decoys": [
+        (
+            math.inf,
+            {
+                "train": 300,
+                "test": 1000,
+                "validation": 300,
+                "network": {"patch_size": 4, "mlp_ratio": 8},
+                "fit": {"steps": 3000, "batch_size": 50, "learning_rate": 4e-3, "pilot": 0.4},
+            },
+        )
+    ],
 }
-RECIPES["digits-decoys"] = [
-    (
-        math.inf,
-        {
-            "train": 300,
-            "test": 1000,
-            "validation": 300,
-            "network": {"patch_size": 4, "mlp_ratio": 8},
-            "fit": {"steps": 3000, "batch_size": 50, "learning_rate": 4e-3, "pilot": 0.4},
-        },
-    )
-]
 """Settings of `RunConfig` by data set, each for up to a number of training images. docs/results has their results."""
 
 

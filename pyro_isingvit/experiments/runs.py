@@ -65,9 +65,9 @@ def run(
 
     The folder gets ``run.json`` (configuration, versions, seed, fingerprint of the images), ``metrics.json``, the files
     of `FitResult.save` (those of the deterministic network under ``deterministic``, those of the selection of input
-    features under ``selection``), and the pictures ``training.png``, ``inclusion.png`` and, where the temperature was
-    searched for or features were selected, ``path.png`` and ``features.png``. The folder appears
-    only when it is complete.
+    features under ``selection``), and the pictures ``training.png``, ``inclusion.png``, ``path.png`` where the
+    temperature was searched for, and ``features.png`` where features were selected. The folder appears only when it is
+    complete.
 
     Args:
         config: configuration of the run.
@@ -218,7 +218,9 @@ def _fit(config: RunConfig, data: Data, selection: FitResult | None, progress: b
         _calibrated(fit(build(config, each), data.train, data.validation, config.fit, progress), data)
         for each in chosen
     ]
-    best = min(fits, key=lambda result: _validation_nll(result.posterior, data.validation, config))
+    best = fits[0]
+    if len(fits) > 1:
+        best = min(fits, key=lambda result: _validation_nll(result.posterior, data.validation, config))
     seconds = sum(result.seconds for result in fits) + (0.0 if selection is None else selection.seconds)
     return replace(best, seconds=seconds)
 
