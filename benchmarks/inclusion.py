@@ -1,39 +1,32 @@
 """What inclusion probabilities mean: error rates, power and reliability where the truth is known.
 
-Fits networks to digits among decoy channels and to data of a planted network, at every level of masks and at several
-temperatures of weights and masks; selects features as recommended and predicts with what was selected; trains opponents
-that rank features by the norm of their weights. Every fit is a file in the working folder, so that a run can be stopped
-and started again. Writes ``docs/inclusion.csv``, the pictures of ``docs/inclusion.md``, and prints its tables:
+Fits networks to digits among decoy channels and to data of a planted network, with masks of weights and of features, at
+several temperatures of weights and masks; selects features as recommended and predicts with what was selected; trains
+opponents that rank features by the norm of their weights. Every fit is a file in the working folder, so that a run can
+be stopped and started again. `inclusion_report.py` makes tables and pictures of what is there.
 
     python benchmarks/inclusion.py --jobs 2 --work FOLDER
-    python benchmarks/inclusion.py --report --work FOLDER
 """
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import constraints
 
 import pyro_isingvit as iv
 from pyro_isingvit.data import TestBed, digits_decoys, planted_network
 from pyro_isingvit.diagnostics import inclusion_reliability, selection_table
-from pyro_isingvit.diagnostics.calibration import metrics, wilson_interval
-from pyro_isingvit.diagnostics.plots import plot_inclusion_reliability, plot_selection
-from pyro_isingvit.diagnostics.plots.style import figure_of
-from pyro_isingvit.experiments.page import markdown
+from pyro_isingvit.diagnostics.calibration import metrics
 from pyro_isingvit.models.priors.structured import UNIT_LEVELS
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -64,9 +57,6 @@ OPPONENTS: Mapping[str, tuple[tuple[float, float], ...]] = {
     "magnitude": ((1.0, 0.12), (1.0, 0.25), (1.0, 0.5)),
 }
 """Settings of each opponent: temperature (which scales its penalty), and strength. Validation images choose."""
-
-
-NAMES = {"predict": "ours, given the selection", "all features": "ours, all features"}
 
 
 @dataclass(frozen=True)
@@ -287,193 +277,12 @@ def _job(cell: Cell, work: Path) -> str:
     return f"{cell.key}: {shown}"
 
 
-def _rows(work: Path) -> pd.DataFrame:
-    """All cells that are done, with error rates at a threshold of 0.5."""
-    rows = []
-    for cell in cells():
-        path = work / f"{cell.key}.json"
-        if not path.exists():
-            continue
-        found = json.loads(path.read_text())
-        rates = found["tables"]["fit"]["rates"] if "tables" in found else _selected(found, _truth(cell)).iloc[0]
-        rates = {name: rates[name] for name in ("selected", "expected", "false_discovery_rate", "power")}
-        if cell.task in OPPONENTS:  # norms have no threshold of their own
-            rates = dict.fromkeys(rates, math.nan)
-        row = asdict(cell) | rates | {name: found[name] for name in ("validation_nll", "nll", "accuracy", "kept")}
-        rows.append(row | {"seconds": found["seconds"], "found": found})
-    return pd.DataFrame(rows)
-
-
-@cache
-def _truth(cell: Cell) -> Tensor:
-    return bed_of(cell)[0].features(cell.patch)
-
-
-def _selected(found: Mapping[str, Any], truth: Tensor, thresholds: Sequence[float] = (0.5,)) -> pd.DataFrame:
-    return selection_table(torch.tensor(found["scores"]), truth, thresholds)
-
-
-def _pooled(found: Sequence[Mapping[str, Any]], truths: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.cat([torch.tensor(each["scores"]) for each in found]), torch.cat(list(truths))
-
-
-def _ranks(scores: Sequence[float]) -> list[float]:
-    """Ranks within one fit, up to 1, so that fits whose scores have different scales can be pooled.
-
-    Scores that are equal have the lowest of their ranks, since no threshold separates them.
-    """
-    ranks: list[float] = pd.Series(scores).rank(method="min", pct=True).tolist()
-    return ranks
-
-
-def _merged(curves: Sequence[list[dict[str, float]]]) -> pd.DataFrame:
-    """One reliability curve from several."""
-    every = pd.DataFrame([row for curve in curves for row in curve])
-    total = every["masks"]
-    sums = every.assign(probability=every["probability"] * total, relevant=every["relevant"] * total)
-    merged = sums.groupby("bin")[["masks", "probability", "relevant"]].sum()
-    for name in ("probability", "relevant"):
-        merged[name] /= merged["masks"]
-    lower, upper = wilson_interval(merged["relevant"], merged["masks"])
-    gap = merged["relevant"] - merged["probability"]
-    return merged.assign(lower=lower, upper=upper, gap=gap).reset_index()
-
-
-def _largest_gap(curve: pd.DataFrame, least: int) -> float:
-    return float(curve.loc[curve["masks"] >= least, "gap"].abs().max())
-
-
-def report(work: Path, out: Path, measured: Path) -> None:
-    """Write tables and pictures, and print the tables of docs/inclusion.md."""
-    every = _rows(work)
-    every.drop(columns="found").round(4).to_csv(out / "inclusion.csv", index=False)
-    chosen = every[every["task"] == "select"].fillna({"images": 0})
-    chosen["seeds"] = chosen["seed"].map(lambda seed: "5 to 9" if seed in FRESH else "0 to 4")
-    facts = []
-    print("## Selection\n")
-    rows = []
-    for (bed, patch, images, seeds), group in chosen.groupby(["bed", "patch", "images", "seeds"], sort=False):
-        truths = [_truth(Cell("select", bed, patch, seed)) for seed in group["seed"]]
-        scores, truth = _pooled(group["found"].tolist(), truths)
-        rows.append(
-            {
-                "bed": bed,
-                "features a channel": patch**2,
-                "images": f"{images or (1000 if bed == 'planted' else 300):.0f}",
-                "seeds": seeds if len(group) == len(SEEDS) else ", ".join(map(str, group["seed"])),
-                "selected": ", ".join(f"{n:.0f}" for n in group["selected"]),
-                "false, expected": f"{group['expected'].mean():.3f}",
-                "false, realised": f"{group['false_discovery_rate'].mean():.3f}",
-                "power": f"{group['power'].mean():.2f}",
-                "largest gap": f"{_largest_gap(inclusion_reliability(scores, truth), 100):.3f}".replace("nan", "-"),
-            }
-        )
-    print(markdown(pd.DataFrame(rows)))
-    chosen = chosen[chosen["images"] == 0]
-    trusted = chosen[chosen["bed"].isin(("digits", "noise"))]
-    apart = chosen["bed"] != "correlated"
-    curves = {}
-    for name, group in (("features alone, T = 1", chosen[apart]), ("the same, correlated decoys", chosen[~apart])):
-        truths = [_truth(Cell("select", row.bed, row.patch, row.seed)) for row in group.itertuples()]
-        curves[name] = inclusion_reliability(*_pooled(group["found"].tolist(), truths))
-    print("\nReliability of features alone at T = 1, pooled over all beds but correlated ones:\n")
-    print(markdown(curves["features alone, T = 1"].round(3)))
-    of_trusted = [_truth(Cell("select", row.bed, row.patch, row.seed)) for row in trusted.itertuples()]
-    curve = inclusion_reliability(*_pooled(trusted["found"].tolist(), of_trusted))
-    facts.append(_fact("features alone", 1.0, 1.0, trusted, curve))
-
-    print("\n## Temperatures of weights and masks\n")
-    rows = []
-    grid = every[every["task"] == "grid"].assign(at=lambda t: t["mask_temperature"].fillna(t["temperature"]))
-    for (level, temperature, at), group in grid.groupby(["level", "temperature", "at"], sort=False):
-        merged = _merged([found["tables"]["fit"]["reliability"] for found in group["found"]])
-        facts.append(_fact(level, temperature, at, group, merged))
-        off = pd.DataFrame([found["tables"]["read off at 1"]["rates"] for found in group["found"]]).mean()
-        rows.append(
-            {
-                "masks of": level,
-                "T": f"{temperature:g}",
-                "of masks": f"{at:g}",
-                "selected": f"{group['selected'].mean():.0f}",
-                "false, expected": f"{group['expected'].mean():.2f}",
-                "false, realised": f"{group['false_discovery_rate'].mean():.2f}",
-                "power": f"{group['power'].mean():.2f}",
-                "largest gap": f"{_largest_gap(merged, 100):.2f}",
-                "read off at 1: selected": f"{off['selected']:.0f}",
-                "false": f"{off['false_discovery_rate']:.2f}",
-                "accuracy %": f"{100 * group['accuracy'].mean():.1f}",
-                "NLL": f"{group['nll'].mean():.2f}",
-            }
-        )
-        if (level, temperature, at) in (("weights", 0.002, 0.002), ("features", 0.2, 1.0)):
-            curves[f"masks of {level}, T = {temperature:g}, of masks {at:g}"] = merged
-    print(markdown(pd.DataFrame(rows)))
-    pd.DataFrame(facts).to_csv(measured, index=False)
-    figure_of(plot_inclusion_reliability(curves)).savefig(out / "inclusion_reliability.png", dpi=150)
-
-    print("\n## Against opponents\n")
-    figure = Figure(figsize=(10.4, 4.2), layout="constrained")
-    for ax, patch in zip(figure.subplots(1, 2), (4, 8), strict=True):
-        best = _tuned(every[(every["patch"] == patch) & (every["bed"] == "digits")])
-        print(markdown(_against(best)), "\n")
-        tables = {}
-        for name, group in best.groupby("task", sort=False):
-            truths = [_truth(Cell("select", "digits", patch, seed)) for seed in group["seed"]]
-            scores, truth = _pooled([{"scores": _ranks(found["scores"])} for found in group["found"]], truths)
-            tables[NAMES.get(name, name)] = selection_table(scores, truth, scores.unique().tolist())
-        plot_selection(tables, at=0.1, ax=ax).set_xlabel(f"false discovery rate, {patch**2} features a channel")
-    figure.savefig(out / "inclusion_power.png", dpi=150)
-
-
-def _fact(masks: str, temperature: float, at: float, group: pd.DataFrame, curve: pd.DataFrame) -> dict[str, Any]:
-    """A row of `pyro_isingvit.diagnostics.measured_reliability`."""
-    return {
-        "masks": masks,
-        "temperature": temperature,
-        "mask_temperature": at,
-        "fits": len(group),
-        "claimed": round(group["expected"].mean(), 3),
-        "realised": round(group["false_discovery_rate"].mean(), 3),
-        "power": round(group["power"].mean(), 3),
-        "largest_gap": round(_largest_gap(curve, 100), 3),
-    }
-
-
-def _tuned(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each method and seed, the setting with the least NLL of validation images."""
-    methods = rows[~rows["task"].isin(("select", "grid"))]
-    return methods.loc[methods.groupby(["task", "seed"], sort=False)["validation_nll"].idxmin()]
-
-
-def _against(best: pd.DataFrame) -> pd.DataFrame:
-    """Scores of each method, and its NLL less ours, paired by seed."""
-    ours = best[best["task"] == "predict"].set_index("seed")
-    rows = []
-    for name, group in best.groupby("task", sort=False):
-        gap = group.set_index("seed")["nll"] - ours["nll"]
-        rows.append(
-            {
-                "method": NAMES.get(name, name),
-                "accuracy %": f"{100 * group['accuracy'].mean():.1f}",
-                "NLL": f"{group['nll'].mean():.3f}",
-                "NLL by seed": ", ".join(f"{value:.3f}" for value in group.sort_values("seed")["nll"]),
-                "less ours": "" if name == "predict" else f"{gap.mean():+.3f} ({gap.std() / len(gap) ** 0.5:.3f})",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/inclusion"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", help="Only cells whose key begins with this.", default="")
-    parser.add_argument("--report", action="store_true", help="Write tables and pictures of what is done, and exit.")
-    parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
-    if options.report:
-        report(options.work, options.out, Path(iv.__file__).parent / "diagnostics" / "measured.csv")
-        return
     options.work.mkdir(parents=True, exist_ok=True)
     waiting = [cell for cell in cells() if cell.key.startswith(options.only)]
     left = [cell for cell in waiting if not (options.work / f"{cell.key}.json").exists()]
