@@ -66,8 +66,9 @@ def pyro_step(model: IsingViT, guide: Guide, batch: int, precision: torch.dtype 
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             value = loss(images, labels)
         value.backward()
-        torch._foreach_mul_([p.grad for p in parameters], model.temperature / IMAGES)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = model.temperature / IMAGES * nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, model.temperature / IMAGES * (1.0 / (norm + 1e-6)).clamp_max(1.0))
         optimizer.step()
         optimizer.zero_grad()
         guide.learn()

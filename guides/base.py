@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.models.ising_vit import IsingViT, Pass
+from pyro_isingvit.models.ising_vit import IsingViT, JointDraw, Pass
 from pyro_isingvit.network import Linear, WeightSite
 from pyro_isingvit.programs import announce_parameters, full_precision
 from pyro_isingvit.settings import Described
@@ -167,12 +167,9 @@ class Guide(Described, nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The Pyro program. Takes the model's arguments and ignores them; returns the weights by site name."""
-        announce_parameters("guide", self)
+        self.begin()
         model = self.model
-        model.follow(self)
         with full_precision(model.prior.zero.device):
-            if self.training:
-                self.learn()
             if model.fixed_masks is None:
                 self._draw_hypers("mask")
                 masks = self.draw_masks()
@@ -183,6 +180,21 @@ class Guide(Described, nn.Module):
                 site.name: model.sample(site, site.weight_name, self.weight(site, masks.get(site.name)))
                 for site in model.sites
             }
+
+    def begin(self) -> None:
+        """What comes before each draw in training: the guide learns, and the model follows it."""
+        announce_parameters("guide", self)
+        self.model.follow(self)
+        if self.training:
+            with full_precision(self.model.prior.zero.device):
+                self.learn()
+
+    def draw_jointly(self) -> JointDraw | None:
+        """All masks and weights in one draw, if their divergence from the prior has a closed form; None if not.
+
+        `pyro_isingvit.inference.elbo.TraceGraph_ELBO` uses it in place of the Pyro program, which takes longer.
+        """
+        return None
 
     def mask_log_prob(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Log probability of the masks of all sites together, given by site name; a scalar.

@@ -37,10 +37,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_isingvit.distributions import Gaussian
+from pyro_isingvit.distributions import Gaussian, StraightThroughBernoulli
 from pyro_isingvit.errors import InputError, kind_of
 from pyro_isingvit.models.ising_vit import IsingViT, Pass
-from pyro_isingvit.models.priors import Prior
 from pyro_isingvit.network import Linear, WeightSite
 
 from .density import shift_for_density
@@ -186,9 +185,9 @@ class LikelihoodGuided(MeanField):
         for site in sites:
             if site.name in self.mask_shapes and site.name not in self.held:
                 targets[site.key] = self.evidence(site, self._mask_temperatures[site.name]) + prior_fields[site.name]
-            if self.fixed_scale is None:
-                precision = self.estimator.curvature(site) / temperature + 1 / self._prior_slab(site).variance
-                self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
+        for site in sites if self.fixed_scale is None else []:
+            precision = self.estimator.curvature(site) / temperature + _moments(self._prior_slab(site))[1]
+            self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
         if self.target_density is not None:
             weights = {site.key: site.numel for site in sites}
             others = {key: self._mean_inclusion(key) for key in weights if key not in targets}
@@ -215,13 +214,13 @@ class LikelihoodGuided(MeanField):
             Sums over the weights that share a mask, in the shape of the masks.
         """
         own, prior, curvature = self.model.temperature, self._prior_slab(site), self.estimator.curvature(site)
-        precision, slab = 1 / prior.variance, self.slab(site)
-        offset = slab.mean - prior.mean
+        (mean, precision), slab = _moments(prior), self.slab(site)
+        offset = slab.mean - mean
         if temperature is None:
             temperature = own
         else:
             offset = offset * (curvature + own * precision) / (curvature + temperature * precision)
-            slab = Gaussian(prior.mean + offset, -0.5 * (curvature / temperature + precision).log())
+            slab = Gaussian(mean + offset, -0.5 * (curvature / temperature + precision).log())
         slope = temperature * precision * offset
         gain = self.estimator.pull(site, slab, slope) / temperature - _divergence(slab, prior)
         return gain.sum_to_size(self.mask_shapes[site.name])
@@ -260,12 +259,7 @@ class LikelihoodGuided(MeanField):
         means = self.inclusion_probabilities() if inclusion is None else inclusion
         with torch.enable_grad(), self.hypers_at_median():
             masks = {name: mean.detach().requires_grad_() for name, mean in means.items()}
-            zeros = {name: torch.zeros_like(mask, requires_grad=True) for name, mask in masks.items()}
-            base = torch.stack([_base(prior, site).log_prob(zeros[site.name]) for site in sites]).sum()
-            fields = {name: torch.zeros_like(zero) for name, zero in zeros.items()}
-            if base.requires_grad:
-                slopes = torch.autograd.grad(base, list(zeros.values()), materialize_grads=True)
-                fields = dict(zip(zeros, slopes, strict=True))
+            fields = {site.name: _log_odds(prior.mask(site)) for site in sites}
             energy = None if prior.interaction is None else prior.interaction.energy(masks)
             if energy is None or not energy.requires_grad:
                 return fields
@@ -281,10 +275,22 @@ class LikelihoodGuided(MeanField):
         return self._prior_weight(site, torch.ones_like(self.logit[site.key])).slab
 
 
-def _base(prior: Prior, site: WeightSite) -> TorchDistributionMixin:
-    base = prior.mask(site)
+def _log_odds(base: TorchDistributionMixin | None) -> Tensor:
+    """Log odds of independent masks under a base measure, which broadcast to their shape."""
+    if isinstance(base, StraightThroughBernoulli):
+        return base.given.detach()
     assert base is not None
-    return base
+    zeros = base.sample().zero_().requires_grad_()
+    log_prob = base.log_prob(zeros).sum()
+    return torch.autograd.grad(log_prob, zeros)[0] if log_prob.requires_grad else torch.zeros_like(zeros)
+
+
+def _moments(prior: torch.distributions.Distribution) -> tuple[Tensor, Tensor]:
+    """Mean and precision of each element, which broadcast to the batch shape."""
+    if isinstance(prior, Gaussian):
+        loc, log_scale = prior.given
+        return loc, (-2 * log_scale).exp()
+    return prior.mean, 1 / prior.variance
 
 
 def _divergence(q: torch.distributions.Distribution, p: torch.distributions.Distribution) -> Tensor:

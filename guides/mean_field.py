@@ -1,7 +1,8 @@
 """Independent masks and weights, learned by gradient."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -11,8 +12,15 @@ from pyro_isingvit.distributions import Gaussian, SpikeAndSlab, StraightThroughB
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.network import WeightSite
+from pyro_isingvit.programs import full_precision
 
 from .base import Guide, initial_weights
+from .joint import JointDraw, Layout, Masks, Scales, Weights, has_closed_form
+
+Made = TypeVar("Made")
+
+DRAWN_AT_ONCE = ("mask", "weight", "slab", "draw_masks", "forward")
+"""Methods that `MeanField.draw_jointly` takes the place of, so that a subclass that overrides one is drawn by it."""
 
 
 class MeanField(Guide):
@@ -65,6 +73,11 @@ class MeanField(Guide):
         with torch.no_grad():
             ones = {name: torch.ones(shape, device=device) for name, shape in self.mask_shapes.items()}
             priors = {site.name: self._prior_weight(site, ones.get(site.name)) for site in model.sites}
+            with self.hypers_at_median():
+                bases = {site.name: model.prior.mask(site) for site in model.sites}
+        closed = all(has_closed_form(bases[name], prior) for name, prior in priors.items())
+        self._closed = closed and not any(self._hypers.values())
+        self._layout, self._made = Layout([site.shape for site in model.sites]), dict[str, Any]()
         self._spiked = {name: p.spike is not None for name, p in priors.items() if isinstance(p, SpikeAndSlab)}
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin:
@@ -78,6 +91,24 @@ class MeanField(Guide):
         spike = self._prior_weight(site, mask).spike if self._spiked.get(site.name) else None
         return SpikeAndSlab(mask, slab, spike, len(site.shape))
 
+    def draw_jointly(self) -> JointDraw | None:
+        own = all(getattr(type(self), name) is getattr(MeanField, name) for name in DRAWN_AT_ONCE)
+        if not (self._closed and own):
+            return None
+        self.begin()
+        sites, layout, masks, of_masks = self.model.sites, self._layout, self.model.fixed_masks, None
+        with full_precision(self.model.prior.zero.device):
+            if masks is None:
+                logits = {site.name: self.logit[site.key] for site in sites if site.name in self.mask_shapes}
+                of_masks = self._kept("masks", logits, Masks) if logits else None
+                masks = {} if of_masks is None else of_masks.by_site(of_masks.draw())
+            mask = layout.join([masks.get(site.name, self.model.prior.zero + 1) for site in sites])
+            log_scales = {site.name: self.log_scale[site.key] for site in sites}
+            scales = self._kept("scales", log_scales, lambda given: Scales(list(given.values()), layout))
+            of_weights = Weights([self.loc[site.key] for site in sites], scales, mask, layout)
+            weights = {site.name: weight for site, weight in zip(sites, of_weights.draw(), strict=True)}
+        return JointDraw(dict(masks), weights, of_masks, of_weights)
+
     def slab(self, site: WeightSite) -> TorchDistributionMixin:
         """Distribution of a weight that is kept, batch shape ``site.shape``."""
         return Gaussian(self.loc[site.key], self.log_scale[site.key])
@@ -85,6 +116,20 @@ class MeanField(Guide):
     def _prior_weight(self, site: WeightSite, mask: Tensor | None) -> Any:
         with self.hypers_at_median():
             return self.model.prior.weight(site, mask)
+
+    def _kept(self, name: str, parameters: dict[str, Tensor], make: Callable[[dict[str, Tensor]], Made]) -> Made:
+        """What is made from parameters; made again only once they have changed, or if it needs their gradients."""
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters.values()):
+            return make(parameters)
+        state = [(parameter.data_ptr(), parameter._version) for parameter in parameters.values()]
+        before, made = self._made.get(name, (None, None))
+        if state != before:
+            made = make(parameters)
+            self._made[name] = state, made
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_made": {}}
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         logits = [p for p in self.logit.values() if p.requires_grad]

@@ -1,7 +1,7 @@
 """A network as a probabilistic program: masks, their Ising factor, weights, labels."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -59,6 +59,31 @@ class Companion(Protocol):
         """Called before the network runs. Returns a function to apply its linear layers, or None for the default."""
 
 
+class JointDraw(Protocol):
+    """A draw of all masks and weights at once, from a guide whose divergence from the prior has a closed form.
+
+    Attributes:
+        masks, weights: by site name.
+    """
+
+    @property
+    def masks(self) -> dict[str, Tensor]: ...
+
+    @property
+    def weights(self) -> dict[str, Tensor]: ...
+
+    def expected_energy(self, interaction: Interaction) -> Tensor:
+        """Expectation over masks of the energy of an interaction that is linear in each of them."""
+
+    def divergence(self, bases: Sequence[TorchDistributionMixin], priors: Sequence[TorchDistributionMixin]) -> Tensor:
+        """Divergence of the guide from the prior, given the masks that were drawn, in nats; a scalar.
+
+        Args:
+            bases: base measure of the masks of each site that has them, in order; empty if they are fixed.
+            priors: prior of the weights of each site given its mask, in order.
+        """
+
+
 class IsingViT(nn.Module):
     r"""The Pyro model of masks, their interaction, weights and labels.
 
@@ -113,22 +138,28 @@ class IsingViT(nn.Module):
         for site in self.sites:
             network.get_parameter(site.name).requires_grad_(False)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None, draw: JointDraw | None = None) -> Tensor:
         """Run the model on a batch.
 
         Args:
             images: (batch, channels, height, width), floats within [0, 1] or bytes.
             labels: (batch,); None samples them.
+            draw: masks and weights that a guide has drawn; a factor then takes the place of their sample sites. None
+                samples them.
 
         Returns:
             The logits, (batch, classes).
         """
-        weights = self.draw_weights()
+        weights = self.draw_weights(draw)
         batch = len(images)
         linear = None
         for companion in self._companions:
             if companion.watches and torch.is_grad_enabled():
-                weights = {name: _entering(weight) for name, weight in weights.items()}
+                if draw is None:  # sampled weights also enter the log density of the prior
+                    weights = {name: weight.view_as(weight) for name, weight in weights.items()}
+                for weight in weights.values():
+                    if weight.requires_grad:
+                        weight.retain_grad()
                 linear = companion.see(Pass(images, labels, weights, self.temperature, self.num_data or batch))
         logits = self.logits(images, weights, linear)
         with (
@@ -138,15 +169,32 @@ class IsingViT(nn.Module):
             pyro.sample("label", Categorical(logits=logits, validate_args=False), obs=labels)
         return logits
 
-    def draw_weights(self) -> dict[str, Tensor]:
+    def draw_weights(self, draw: JointDraw | None = None) -> dict[str, Tensor]:
         """Sample all masks and weights, the latent part of the model. Returns the weights by site name."""
         announce_parameters("model", self)
-        with full_precision(self.prior.zero.device):
-            masks = self._draw_masks() if self.fixed_masks is None else self.fixed_masks
-            return {
-                site.name: self.sample(site, site.weight_name, self.prior.weight(site, masks.get(site.name)))
-                for site in self.sites
-            }
+        prior, fixed = self.prior, self.fixed_masks
+        with full_precision(prior.zero.device):
+            every = {site: prior.mask(site) for site in self.sites if fixed is None}
+            bases = {site: base for site, base in every.items() if base is not None}
+            if fixed is not None:
+                masks = fixed
+            elif draw is not None:
+                masks = draw.masks
+            else:
+                masks = {site.name: self.sample(site, site.mask_name, base) for site, base in bases.items()}
+            interaction = prior.interaction
+            if bases and interaction is not None:
+                averages = draw if interaction.multilinear else None
+                energy = interaction.energy(masks) if averages is None else averages.expected_energy(interaction)
+                pyro.factor("ising", energy - self._log_normaliser(interaction, masks, bases))
+            if draw is None:
+                return {
+                    site.name: self.sample(site, site.weight_name, prior.weight(site, masks.get(site.name)))
+                    for site in self.sites
+                }
+            priors = [prior.weight(site, masks.get(site.name)) for site in self.sites]
+            pyro.factor("divergence", -draw.divergence(list(bases.values()), priors))
+            return draw.weights
 
     def follow(self, companion: Companion | None) -> None:
         """Set the guide that the model runs with from now on, or None. A `Guide` calls this each time it runs."""
@@ -188,25 +236,17 @@ class IsingViT(nn.Module):
         """Fix the masks, given by site name, so that neither the model nor guides sample them. None undoes this."""
         self.fixed_masks = None if masks is None else dict(masks)
 
-    def _draw_masks(self) -> dict[str, Tensor]:
-        bases = {site: self.prior.mask(site) for site in self.sites}
-        masks = {site.name: self.sample(site, site.mask_name, base) for site, base in bases.items() if base is not None}
-        interaction = self.prior.interaction
-        if masks and interaction is not None:
-            pyro.factor("ising", interaction.energy(masks) - self._log_normaliser(interaction, masks, bases))
-        return masks
-
     def _log_normaliser(
         self,
         interaction: Interaction,
         masks: Mapping[str, Tensor],
-        bases: Mapping[WeightSite, TorchDistributionMixin | None],
+        bases: Mapping[WeightSite, TorchDistributionMixin],
     ) -> Tensor | float:
         """log Z of base measure times factor, or 0 where nothing that requires a gradient affects it."""
         if interaction.normalised or not self._varies:
             return 0.0
         detached = {name: mask.detach() for name, mask in masks.items()}
-        terms = [base.log_prob(detached[site.name]) for site, base in bases.items() if base is not None]
+        terms = [base.log_prob(detached[site.name]) for site, base in bases.items()]
         learned = any(isinstance(x, Tensor) and x.requires_grad for x in [*terms, interaction.energy(detached)])
         return interaction.log_normaliser(detached) if learned else 0.0
 
@@ -220,15 +260,6 @@ class IsingViT(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_data={self.num_data}, temperature={self.temperature}"
-
-
-def _entering(weight: Tensor) -> Tensor:
-    """A view of a sampled weight that keeps its gradient."""
-    if not weight.requires_grad:
-        return weight
-    entering = weight.view_as(weight)
-    entering.retain_grad()
-    return entering
 
 
 def _samples(prior: Prior) -> bool:

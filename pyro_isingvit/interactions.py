@@ -4,7 +4,9 @@ References:
     Salem & Kim, "Likelihood-guided Regularization in Attention Based Models", arXiv 2511.13221, 2025.
 """
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
@@ -121,6 +123,22 @@ class CouplingGraph(Described):
         self.sites = by_name(sites)
         self.couplings = tuple(couplings)
         self._ends = [self._join(coupling) for coupling in self.couplings]
+        self._starts = self._number()
+        self._on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def _number(self) -> dict[tuple[str, tuple[int, ...]], Tensor]:
+        """Consecutive numbers for the mean spins of all ends, by site and axes, in the shape of the means."""
+        numbers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        start = 0
+        for end in itertools.chain.from_iterable(self._ends):
+            if (end.site, end.axes) not in numbers:
+                site = self.sites[end.site]
+                shape = [
+                    size for size, dim in zip(site.shape, site.dims, strict=True) if site.axis(dim) not in end.axes
+                ]
+                numbers[end.site, end.axes] = torch.arange(start, start + math.prod(shape)).view(shape)
+                start += math.prod(shape)
+        return numbers
 
     def settings(self) -> dict[str, Any]:
         return {"sites": plain(list(self.sites.values())), "couplings": plain(self.couplings)}
@@ -155,14 +173,13 @@ class CouplingGraph(Described):
             InputError: if the masks of a coupled site are missing.
         """
         site, mask = next((self.sites[name], mask) for name, mask in masks.items() if name in self.sites)
-        total = mask.new_zeros(mask.shape[: mask.dim() - len(site.shape)])
-        units = self._units(masks, squares)
-        for coupling, (first, second) in zip(self.couplings, self._ends, strict=True):
-            product = units(first) * units(second)
-            if first.shape:
-                product = product.sum(tuple(range(-len(first.shape), 0)))
-            total = torch.add(total, product, alpha=coupling.strength * min(first.weights, second.weights))
-        return total
+        batch, means = mask.shape[: mask.dim() - len(site.shape)], self._means(masks, squares)
+        if not self.couplings:
+            return mask.new_zeros(batch)
+        spins = 2 * torch.cat([means(*key).reshape(*batch, -1) for key in self._starts], -1) - 1
+        first, second, strength = self._pairs(spins.device)
+        products = spins.index_select(-1, first) * spins.index_select(-1, second)
+        return products @ strength.to(spins.dtype)
 
     def backward_pulls(
         self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None = None, first: str | None = None
@@ -176,30 +193,43 @@ class CouplingGraph(Described):
         Yields:
             The index of the coupling, the coupling, and a tensor that broadcasts to the shape of its first site.
         """
-        units = self._units(masks, squares)
+        means = self._means(masks, squares)
         for index, (coupling, (before, behind)) in enumerate(zip(self.couplings, self._ends, strict=True)):
             if first is None or coupling.first == first:
-                yield index, coupling, before.spread(2 * units(behind), self.sites[before.site])
+                spins = 2 * behind.select(means(behind.site, behind.axes)) - 1
+                yield index, coupling, before.spread(2 * spins, self.sites[before.site])
 
-    def _units(self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None) -> Callable[[_End], Tensor]:
-        """A function from an end of a coupling to the mean spins at its units; means are computed once and shared."""
-        means: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+    def _means(
+        self, masks: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None
+    ) -> Callable[[str, tuple[int, ...]], Tensor]:
+        """A function from a site and axes to the mean masks over these axes, which are computed once and shared."""
 
-        def units(end: _End) -> Tensor:
-            key = (end.site, end.axes)
-            if key not in means:
-                if end.site not in masks:
-                    raise InputError(f"no masks of {end.site!r}, which is coupled: remove its couplings by without()")
-                mask = masks[end.site]
-                if end.axes and squares is not None:
-                    share = squares[end.site]
-                    mask = mask * share / share.sum(end.axes, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
-                    means[key] = 2 * mask.sum(end.axes) - 1
-                else:
-                    means[key] = 2 * (mask.mean(end.axes) if end.axes else mask) - 1
-            return end.select(means[key])
+        @functools.cache
+        def mean(site: str, axes: tuple[int, ...]) -> Tensor:
+            if site not in masks:
+                raise InputError(f"no masks of {site!r}, which is coupled: remove its couplings by without()")
+            mask = masks[site]
+            if axes and squares is not None:
+                share = squares[site]
+                mask = mask * share / share.sum(axes, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+                return mask.sum(axes)
+            return mask.mean(axes) if axes else mask
 
-        return units
+        return mean
+
+    def _pairs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """All pairs of coupled units: the places of both in the mean spins of all ends, and their strength."""
+        if device not in self._on:
+            places: tuple[list[Tensor], list[Tensor]] = [], []
+            strengths = []
+            for coupling, ends in zip(self.couplings, self._ends, strict=True):
+                for found, end in zip(places, ends, strict=True):
+                    found.append(end.select(self._starts[end.site, end.axes]).flatten())
+                strength = coupling.strength * min(end.weights for end in ends)
+                strengths.append(torch.full((len(places[0][-1]),), strength))
+            first, second = (torch.cat(found).to(device) for found in places)
+            self._on[device] = first, second, torch.cat(strengths).to(device)
+        return self._on[device]
 
     def backward_order(self) -> list[tuple[str, int | None]]:
         """Site name and block (None for a site without blocks) of all masks, those behind first.

@@ -147,13 +147,7 @@ class Conformance:
 
 
 class PriorConformance(Conformance):
-    """Checks of a prior; subclasses implement `make_prior`.
-
-    Attributes:
-        multilinear: whether the interaction of the prior is linear in each mask, so that coordinate updates are exact.
-    """
-
-    multilinear = True
+    """Checks of a prior; subclasses implement `make_prior`."""
 
     def test_shapes(self) -> None:
         model, guide = self.pair()  # a guide refuses masks of the wrong shape
@@ -185,7 +179,7 @@ class PriorConformance(Conformance):
             masks = {n: torch.bernoulli(torch.full(guide.mask_shapes[n], 0.5)).requires_grad_() for n in names}
             interaction = model.prior.interaction
             energy = None if interaction is None else interaction.energy(masks)
-            if interaction is None or energy is None or not energy.requires_grad or not self.multilinear:
+            if interaction is None or energy is None or not energy.requires_grad or not interaction.multilinear:
                 raise SkipTest("no interaction, or none that claims to be linear")
             slopes = torch.autograd.grad(energy, list(masks.values()), materialize_grads=True)
             for name, slope in zip(names, slopes, strict=True):

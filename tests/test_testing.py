@@ -75,7 +75,7 @@ GUIDES = {
 class TestPriors(PriorConformance):
     @pytest.fixture(autouse=True, params=PRIORS)
     def _prior(self, request):
-        self.prior, self.multilinear = PRIORS[request.param], request.param != "ising_backward"
+        self.prior = PRIORS[request.param]
 
     def make_prior(self, sites):
         return self.prior(sites)

@@ -35,15 +35,22 @@ class Average(nn.Module):
 
     def take_in(self, news: list[Tensor] | tuple[Tensor, ...], scale: float = 1.0) -> None:
         """Update the averages by ``scale`` times new values, one tensor for each site, in order."""
-        sums = [self.sums[key] for key in self._keys]
-        torch._foreach_mul_(sums, self.decay)
-        torch._foreach_add_(sums, news, alpha=(1 - self.decay) * scale)
-        self.weight.mul_(self.decay).add_(1 - self.decay)
+        torch._foreach_add_(self._decayed(), news, alpha=(1 - self.decay) * scale)
+
+    def take_in_squares(self, news: list[Tensor] | tuple[Tensor, ...], scale: float = 1.0) -> None:
+        """The same as `take_in` of the squares of new values."""
+        torch._foreach_addcmul_(self._decayed(), news, news, value=(1 - self.decay) * scale)
 
     def of(self, site: WeightSite) -> Tensor:
         """The average of a site, shape ``site.shape``."""
         total = self.sums[site.key]
         return total / self.weight.clamp_min(1 - self.decay).to(total.dtype)
+
+    def _decayed(self) -> list[Tensor]:
+        sums = [self.sums[key] for key in self._keys]
+        torch._foreach_mul_(sums, self.decay)
+        self.weight.mul_(self.decay).add_(1 - self.decay)
+        return sums
 
 
 class Estimator(Described, nn.Module):

@@ -6,7 +6,6 @@ References:
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from pyro_isingvit.models.ising_vit import IsingViT, Pass
@@ -34,8 +33,7 @@ class SquaredGradient(Estimator):
         self.squares = self.average()
 
     def update(self, guide: "LikelihoodGuided", seen: Pass) -> None:
-        each = gradients(seen, self.sites)
-        self.squares.take_in(torch._foreach_mul(each, each), of_all_data(seen))
+        self.squares.take_in_squares(gradients(seen, self.sites), of_all_data(seen))
 
     def curvature(self, site: WeightSite) -> Tensor:
         return self.squares.of(site)

@@ -32,6 +32,7 @@ class BackwardIsingSpikeSlab(IsingSpikeSlab):
 class BackwardInteraction(IsingInteraction):
     """Log ratio of the conditional probabilities, each mask given those behind it, to the base measure."""
 
+    multilinear = False
     normalised = True
 
     def energy(self, masks: Mapping[str, Tensor]) -> Tensor:

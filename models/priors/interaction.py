@@ -22,6 +22,10 @@ class Interaction(Described, nn.Module):
         >>> together = Interaction(lambda masks: masks["encoder.up"].mean() * masks["encoder.down"].mean())
     """
 
+    multilinear = True
+    """Whether the energy is linear in each mask, so that its expectation over independent masks is that at their means,
+    and its gradient there is the local field of mean-field inference."""
+
     normalised = False
     """Whether base measure times factor is a normalised distribution, so that `log_normaliser` is not needed."""
 
@@ -35,7 +39,7 @@ class Interaction(Described, nn.Module):
     def energy(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Log of the factor, unnormalised, a scalar.
 
-        It should be linear in each mask, so that its gradient at mean masks is the local field of mean-field inference.
+        It should be linear in each mask; if not, set ``multilinear = False``.
 
         Args:
             masks: masks, or mean masks, by site name.

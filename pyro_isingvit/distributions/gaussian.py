@@ -1,5 +1,6 @@
 """A normal distribution parametrised by its log scale, fast enough for many large tensors in every training step."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -29,9 +30,13 @@ class Gaussian(Normal):
         self, loc: Tensor, log_scale: Tensor, shape: Sequence[int] | None = None, validate_args: bool | None = None
     ) -> None:
         self._loc, self._log_scale = loc, log_scale
-        self._scale = log_scale.exp()
         full = common_shape(loc.shape, log_scale.shape) if shape is None else torch.Size(shape)
         Distribution.__init__(self, full, validate_args=validate_args)
+
+    @property
+    def given(self) -> tuple[Tensor, Tensor]:
+        """Mean and log scale as they were given, not expanded to the batch shape."""
+        return self._loc, self._log_scale
 
     @property
     def loc(self) -> Tensor:
@@ -41,13 +46,17 @@ class Gaussian(Normal):
     def log_scale(self) -> Tensor:
         return self._log_scale.expand(self.batch_shape)
 
+    @functools.cached_property
+    def _scale(self) -> Tensor:
+        return self._log_scale.exp()
+
     @property
     def scale(self) -> Tensor:
         return self._scale.expand(self.batch_shape)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:
         new = self._get_checked_instance(Gaussian, _instance)
-        new._loc, new._log_scale, new._scale = self._loc, self._log_scale, self._scale
+        new._loc, new._log_scale = self._loc, self._log_scale
         Distribution.__init__(new, torch.Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new

@@ -67,6 +67,11 @@ class StraightThroughBernoulli(TorchDistribution):
         return constraints.independent(constraints.boolean, self.event_dim)
 
     @property
+    def given(self) -> Tensor:
+        """Log odds as they were given, not expanded to the shape of a draw."""
+        return self._logits
+
+    @property
     def logits(self) -> Tensor:
         return self._logits.expand(self.shape())
 

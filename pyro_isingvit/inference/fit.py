@@ -14,6 +14,7 @@ from ..draws import evaluating, seeded
 from ..errors import InputError, kind_of
 from ..guides import Guide
 from ..posterior import Posterior
+from ..programs import keeping_memory
 from .config import FitConfig
 from .events import Listener, ProgressBar, Started, Stopped
 from .pair import check_pair
@@ -140,6 +141,7 @@ def _training(
     with (
         _holding(guide, config.target_density),
         seeded(device, config.seed),
+        keeping_memory(),
         pyro.validation_enabled(False),
     ):
         wanted = config.temperature

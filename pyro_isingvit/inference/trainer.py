@@ -117,8 +117,8 @@ class Trainer:
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * config.rate_at(self.position)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, scale)
-            nn.utils.clip_grad_norm_(self.parameters, config.clip)
+            norm = scale * nn.utils.get_total_norm(gradients)
+            torch._foreach_mul_(gradients, scale * (config.clip / (norm + 1e-6)).clamp_max(1.0))
             self.optimizer.step()
             self.optimizer.zero_grad()
             # After the step, which is also when the guide would call it itself (see `Guide.learn`).
