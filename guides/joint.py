@@ -157,6 +157,25 @@ class JointDraw:
         return total if self.of_masks is None else total + self.of_masks.divergence(bases)
 
 
+@dataclass(frozen=True)
+class PointDraw:
+    """Weights that are point estimates, without masks. The divergence is their negative log density under the prior.
+
+    Attributes:
+        masks, weights: by site name; masks that are fixed have been applied.
+    """
+
+    masks: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+    def expected_energy(self, interaction: Interaction) -> Tensor:
+        raise NotImplementedError("a point estimate has no masks of its own")
+
+    def divergence(self, bases: Sequence[TorchDistributionMixin], priors: Sequence[TorchDistributionMixin]) -> Tensor:
+        each = zip(priors, self.weights.values(), strict=True)
+        return -torch.stack([prior.log_prob(weight) for prior, weight in each]).sum()
+
+
 def has_closed_form(base: TorchDistributionMixin | None, prior: TorchDistributionMixin) -> bool:
     """Whether `JointDraw.divergence` is known for a site with this base measure (None without masks) and prior."""
     masked = type(base) is StraightThroughBernoulli and type(prior) is SpikeAndSlab and prior.spike is None

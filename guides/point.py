@@ -13,6 +13,7 @@ from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.network import WeightSite
 
 from .base import Guide, initial_weights
+from .joint import PointDraw
 
 
 class PointEstimate(Guide):
@@ -41,3 +42,12 @@ class PointEstimate(Guide):
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:
         loc = nn.functional.dropout(self.loc[site.key], self.dropconnect, self.training)
         return Delta(loc if mask is None else loc * mask, event_dim=len(site.shape))
+
+    def draw_jointly(self) -> PointDraw | None:
+        own = all(getattr(type(self), name) is getattr(PointEstimate, name) for name in ("weight", "forward"))
+        if not own or any(self._hypers.values()):
+            return None
+        self.begin()
+        masks = self.model.fixed_masks or {}
+        weights = {site.name: self.weight(site, masks.get(site.name)).v for site in self.model.sites}
+        return PointDraw(dict(masks), weights)

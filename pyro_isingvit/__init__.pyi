@@ -22,7 +22,8 @@ from .models import (
     priors,
 )
 from .network import ViT, ViTConfig, WeightSite
-from .posterior import Posterior, Prediction
+from .posterior import Posterior
+from .prediction import Prediction
 from .pruning import export, prune
 
 __all__ = [

@@ -1,10 +1,10 @@
 """Draws of masks and weights from a guide or a prior, one at a time, and the logits of a network with them."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from pyro import poutine
@@ -34,7 +34,7 @@ class Draw:
     masks: dict[str, Tensor]
     weights: dict[str, Tensor]
     model: IsingViT = field(repr=False)
-    _traces: tuple[Any, ...] = field(default=(), repr=False)
+    _log_ratio: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of a batch of images, on the device of the model."""
@@ -50,11 +50,10 @@ class Draw:
 
         Only draws from a guide have it.
         """
-        if not self._traces:
+        if self._log_ratio is None:
             raise InputError("log_ratio: a draw from the prior has none; only draws from a guide do")
-        of_model, of_guide = self._traces
         with torch.no_grad():
-            return float(of_model.log_prob_sum() - of_guide.log_prob_sum())
+            return float(self._log_ratio())
 
 
 def network_logits(model: IsingViT, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -67,6 +66,10 @@ def guide_draw(guide: Guide, seed: int) -> Draw:
     """A draw from a guide. It depends on the seed alone, and leaves modes and random states unchanged."""
     model = guide.model
     with evaluating(model, guide), seeded(model.prior.zero.device, seed):
+        joint = guide.draw_jointly()
+        if joint is not None:
+            masks, weights = joint.masks, joint.weights
+            return Draw(masks, weights, model, partial(_log_ratio, guide, masks, weights))
         of_guide = poutine.trace(guide).get_trace()
         of_model = poutine.trace(poutine.replay(model.draw_weights, trace=of_guide)).get_trace()
     weights = of_model.nodes["_RETURN"]["value"]
@@ -75,7 +78,20 @@ def guide_draw(guide: Guide, seed: int) -> Draw:
     else:
         names = {site.name: site.mask_name for site in model.sites if site.mask_name in of_model.nodes}
         masks = {name: of_model.nodes[node]["value"] for name, node in names.items()}
-    return Draw(masks, weights, model, (of_model, of_guide))
+    return Draw(masks, weights, model, lambda: of_model.log_prob_sum() - of_guide.log_prob_sum())
+
+
+def _log_ratio(guide: Guide, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    """log p - log q of masks and weights that a guide without other latent variables has drawn at once."""
+    model = guide.model
+    data = {site.weight_name: weights[site.name] for site in model.sites}
+    if model.fixed_masks is None:
+        data |= {site.mask_name: masks[site.name] for site in model.sites if site.name in masks}
+    with evaluating(model, guide):
+        of_model, of_guide = (
+            poutine.trace(poutine.condition(f, data)).get_trace() for f in (model.draw_weights, guide)
+        )
+    return of_model.log_prob_sum() - of_guide.log_prob_sum()
 
 
 def mask_draw(guide: Guide, seed: int) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """The fitted posterior: draws, predictions, inclusion probabilities, calibration, and storage."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -14,34 +15,11 @@ from .data import Images
 from .draws import BATCH, Draw, check_draws, draw_seed, evaluating, guide_draw, mask_draw, network_logits
 from .errors import InputError
 from .guides import Guide
-from .logit_scale import most_probable_scale, scaled_log_likelihood
 from .models import IsingViT
+from .prediction import Prediction, calibration, predictions
 
 DRAWS = 200
 """Number of draws of masks for quantities that have no closed form."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Posterior predictive distribution of n images over k classes.
-
-    Attributes:
-        probs: mean probabilities over the draws, (n, k).
-        lower, upper: bounds of the central credible interval of each probability over the draws, (n, k).
-        entropy: of the mean probabilities, in nats, (n,): total uncertainty.
-        mutual_information: between label and weights, in nats, (n,): the part of it that more data would remove.
-    """
-
-    probs: Tensor
-    lower: Tensor
-    upper: Tensor
-    entropy: Tensor
-    mutual_information: Tensor
-
-    @property
-    def labels(self) -> Tensor:
-        """Most probable class, (n,)."""
-        return self.probs.argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -121,8 +99,8 @@ class Posterior:
     def predict(self, images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0) -> Prediction:
         """Average the network's predictions over draws of masks and weights.
 
-        The t-th draw is the same for all images. Images are processed in batches; beyond the result, memory is needed
-        for one batch only.
+        The t-th draw is the same for all images. Beyond the result, memory depends neither on the number of images nor
+        on that of draws or classes.
 
         Args:
             images: (n, channels, height, width) within [0, 1], on any device.
@@ -136,29 +114,21 @@ class Posterior:
         Raises:
             InputError: if a value is out of range, or a `ViT` is given images of another size.
         """
-        check_draws(draws)
-        if not isinstance(images, Tensor):
-            raise InputError(f"images={type(images).__name__}: give a tensor (n, channels, height, width)")
-        if not 0 < interval < 1:
-            raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
-        levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=self.device)
-        parts: list[tuple[Tensor, ...]] = []
-        for batch in images.split(BATCH):
-            batch = batch.to(self.device)
-            # In place, since small results that outlive large buffers would keep the heap from shrinking between draws.
-            each = None
-            for t, draw in enumerate(self.draws(draws, seed)):
-                probs = (self.logit_scale * draw.logits(batch)).softmax(-1)
-                each = probs.new_empty(draws, *probs.shape) if each is None else each
-                each[t] = probs
-                del draw
-            assert each is not None
-            probs = each.mean(0)
-            entropy = torch.special.entr(probs).sum(-1)
-            expected = torch.special.entr(each).sum(-1).mean(0)
-            lower, upper = each.quantile(levels, 0)
-            parts.append((probs, lower, upper, entropy, (entropy - expected).clamp_min(0)))
-        return Prediction(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+        return self.predict_at((self.logit_scale,), images, draws, interval, seed)[0]
+
+    def predict_at(
+        self, scales: Sequence[float], images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0
+    ) -> list[Prediction]:
+        """The prediction at each of some logit scales, from the same draws and passes.
+
+        Args:
+            scales: logit scales, in place of that of the posterior; 1 is the posterior before calibration.
+            images, draws, interval, seed: see `predict`.
+
+        Raises:
+            InputError: see `predict`.
+        """
+        return predictions(partial(self.draws, draws, seed), draws, images, scales, interval, self.device)
 
     def predict_plug_in(self, images: Tensor) -> Tensor:
         """Probabilities (n, classes) of the median-probability model with posterior mean weights, on the CPU."""
@@ -251,19 +221,22 @@ class Posterior:
             InputError: if ``draws`` is below 1, or the number of classes is not that of the network.
             TrainingError: if the predictions are not finite.
         """
-        check_draws(draws)
-        parts = []
-        for images, labels in zip(held_out.images.split(BATCH), held_out.labels.split(BATCH), strict=True):
-            images, summed = images.to(self.device), None
-            for draw in self.draws(draws, seed):
-                logits = draw.logits(images)
-                if logits.shape[-1] != held_out.classes:
-                    raise InputError(f"held_out.classes={held_out.classes}: the network has {logits.shape[-1]}")
-                each = scaled_log_likelihood(logits, labels)
-                summed = each if summed is None else summed.logaddexp(each)
-            assert summed is not None
-            parts.append(summed)
-        return replace(self, logit_scale=most_probable_scale(torch.cat(parts, 1)))
+        return self._calibrate(held_out, draws, seed)[0]
+
+    def calibrate_and_predict(self, held_out: Images, draws: int = 20, seed: int = 0) -> tuple[Self, Tensor]:
+        """The calibrated posterior, and its probabilities (n, classes) of the held-out images; see `calibrate`."""
+        calibrated, logits = self._calibrate(held_out, draws, seed)
+        if logits is None:
+            return calibrated, calibrated.predict(held_out.images, draws, seed=seed).probs
+        return calibrated, (calibrated.logit_scale * logits).softmax(-1).mean(0).cpu()
+
+    def _calibrate(self, held_out: Images, draws: int, seed: int) -> tuple[Self, Tensor | None]:
+        classes = network_logits(self.model, held_out.images[:1], {}).shape[-1]
+        if classes != held_out.classes:
+            raise InputError(f"held_out.classes={held_out.classes}: the network has {classes}")
+        every = partial(self.draws, draws, seed)
+        scale, logits = calibration(every, draws, held_out.images, held_out.labels, self.device)
+        return replace(self, logit_scale=scale), logits
 
     def save(self, folder: str | Path) -> None:
         """Write ``posterior.json``, which describes network, prior and guide, and ``posterior.safetensors``. No pickle.

@@ -12,7 +12,8 @@ from ..data import Data, Images
 from ..inference.result import FitResult
 from ..network.stem import as_floats
 from ..network.units import UNITS, is_complete
-from ..posterior import Posterior, Prediction
+from ..posterior import Posterior
+from ..prediction import Prediction
 from .attention import Attention, attention_maps
 from .calibration import metrics, paired_difference
 from .checks import LeaveOneOut, leave_one_out, posterior_predictive_check, prior_predictive_check

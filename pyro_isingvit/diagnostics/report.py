@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..network.units import UNITS
-from ..posterior import Prediction
+from ..prediction import Prediction
 from .checks import LEVEL
 from .findings import CHECK_DRAWS, ISING, LOO_DRAWS, PLAIN, PRIOR_DRAWS, Findings
 from .meaning import inclusion_meaning

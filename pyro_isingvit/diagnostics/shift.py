@@ -19,7 +19,8 @@ from ..data import Images
 from ..draws import seeded
 from ..errors import InputError
 from ..network.stem import as_floats
-from ..posterior import Posterior, Prediction
+from ..posterior import Posterior
+from ..prediction import Prediction
 from .calibration import metrics
 
 STRENGTHS = (1, 2, 3, 4, 5)

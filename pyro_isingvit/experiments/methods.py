@@ -10,7 +10,7 @@ References:
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -143,7 +143,8 @@ def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -
         mark = ", ".join(name for name in get_args(Mark) if path.table[name][row])
         posterior = path.at(row)
         predictor = Predictor("ising-path", scaled=True, curve=True)
-        yield replace(_mixture(predictor, posterior, path.seconds, config, data), mark=mark)
+        for outcome in _mixtures(predictor, posterior, (posterior.logit_scale,), path.seconds, config, data):
+            yield replace(outcome, mark=mark)
         _, scaled = _median(Predictor("ising-path", curve=True), posterior, path.seconds, data)
         yield scaled
 
@@ -236,18 +237,27 @@ def _nll(probs: Tensor, labels: Tensor) -> float:
 
 def _posterior(predictor: Predictor, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
     """Outcomes of the posterior predictive, without and with scaled logits."""
-    posterior, seconds = result.posterior, result.seconds
-    yield _mixture(predictor, replace(posterior, logit_scale=1.0), seconds, config, data)
-    calibrated = posterior.calibrate(data.validation)
-    yield _mixture(replace(predictor, scaled=True), calibrated, seconds, config, data)
+    posterior = result.posterior.calibrate(data.validation)
+    plain, scaled = _mixtures(predictor, posterior, (1.0, posterior.logit_scale), result.seconds, config, data)
+    yield plain
+    yield replace(scaled, predictor=replace(predictor, scaled=True))
 
 
-def _mixture(predictor: Predictor, posterior: Posterior, seconds: float, config: RunConfig, data: Data) -> Outcome:
-    parts, seed = (data.test, data.validation), config.fit.seed
-    test, validation = (posterior.predict(part.images, config.draws, seed=seed).probs for part in parts)
-    loss, shares = _nll(validation, data.validation.labels), posterior.densities()
+def _mixtures(
+    predictor: Predictor, posterior: Posterior, scales: Sequence[float], seconds: float, config: RunConfig, data: Data
+) -> list[Outcome]:
+    """Outcomes of the posterior predictive at logit scales, from the same passes."""
+    test, validation = (
+        posterior.predict_at(scales, part.images, config.draws, seed=config.fit.seed)
+        for part in (data.test, data.validation)
+    )
+    shares, temperature = posterior.densities(), posterior.model.temperature
     densities = shares["median_density"], shares["expected_density"]
-    return Outcome(predictor, test, loss, *densities, posterior.model.temperature, seconds)
+    losses = [_nll(prediction.probs, data.validation.labels) for prediction in validation]
+    return [
+        Outcome(predictor, prediction.probs, loss, *densities, temperature, seconds)
+        for prediction, loss in zip(test, losses, strict=True)
+    ]
 
 
 def _plug_in_probs(posterior: Posterior, data: Data) -> tuple[Tensor, Tensor]:

@@ -66,8 +66,7 @@ def candidate(guide: Guide, validation: Images, draws: int) -> Candidate:
         TrainingError: if the NLL is not finite.
     """
     labels = validation.labels.cpu()
-    posterior = Posterior((guide,)).calibrate(validation, draws)
-    probs = posterior.predict(validation.images, draws).probs
+    posterior, probs = Posterior((guide,)).calibrate_and_predict(validation, draws)
     scores = mean_scores(probs, labels)
     row = {"temperature": guide.model.temperature, "logit_scale": posterior.logit_scale}
     row |= {name: scores[name] for name in ("nll", "brier", "accuracy")}

@@ -12,7 +12,7 @@ from matplotlib.projections.polar import PolarAxes
 from torch import Tensor
 
 from ...errors import InputError
-from ...posterior import Prediction
+from ...prediction import Prediction
 from ..calibration import PUBLISHED, reliability_table, selective_accuracy
 from .style import ACCENT, DARK, GREY, LIGHT, bare, lines, new_axes, note_right, show_image
 

@@ -1,0 +1,133 @@
+"""Posterior predictive distributions: averages over draws of a network, in memory that depends on neither."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .draws import BATCH, Draw, check_draws
+from .errors import InputError, kind_of
+from .logit_scale import most_probable_scale, scaled_log_likelihood
+
+BUFFER = 4_000_000
+"""Largest number of logits that are held at once; images are taken in groups such that all draws fit."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Posterior predictive distribution of n images over k classes.
+
+    Attributes:
+        probs: mean probabilities over the draws, (n, k).
+        lower, upper: bounds of the central credible interval of each probability over the draws, (n, k).
+        entropy: of the mean probabilities, in nats, (n,): total uncertainty.
+        mutual_information: between label and weights, in nats, (n,): the part of it that more data would remove.
+    """
+
+    probs: Tensor
+    lower: Tensor
+    upper: Tensor
+    entropy: Tensor
+    mutual_information: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """Most probable class, (n,)."""
+        return self.probs.argmax(-1)
+
+
+def predictions(
+    every: Callable[[], Iterator[Draw]],
+    draws: int,
+    images: Tensor,
+    scales: Sequence[float],
+    interval: float,
+    device: torch.device,
+) -> list[Prediction]:
+    """The prediction at each of some logit scales, from the same passes.
+
+    Args:
+        every: starts the draws from the beginning; the t-th is the same each time.
+        draws: number of draws.
+        images: (n, channels, height, width), on any device.
+        scales: factors on the logits.
+        interval: mass of the credible intervals, within (0, 1).
+        device: device of the draws.
+
+    Returns:
+        One prediction for each scale, on the CPU.
+
+    Raises:
+        InputError: if a value is out of range.
+    """
+    check_draws(draws)
+    if not isinstance(images, Tensor):
+        raise InputError(f"images={kind_of(images)}: give a tensor (n, channels, height, width)")
+    if not 0 < interval < 1:
+        raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
+    levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=device)
+    found: list[list[Prediction]] = [[] for _ in scales]
+    for logits in _logits(every, draws, images, device):
+        for parts, scale in zip(found, scales, strict=True):
+            parts.append(_summary((scale * logits).softmax(-1), levels))
+    return [_joined(parts) for parts in found]
+
+
+def calibration(
+    every: Callable[[], Iterator[Draw]], draws: int, images: Tensor, labels: Tensor, device: torch.device
+) -> tuple[float, Tensor | None]:
+    """The logit scale that suits held-out images, see `most_probable_scale`.
+
+    Args:
+        every, draws, images, device: see `predictions`.
+        labels: (n,).
+
+    Returns:
+        The scale, and the logits (draws, n, classes) if they fit in the buffer.
+
+    Raises:
+        InputError: if ``draws`` is below 1.
+        TrainingError: if the predictions are not finite.
+    """
+    check_draws(draws)
+    parts: list[Tensor] = []
+    logits = torch.empty(0)
+    for logits in _logits(every, draws, images, device):
+        start = sum(part.shape[1] for part in parts)
+        of_group = labels[start : start + logits.shape[1]]
+        summed = scaled_log_likelihood(logits[0], of_group)
+        for of_draw in logits[1:]:
+            summed = summed.logaddexp(scaled_log_likelihood(of_draw, of_group))
+        parts.append(summed)
+    return most_probable_scale(torch.cat(parts, 1)), logits if len(parts) == 1 else None
+
+
+def _logits(every: Callable[[], Iterator[Draw]], draws: int, images: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Logits (draws, group, classes) of one group of images after another."""
+    start, group, buffer = 0, 1, None
+    while start < len(images):
+        for t, draw in enumerate(every()):
+            if buffer is None:
+                classes = draw.logits(images[:1].to(device)).shape[-1]
+                group = min(len(images), max(1, BUFFER // (draws * classes)))
+                buffer = torch.empty(draws, group, classes, device=device)
+            for i, batch in enumerate(images[start : start + group].split(BATCH)):
+                buffer[t, i * BATCH : i * BATCH + len(batch)] = draw.logits(batch.to(device))
+            del draw
+        assert buffer is not None
+        yield buffer[:, : len(images) - start]
+        start += group
+
+
+def _summary(probs: Tensor, levels: Tensor) -> Prediction:
+    mean = probs.mean(0)
+    entropy = torch.special.entr(mean).sum(-1)
+    expected = torch.special.entr(probs).sum(-1).mean(0)
+    lower, upper = probs.quantile(levels, 0)
+    return Prediction(*(each.cpu() for each in (mean, lower, upper, entropy, (entropy - expected).clamp_min(0))))
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
+    names = ("probs", "lower", "upper", "entropy", "mutual_information")
+    return Prediction(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
