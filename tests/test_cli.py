@@ -48,18 +48,17 @@ def test_a_run_folder_holds_everything(isingvit, tmp_path):
         "history.csv",
         "inclusion.png",
         "metrics.json",
-        "finished.csv",
-        "path.csv",
-        "path.png",
         "posterior.json",
         "posterior.safetensors",
         "run.json",
         "training.png",
+        "trials.csv",
+        "trials.png",
     }
     facts = json.loads((folder / "run.json").read_text())
     assert facts["seed"] == facts["config"]["fit"]["seed"] == 3
     assert facts["versions"].keys() >= {"python", "torch", "pyro-ppl"}
-    for picture in ("inclusion.png", "path.png", "training.png"):
+    for picture in ("inclusion.png", "training.png", "trials.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 

@@ -20,13 +20,13 @@ from .meaning import inclusion_meaning
 from .plots import (
     figure_attention,
     figure_features,
-    figure_path,
     figure_samples,
     figure_training,
     plot_check,
     plot_heads,
     plot_inclusion,
     plot_mask,
+    plot_path,
     plot_radar,
     plot_reliability,
     plot_selective,
@@ -190,8 +190,8 @@ def _figures(findings: Findings) -> dict[str, Figure]:
         figures["heads"] = figure_of(plot_heads(posterior))
     if findings.selection is not None:
         figures["features"] = figure_features(findings.selection.posterior)
-    if result.path is not None and result.finished is not None:
-        figures["path"] = figure_path(result.path, result.finished)
+    if result.trials is not None:
+        figures["trials"] = figure_of(plot_path(result.trials))
     for site in ("patch_embed", "classifier.out"):
         if site in posterior.inclusion_probabilities():
             figures[f"mask_{site.replace('.', '_')}"] = figure_of(plot_mask(posterior, site))

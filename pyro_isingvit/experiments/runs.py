@@ -65,7 +65,7 @@ def run(
 
     The folder gets ``run.json`` (configuration, versions, seed, fingerprint of the images), ``metrics.json``, the files
     of `FitResult.save` (those of the deterministic network under ``deterministic``, those of the selection of input
-    features under ``selection``), and the pictures ``training.png``, ``inclusion.png``, ``path.png`` where the
+    features under ``selection``), and the pictures ``training.png``, ``inclusion.png``, ``trials.png`` where the
     temperature was searched for, and ``features.png`` where features were selected. The folder appears only when it is
     complete.
 
@@ -257,7 +257,7 @@ def _scores(result: FitResult, plain: FitResult | None, test: Images, config: Ru
 
 
 def _write(finished: Run, out: Path, images: str) -> None:
-    from ..diagnostics.plots import figure_features, figure_path, figure_training, plot_inclusion
+    from ..diagnostics.plots import figure_features, figure_training, plot_inclusion, plot_path
     from ..diagnostics.plots.style import figure_of
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -279,8 +279,8 @@ def _write(finished: Run, out: Path, images: str) -> None:
     (draft / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
     (draft / "metrics.json").write_text(json.dumps(finished.scores, indent=2) + "\n")
     figure_training(result.history).savefig(draft / "training.png", dpi=150)
-    if result.path is not None and result.finished is not None:
-        figure_path(result.path, result.finished).savefig(draft / "path.png", dpi=150)
+    if result.trials is not None:
+        figure_of(plot_path(result.trials)).savefig(draft / "trials.png", dpi=150)
     figure_of(plot_inclusion(result.posterior)).savefig(draft / "inclusion.png", dpi=150)
     if out.exists():
         shutil.rmtree(out)

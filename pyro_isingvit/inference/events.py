@@ -16,7 +16,10 @@ class Started:
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase of ``steps`` steps begins: ``pilot``, ``path``, ``ising`` or ``fine-tune``; ``weights`` without masks."""
+    """A phase of ``steps`` steps begins.
+
+    Its name is ``pilot``, ``trial``, ``path``, ``ising`` or ``fine-tune``; ``weights`` without masks.
+    """
 
     phase: str
     temperature: float

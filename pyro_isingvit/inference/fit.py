@@ -1,6 +1,5 @@
 """Fitting a guide to a model: pilot with all masks on, Ising phase, fine-tuning of the median-probability model."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -53,11 +52,10 @@ def fit(
     Raises:
         InputError: if the arguments do not fit together.
         TrainingError: if training breaks down: the loss is no longer finite, or the predictions of a search are not. A
-            search goes on without the temperature at which this happens, unless it is the first one of the path or of
-            the Ising phases.
+            search goes on without the trial in which this happens, unless it is the first.
     """
     config = config or FitConfig()
-    path = finished = None
+    trials = None
     with _training(guide, train, validation, config, progress, listeners) as trainer:
         if not _sparsifies(guide):
             trainer.run(config.steps, "weights")
@@ -66,16 +64,16 @@ def fit(
             fine_tune = round(config.fine_tune * config.steps)
             ising = config.steps - trainer.step - fine_tune
             if isinstance(config.temperature, TemperatureSearch) and ising:
-                path, finished = config.temperature.run(trainer, cast(Images, validation), ising)
+                trials = config.temperature.run(trainer, cast(Images, validation), ising)
             else:
                 trainer.run(ising, "ising")
             if fine_tune:
                 guide.model.fix_masks(guide.median_masks())
                 trainer.run(fine_tune, "fine-tune")
     posterior = Posterior.of(guide)
-    if finished is not None:
+    if trials is not None:
         posterior = posterior.calibrate(cast(Images, validation))
-    return FitResult(posterior, trainer.history, path, finished, trainer.seconds, config.model_dump(mode="json"))
+    return FitResult(posterior, trainer.history, trials, trainer.seconds, config.model_dump(mode="json"))
 
 
 def fit_path(
@@ -118,7 +116,7 @@ def fit_path(
             raise InputError(
                 f"steps={config.steps}, pilot={config.pilot} leave {left} for {tried} temperatures: more steps"
             )
-        stops = search.follow_path(trainer, validation, left // tried, patience=math.inf)
+        stops = search.follow_path(trainer, validation, left // tried)
     table, facts = path_table(stops), config.model_dump(mode="json")
     return FitPath(Posterior.of(guide), table, stops, trainer.history, trainer.seconds, facts)
 

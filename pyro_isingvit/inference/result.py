@@ -12,8 +12,7 @@ from ..errors import InputError
 from ..guides import Guide
 from ..posterior import Posterior
 
-LOG, HISTORY = "fit.json", "history.csv"
-TABLES = ("path", "finished")
+LOG, HISTORY, TRIALS = "fit.json", "history.csv", "trials.csv"
 
 
 @dataclass(frozen=True)
@@ -26,23 +25,20 @@ class FitResult:
             T, in nats per image), accuracy and nll (nats per image) of the median-probability model (in the pilot
             phase, with all masks on) on validation (else training) images, expected_density, median_density, seconds
             since the start. After a search for the temperature, it is the history of the training that was chosen.
-        path: the short path of a search for the temperature, one row for each temperature, see `path.path_table`; None
-            without a search.
-        finished: the ends of the Ising phases that the search ran, in the same columns; ``chosen`` marks the one that
-            was chosen. None without a search.
+        trials: the trials of a search for the temperature, one row for each, see `TemperatureSearch` and
+            `path.path_table`; ``chosen`` marks the one whose temperature was chosen. None without a search.
         seconds: duration of the fit.
         config: the `FitConfig`, as JSON values.
     """
 
     posterior: Posterior
     history: pd.DataFrame
-    path: pd.DataFrame | None = None
-    finished: pd.DataFrame | None = None
+    trials: pd.DataFrame | None = None
     seconds: float = 0.0
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        """Write the files of `Posterior.save`, and ``fit.json``, ``history.csv``, ``path.csv``, ``finished.csv``.
+        """Write the files of `Posterior.save`, and ``fit.json``, ``history.csv``, and ``trials.csv`` if there are any.
 
         Raises:
             InputError: if the folder already holds a posterior.
@@ -52,10 +48,8 @@ class FitResult:
         facts = {"seconds": self.seconds, "config": dict(self.config)}
         (folder / LOG).write_text(json.dumps(facts, indent=2) + "\n")
         self.history.to_csv(folder / HISTORY, index=False)
-        for name in TABLES:
-            table = getattr(self, name)
-            if table is not None:
-                table.to_csv(folder / f"{name}.csv", index=False)
+        if self.trials is not None:
+            self.trials.to_csv(folder / TRIALS, index=False)
 
     @classmethod
     def load(cls, folder: str | Path, guide: Guide | None = None) -> Self:
@@ -70,9 +64,8 @@ class FitResult:
             seconds, config = facts["seconds"], facts["config"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder / LOG}: not the log of a fit ({error!r}); fit again") from None
-        files = {name: folder / f"{name}.csv" for name in TABLES}
-        tables = {name: _read(file) if file.is_file() else None for name, file in files.items()}
-        return cls(posterior, _read(folder / HISTORY), tables["path"], tables["finished"], seconds, config)
+        trials = _read(folder / TRIALS) if (folder / TRIALS).is_file() else None
+        return cls(posterior, _read(folder / HISTORY), trials, seconds, config)
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from ..models import IsingViT
 from .path import Average, Candidate, Stop, candidate, path_table
 
 if TYPE_CHECKING:
-    from .trainer import Snapshot, Trainer
+    from .trainer import Trainer
 
 
 class TemperatureSearch(Config):
@@ -22,27 +22,25 @@ class TemperatureSearch(Config):
 
     1. The pilot phase is warm: its temperature is ``pilot`` times the number of training images (at most
        ``pilot_images``) per weight. This shrinks weights, so that they do not overfit before their masks are learned.
-    2. A short path goes through rising temperatures, ``factors`` times the number of training images per weight. Each
-       starts where the one before ended. The path ends once the validation NLL exceeds ``patience`` times its minimum.
-    3. Whole Ising phases, each from the end of the pilot phase, are run at the temperature with the least NLL on the
-       path, then at hotter ones as long as the NLL at their end falls; if no hotter one was better, at colder ones as
-       long as it falls. The path alone cannot decide: after its few steps, cold temperatures have not overfitted yet,
-       and hot ones have neither lost all their weights nor recovered from the loss.
+    2. Trials, each from the end of the pilot phase: Ising phases that take ``share`` of the steps, in which the
+       learning rate falls to zero as in a whole one. Three are around the middle of the temperatures; more follow on
+       the side of the best as long as the NLL at their end falls.
+    3. The whole Ising phase at the temperature of the best trial.
 
-    Every NLL is that of calibrated predictions, see `Posterior.calibrate`.
+    Every NLL is that of calibrated predictions of the validation images, see `Posterior.calibrate`.
 
     Attributes:
-        rule: ``"least_nll"``, as above; or ``"sparsest"``: step 3 continues to hotter temperatures as long as the NLL
-            stays within one standard error of the least, and the hottest of these is chosen.
-        factors: temperatures to try, in multiples of the number of training images per weight, rising.
+        rule: ``"least_nll"``, as above; or ``"sparsest"``: trials go on to hotter temperatures as long as the NLL stays
+            within one standard error of the least, and the hottest of these is chosen.
+        factors: temperatures, in multiples of the number of training images per weight, rising. Trials take every
+            second of them; `fit_path` all.
         pilot: temperature of the pilot phase, in the same multiples.
         pilot_images: largest number of training images that counts for the temperature of the pilot phase.
-        share: steps of the short path, as a share of those of an Ising phase.
-        position: point of the learning rate's schedule, as a share of the steps, at which the rate is held along the
-            path by guides that update masks in closed form: late enough that the noise of single steps is smaller than
+        share: steps of a trial, as a share of those of the Ising phase.
+        position: point of the learning rate's schedule, as a share of the steps, at which `fit_path` holds the rate
+            for guides that update masks in closed form: late enough that the noise of single steps is smaller than
             the differences between temperatures. For other guides the rate is held where the pilot phase left it.
-        snapshots: number of states that are averaged at each temperature of a path.
-        patience: the short path ends once the validation NLL exceeds its minimum by this factor.
+        snapshots: number of states that `fit_path` averages at each temperature.
         draws: number of posterior draws for each validation NLL.
 
     Raises:
@@ -56,10 +54,9 @@ class TemperatureSearch(Config):
     )
     pilot: pydantic.PositiveFloat = 0.5
     pilot_images: pydantic.PositiveInt = 300
-    share: float = pydantic.Field(default=0.2, gt=0, le=1)
+    share: float = pydantic.Field(default=0.125, gt=0, le=1)
     position: float = pydantic.Field(default=0.8, ge=0, le=1)
     snapshots: pydantic.PositiveInt = 8
-    patience: float = pydantic.Field(default=1.2, ge=1)
     draws: pydantic.PositiveInt = 20
 
     @pydantic.model_validator(mode="after")
@@ -80,7 +77,7 @@ class TemperatureSearch(Config):
         warm = self.pilot * min(num_data, self.pilot_images) / _weights(guide.model)
         return warm if guide.mask_shapes else self.temperatures(guide.model, num_data)[0]
 
-    def follow_path(self, trainer: "Trainer", validation: Images, steps: int, patience: float) -> list[Stop]:
+    def follow_path(self, trainer: "Trainer", validation: Images, steps: int) -> list[Stop]:
         """Train through rising temperatures, each scored on the validation images.
 
         Hotter means fewer weights. Each temperature starts where the one before ended, so one fit gives the whole curve
@@ -90,8 +87,7 @@ class TemperatureSearch(Config):
         Args:
             trainer: at the end of the pilot phase; it is left at the end of the path.
             validation: held-out images.
-            steps: number of steps at each temperature.
-            patience: the path ends once the validation NLL exceeds its minimum by this factor, or training breaks down.
+            steps: number of steps at each temperature. If training breaks down at one, the path ends before it.
 
         Raises:
             TrainingError: if training breaks down at the first temperature.
@@ -119,84 +115,81 @@ class TemperatureSearch(Config):
             stops.append(Stop(found.nll, found.row, (of_model, of_guide)))
             for part, state in zip(parts, states, strict=True):
                 part.load_state_dict(state)
-            if found.row["nll"] > patience * min(stop.row["nll"] for stop in stops):
-                break
         return stops
 
-    def run(self, trainer: "Trainer", validation: Images, steps: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Run the short path and the whole Ising phases, steps 2 and 3 of the search.
+    def run(self, trainer: "Trainer", validation: Images, steps: int) -> pd.DataFrame:
+        """Run the trials and the Ising phase, steps 2 and 3 of the search.
 
         Args:
-            trainer: at the end of the pilot phase; it is left at the end of the Ising phase that was chosen.
+            trainer: at the end of the pilot phase; it is left at the end of the Ising phase.
             validation: held-out images.
-            steps: number of steps of an Ising phase.
+            steps: number of steps of the Ising phase.
 
         Returns:
-            The `path_table` of the short path, and that of the ends of the Ising phases from cold to hot, where the
-            column ``chosen`` marks the one that was chosen.
+            The `path_table` of the trials from cold to hot, where the column ``chosen`` marks the one that was chosen.
 
         Raises:
-            TrainingError: if training breaks down at the first temperature of the path, or in the first Ising phase. A
-                later one that breaks down is not chosen.
+            TrainingError: if training breaks down in the first trial or in the Ising phase. A later trial that breaks
+                down is not chosen.
         """
-        start, each = trainer.snapshot(), max(1, round(self.share * steps / len(self.factors)))
-        path = path_table(self.follow_path(trainer, validation, each, self.patience))
-        phases = _IsingPhases(self, trainer, validation, start, steps, int(path["least_nll"].to_numpy().argmax()))
-        return path, phases.run()
+        trials = _Trials(self, trainer, validation, steps).run()
+        trainer.run(steps, "ising")
+        return trials
 
 
-class _IsingPhases:
-    """Whole Ising phases at one temperature after another, as long as the rule permits; see `TemperatureSearch`."""
+class _Trials:
+    """Short Ising phases at one temperature after another, as long as the rule permits; see `TemperatureSearch`."""
 
-    def __init__(
-        self,
-        search: TemperatureSearch,
-        trainer: "Trainer",
-        validation: Images,
-        start: "Snapshot",
-        steps: int,
-        first: int,
-    ) -> None:
-        self.search, self.trainer, self.validation = search, trainer, validation
-        self.start, self.steps, self.first = start, steps, first
+    def __init__(self, search: TemperatureSearch, trainer: "Trainer", validation: Images, steps: int) -> None:
+        self.search, self.trainer, self.validation, self.start = search, trainer, validation, trainer.snapshot()
         self.temperatures = search.temperatures(trainer.guide.model, len(trainer.train))
-        self.ends: dict[int, tuple[Candidate, Snapshot]] = {}
+        self.first, self.last = (len(self.temperatures) - 1) // 2, len(self.temperatures) - 1
+        self.steps = max(1, round(search.share * steps))
+        self.stride = steps / self.steps
+        self.ends: dict[int, Candidate | None] = {}  # None for a trial that broke down
 
     def run(self) -> pd.DataFrame:
-        """Run the phases, restore the end of the chosen one, and return their table."""
-        for i in range(self.first, len(self.temperatures)):
-            if not self._pays(i):
-                break
-        if self._table()["least_nll"][self.first]:
-            for i in reversed(range(self.first)):
-                if not self._pays(i):
-                    break
-        chosen = max(i for i in self.ends if self._within(i))
-        self.trainer.go_back(self.ends[chosen][1])
+        """Run the trials, go back to the start at the temperature of the best, and return their table."""
+        for i in (self.first, self.first - 2, self.first + 2):
+            self._try(i)
+        while (i := self._next()) is not None:
+            self._try(i)
+        chosen = max(i for i in self._table().index if self._within(i))
+        self.trainer.go_back(self.start)
         self.trainer.temperature = self.temperatures[chosen]
         return self._table().assign(chosen=lambda table: table.index == chosen).reset_index(drop=True)
 
-    def _pays(self, i: int) -> bool:
+    def _try(self, i: int) -> None:
+        i = min(max(i, 0), self.last)
+        if i in self.ends:
+            return
         self.trainer.go_back(self.start)
-        self.trainer.temperature = self.temperatures[i]
+        self.trainer.temperature, self.trainer.stride = self.temperatures[i], self.stride
         try:
-            self.trainer.run(self.steps, "ising")
-            found = candidate(self.trainer.guide, self.validation, self.search.draws)
+            self.trainer.run(self.steps, "trial")
+            self.ends[i] = candidate(self.trainer.guide, self.validation, self.search.draws)
         except TrainingError:
             if i == self.first:
                 raise
-            return False
-        self.ends[i] = found, self.trainer.snapshot()
-        return self._within(i)
+            self.ends[i] = None
+
+    def _next(self) -> int | None:
+        """The temperature to try next; None if there is none."""
+        table, hottest, coldest = self._table(), max(self.ends), min(self.ends)
+        least = int(table["nll"].idxmin())
+        if hottest < self.last and self.ends[hottest] is not None and self._within(hottest):
+            return hottest + 2
+        return coldest - 2 if coldest > 0 and coldest == least else None
 
     def _within(self, i: int) -> bool:
-        table, sparsest = self._table(), self.search.rule == "sparsest"
-        slack = table["se"][i] if sparsest and i >= self.first else 0
+        """Whether the rule may choose a temperature."""
+        table = self._table()
+        slack = table["se"][i] if self.search.rule == "sparsest" else 0
         return bool(table["nll"][i] <= table["nll"].min() + slack)
 
     def _table(self) -> pd.DataFrame:
-        order = sorted(self.ends)
-        return path_table([self.ends[i][0] for i in order]).set_index(pd.Index(order))
+        done = {i: end for i, end in sorted(self.ends.items()) if end is not None}
+        return path_table(list(done.values())).set_index(pd.Index(list(done)))
 
 
 def _weights(model: IsingViT) -> int:

@@ -66,8 +66,8 @@ def test_events_tell_how_a_fit_goes(stripes):
     assert told[0] == events.Started(80)
     assert told[-1] == events.Stopped(80)
     phases = [event for event in told if isinstance(event, events.PhaseStarted)]
-    assert [phase.phase for phase in phases][:2] == ["pilot", "path"]
-    assert [phase.phase for phase in phases].count("ising") == len(result.finished)
+    assert [phase.phase for phase in phases][:2] == ["pilot", "trial"]
+    assert [phase.phase for phase in phases].count("trial") == len(result.trials)
     assert phases[-1] == events.PhaseStarted("fine-tune", result.posterior.model.temperature, 20)
     step = 0
     for event in told:

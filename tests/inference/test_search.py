@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 
-import pandas as pd
 import pyro
 import pytest
 import torch
@@ -13,6 +12,7 @@ from pyro_isingvit import (
     Images,
     InputError,
     LikelihoodGuided,
+    Posterior,
     TrainingError,
     fit_path,
 )
@@ -30,18 +30,18 @@ def grid(model, num_data):
     return TemperatureSearch().temperatures(model, num_data)
 
 
+def chosen_temperature(result):
+    return result.trials.loc[result.trials["chosen"], "temperature"].item()
+
+
 def test_temperature_auto_takes_the_least_validation_nll(stripes):
     result = quick_fit(stripes, validation=stripes, temperature="auto", steps=300)
-    path = result.path
-    assert path["temperature"].is_monotonic_increasing
-    assert len(path) >= 3
-    assert path.loc[path["nll"].idxmin(), "least_nll"]
-    assert path["least_nll"].sum() == 1
-    finished = result.finished
-    assert path.loc[path["least_nll"], "temperature"].item() in finished["temperature"].tolist()
-    assert finished["temperature"].is_monotonic_increasing
-    assert finished["chosen"].tolist() == finished["least_nll"].tolist()
-    assert result.posterior.model.temperature == finished.loc[finished["chosen"], "temperature"].item()
+    trials = result.trials
+    assert trials["temperature"].is_monotonic_increasing
+    assert len(trials) >= 3
+    assert trials.loc[trials["nll"].idxmin(), "chosen"]
+    assert trials["chosen"].tolist() == trials["least_nll"].tolist()
+    assert result.posterior.model.temperature == chosen_temperature(result)
     assert result.history["temperature"].iloc[-1] == result.posterior.model.temperature
     assert result.history["phase"].unique().tolist() == ["pilot", "ising"]
     pilot = result.history[result.history["phase"] == "pilot"]
@@ -49,8 +49,7 @@ def test_temperature_auto_takes_the_least_validation_nll(stripes):
     assert pilot["temperature"].tolist() == pytest.approx([30 / weights] * len(pilot))
     assert result.history["step"].tolist() == sorted(set(result.history["step"]))
     assert result.history["step"].iloc[-1] == 300
-    nll = -result.posterior.predict(stripes.images, 20).probs.gather(1, stripes.labels[:, None]).log().mean()
-    assert float(nll) == pytest.approx(finished.loc[finished["chosen"], "nll"].item(), abs=1e-5)
+    assert result.posterior.logit_scale == Posterior.of(result.posterior.guide).calibrate(stripes).logit_scale
 
 
 def test_a_guide_may_hold_a_count(stripes):
@@ -64,72 +63,59 @@ def test_a_guide_may_hold_a_count(stripes):
 def test_the_sparsest_within_one_standard_error(stripes):
     settings = {"validation": stripes, "steps": 300}
     auto, sparsest = (quick_fit(stripes, temperature=t, **settings) for t in ("auto", "sparsest"))
-    pd.testing.assert_frame_equal(auto.path, sparsest.path)
-    finished = sparsest.finished
-    assert sparsest.path.loc[sparsest.path["least_nll"], "temperature"].item() in finished["temperature"].tolist()
-    assert sparsest.posterior.model.temperature == finished.loc[finished["chosen"], "temperature"].item()
+    assert sparsest.posterior.model.temperature == chosen_temperature(sparsest)
     assert sparsest.posterior.model.temperature >= auto.posterior.model.temperature
 
 
 @pytest.fixture
 def rigged(monkeypatch):
-    """Validation images that say what they are told of each temperature, on a path and at the end of trainings."""
-    judge, run = search_module.candidate, Trainer.run
-    told, phases = {}, [""]
-
-    def noting(trainer, steps, phase, after_step=None):
-        phases[0] = phase
-        run(trainer, steps, phase, after_step)
+    """Validation images that say what they are told of each temperature."""
+    judge, told = search_module.candidate, []
 
     def rig(guide, validation, draws):
         each = judge(guide, validation, draws)
         i = grid(guide.model, len(validation)).index(each.temperature)
-        if phases[0] == "path":
-            nll = torch.full_like(each.nll, 1 + 0.01 * abs(i - told["best"]))
-        else:  # differences have a standard error of about .065 a temperature
-            nll = told["levels"][i] + 0.5 * i * torch.tensor([1.0, -1.0]).repeat(len(each.nll) // 2)
+        # Differences have a standard error of about .065 a temperature.
+        nll = told[i] + 0.5 * i * torch.tensor([1.0, -1.0]).repeat(len(each.nll) // 2)
         # Density says nothing here: it often ties.
         return replace(each, nll=nll, row=each.row | {"nll": float(nll.mean()), "median_density": 1.0})
 
-    def tell(levels, best=0):
-        told.update(levels=levels, best=best)
+    def tell(levels):
+        told[:] = levels
         return FACTORS[: len(levels)]
 
     monkeypatch.setattr(search_module, "candidate", rig)
-    monkeypatch.setattr(Trainer, "run", noting)
     return tell
 
 
 @pytest.mark.parametrize(
-    ("mark", "levels", "best", "trained", "chosen"),
+    ("mark", "levels", "tried", "chosen"),
     [
-        ("least_nll", (3.0, 2.0, 1.0, 2.0, 0.0), 0, [0, 1, 2, 3], 2),
-        ("sparsest", (3.0, 2.0, 1.0, 2.0, 0.0), 0, [0, 1, 2, 3], 2),
-        ("least_nll", (1.0, 0.99, 1.01, 0.0), 0, [0, 1, 2], 1),
-        ("least_nll", (1.0, 0.9), 0, [0, 1], 1),
-        ("sparsest", (1.0, 1.02, 1.04, 2.0, 0.0), 0, [0, 1, 2, 3], 2),
-        ("sparsest", (1.0, 1.2, 0.0), 0, [0, 1], 0),
-        ("sparsest", (1.0, 0.98, 0.96, 3.0, 0.0), 0, [0, 1, 2, 3], 2),
-        ("least_nll", (0.0, 1.1, 0.9, 1.0, 2.0), 3, [1, 2, 3, 4], 2),
-        ("least_nll", (1.2, 1.1, 1.0), 2, [1, 2], 2),
-        ("least_nll", (0.0, 1.0, 0.9), 1, [1, 2], 2),
-        ("sparsest", (3.0, 0.97, 1.0, 1.02, 2.0), 2, [0, 1, 2, 3, 4], 3),
-        ("sparsest", (3.0, 0.8, 1.0, 1.02, 2.0), 2, [0, 1, 2, 3, 4], 1),
+        ("least_nll", (9, 1.5, 9, 1.0, 9, 1.2, 9, 0.0), [1, 3, 5], 3),
+        ("least_nll", (9, 1.5, 9, 1.3, 9, 1.2, 9, 1.4), [1, 3, 5, 7], 5),
+        ("least_nll", (9, 1.5, 9, 1.3, 9, 1.2, 9, 1.1), [1, 3, 5, 7], 7),
+        ("least_nll", (1.2, 1.1, 9, 1.3, 9, 1.2, 9, 0.0), [0, 1, 3, 5], 1),
+        ("least_nll", (1.0, 1.1, 9, 1.3, 9, 1.2, 9, 0.0), [0, 1, 3, 5], 0),
+        ("sparsest", (9, 1.5, 9, 1.0, 9, 1.1, 9, 2.0), [1, 3, 5, 7], 5),
+        ("sparsest", (9, 1.5, 9, 1.0, 9, 1.5, 9, 0.0), [1, 3, 5], 3),
+        ("sparsest", (1.0, 1.1, 9, 1.15, 9, 1.8, 9, 0.0), [0, 1, 3, 5], 3),
+        ("least_nll", (1.0, 0.9), [0, 1], 1),
+        ("least_nll", (1.0, 0.9, 0.8), [0, 1, 2], 2),
+        ("least_nll", (1.0,), [0], 0),
     ],
 )
-def test_trainings_follow_while_that_pays(stripes, rigged, mark, levels, best, trained, chosen):
-    search = TemperatureSearch(rule=mark, factors=rigged(levels, best))
+def test_trials_follow_while_that_pays(stripes, rigged, mark, levels, tried, chosen):
+    search = TemperatureSearch(rule=mark, factors=rigged(levels))
     result = quick_fit(stripes, validation=stripes, temperature=search, steps=40)
     temperatures = grid(result.posterior.model, 60)
-    assert result.finished["temperature"].tolist() == [temperatures[i] for i in trained]
-    assert result.finished["nll"].tolist() == pytest.approx([levels[i] for i in trained])
-    assert result.finished["chosen"].tolist() == [i == chosen for i in trained]
+    assert result.trials["temperature"].tolist() == [temperatures[i] for i in tried]
+    assert result.trials["nll"].tolist() == pytest.approx([levels[i] for i in tried])
+    assert result.trials["chosen"].tolist() == [i == chosen for i in tried]
     assert result.posterior.model.temperature == temperatures[chosen]
     assert result.history["temperature"].iloc[-1] == result.posterior.model.temperature
 
 
-def test_each_training_starts_at_the_end_of_the_pilot(stripes, rigged, monkeypatch):
-    search = TemperatureSearch(factors=rigged((3.0, 2.0, 1.0, 2.0)))
+def test_each_trial_and_the_ising_phase_start_at_the_end_of_the_pilot(stripes, monkeypatch):
     run, seen = Trainer.run, []
 
     def state(trainer):
@@ -140,31 +126,30 @@ def test_each_training_starts_at_the_end_of_the_pilot(stripes, rigged, monkeypat
     def watched(trainer, steps, phase, after_step=None):
         before = state(trainer), trainer.guide.seen, trainer.step, trainer.position
         run(trainer, steps, phase, after_step)
-        after = state(trainer), trainer.step, trainer.position, trainer.optimizer.param_groups[0]["lr"]
-        seen.append((phase, before, after))
+        after = steps, trainer.position, trainer.optimizer.param_groups[0]["lr"]
+        seen.append((phase, before, state(trainer), after))
 
     monkeypatch.setattr(Trainer, "run", watched)
-    result = quick_fit(stripes, validation=stripes, temperature=search, steps=100, pilot=0.5)
-    (_, _, (pilot, *_)), *others = seen
-    trainings = [(before, after) for phase, before, after in others if phase == "ising"]
-    assert len(trainings) == 4
-    for (start, stale, *begin), (_, step, position, rate) in trainings:
+    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=180, pilot=0.5)
+    (_, _, pilot, _), *others = seen
+    assert [phase for phase, *_ in others] == ["trial"] * len(result.trials) + ["ising"]
+    for phase, (start, stale, *begin), _, (steps, position, rate) in others:
         assert all(torch.equal(x, y) for x, y in zip(start, pilot, strict=True))
-        assert (stale, *begin) == (None, 50, 50)
-        assert (step, position) == (100, pytest.approx(100))
-        assert rate < 1e-3 * QUICK["learning_rate"]
+        assert (stale, *begin) == (None, 90, 90)
+        assert steps == (90 if phase == "ising" else 11)
+        assert position == pytest.approx(180)
+        assert rate < 0.05 * QUICK["learning_rate"]
     final = [*result.posterior.model.state_dict().values(), *result.posterior.guide.state_dict().values()]
-    chosen = trainings[2][1][0][: len(final)]
-    assert all(torch.equal(x, y) for x, y in zip(final, chosen, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(final, others[-1][2][: len(final)], strict=True))
 
 
 @pytest.mark.parametrize("breaks", [0, 2])
-def test_a_training_that_breaks_down_loses_nothing(stripes, rigged, monkeypatch, breaks):
-    search = TemperatureSearch(factors=rigged((3.0, 2.0, 1.0, 0.0)))
+def test_a_trial_that_breaks_down_loses_nothing(stripes, rigged, monkeypatch, breaks):
+    search = TemperatureSearch(factors=rigged((9, 1.5, 9, 1.3, 9, 1.2, 9, 1.1)))
     run, count = Trainer.run, iter(range(9))
 
     def fragile(trainer, steps, phase, after_step=None):
-        if phase == "ising" and next(count) == breaks:
+        if phase == "trial" and next(count) == breaks:
             run(trainer, steps // 2, phase)
             raise TrainingError("loss=nan")
         run(trainer, steps, phase, after_step)
@@ -176,23 +161,9 @@ def test_a_training_that_breaks_down_loses_nothing(stripes, rigged, monkeypatch,
             quick_fit(stripes, **settings)
     else:
         result = quick_fit(stripes, **settings)
-        assert result.finished["nll"].tolist() == pytest.approx([3.0, 2.0])
-        assert result.posterior.model.temperature == result.path["temperature"].iloc[1]
+        assert result.trials["nll"].tolist() == pytest.approx([1.5, 1.3])
+        assert result.posterior.model.temperature == result.trials["temperature"].iloc[1]
         assert result.history["step"].iloc[-1] == 60
-
-
-def test_a_breakdown_on_the_path_ends_the_path(stripes, monkeypatch):
-    run, count = Trainer.run, iter(range(99))
-
-    def fragile(trainer, steps, phase, after_step=None):
-        run(trainer, steps, phase, after_step)
-        if phase == "path" and next(count) == 2:
-            raise TrainingError("loss=nan")
-
-    monkeypatch.setattr(Trainer, "run", fragile)
-    result = quick_fit(stripes, validation=stripes, temperature="auto", steps=60)
-    assert len(result.path) == 2
-    assert result.history["step"].iloc[-1] == 60
 
 
 def test_a_posterior_of_nan_is_a_breakdown(stripes):
@@ -212,7 +183,7 @@ def test_what_a_guide_keeps_beside_its_state_starts_afresh(stripes, family, monk
     starts, run = [], Trainer.run
 
     def watched(trainer, steps, phase, after_step=None):
-        if phase == "ising":
+        if phase in ("trial", "ising"):
             run(trainer, 12, phase)
             estimator = getattr(trainer.guide, "estimator", None)
             starts.append(None if estimator is None else float(estimator.diagonal.weight))
@@ -220,8 +191,9 @@ def test_what_a_guide_keeps_beside_its_state_starts_afresh(stripes, family, monk
         run(trainer, steps, phase, after_step)
 
     monkeypatch.setattr(Trainer, "run", watched)
-    result = quick_fit(stripes, family, validation=stripes, temperature="auto", steps=80, pilot=0.5)
-    assert len(starts) == len(result.finished)
+    search = TemperatureSearch(share=0.5)
+    result = quick_fit(stripes, family, validation=stripes, temperature=search, steps=80, pilot=0.5)
+    assert len(starts) == len(result.trials) + 1
     assert all(start is None or start > 0 for start in starts)
 
 
@@ -230,12 +202,12 @@ def test_fine_tuning_follows_the_chosen_temperature(stripes):
     assert result.history["phase"].unique().tolist() == ["pilot", "ising", "fine-tune"]
     assert result.history["step"].tolist() == sorted(set(result.history["step"]))
     assert result.history["step"].iloc[-1] == 300
-    assert result.posterior.model.temperature == result.finished.loc[result.finished["chosen"], "temperature"].item()
+    assert result.posterior.model.temperature == chosen_temperature(result)
 
 
 def test_temperature_auto_listens_to_the_validation_images(stripes):
     """Against labels that are wrong by design, the network that says least is best: the hottest."""
-    search = TemperatureSearch(patience=1e9)  # try them all
+    search = TemperatureSearch(share=0.5)
     wrong = Images(stripes.images, (stripes.labels + 1) % 3, 3)
     right = quick_fit(stripes, validation=stripes, temperature=search, steps=600, pilot=0.2)
     misled = quick_fit(stripes, validation=wrong, temperature=search, steps=600, pilot=0.2)

@@ -15,12 +15,11 @@ from .predictive import (
     plot_uncertainty,
 )
 from .selection import figure_features, plot_inclusion_reliability, plot_selection
-from .training import figure_path, figure_training, plot_density, plot_loss, plot_path
+from .training import figure_training, plot_density, plot_loss, plot_path
 
 __all__ = [
     "figure_attention",
     "figure_features",
-    "figure_path",
     "figure_samples",
     "figure_training",
     "plot_check",

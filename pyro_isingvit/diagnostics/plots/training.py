@@ -64,7 +64,7 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
     """A score of the validation images against the density of the median-probability model, at each temperature T.
 
     Args:
-        table: `FitPath.table`, `FitResult.path` or `FitResult.finished`. `path_table` describes the marked rows.
+        table: `FitPath.table` or `FitResult.trials`. `path_table` describes the marked rows.
         score: ``nll`` (with one standard error of the difference from its minimum), ``brier`` or ``accuracy``.
         ax: axes to draw on; those of a new figure if None.
     """
@@ -100,23 +100,6 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
     ax.minorticks_off()
     ax.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return bare(ax)
-
-
-def figure_path(path: pd.DataFrame, finished: pd.DataFrame) -> Figure:
-    """`plot_path` of a search for the temperature of the posterior: the short path, and the whole Ising phases.
-
-    Args:
-        path, finished: tables of a `FitResult`.
-    """
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    labels: dict[str, Any] = {}
-    tables = {"short path": path, "whole trainings": finished}
-    for ax, (title, table) in zip(figure.subplots(1, 2), tables.items(), strict=True):
-        plot_path(table, ax=ax).set_title(title, fontsize="medium", loc="left")
-        labels |= {text: handle for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-        ax.get_legend().remove()
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, fontsize="small", frameon=False)
-    return figure
 
 
 def _phases(history: pd.DataFrame, ax: Axes | None) -> Axes:
