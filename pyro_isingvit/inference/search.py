@@ -152,8 +152,8 @@ class _Trials:
         """Run the trials, go back to the start at the temperature of the best, and return their table."""
         for i in (self.first, self.first - 2, self.first + 2):
             self._try(i)
-        while (i := self._next()) is not None:
-            self._try(i)
+        while (further := self._next()) is not None:
+            self._try(further)
         chosen = max(i for i in self._table().index if self._within(i))
         self.trainer.go_back(self.start)
         self.trainer.temperature = self.temperatures[chosen]
