@@ -1,43 +1,65 @@
-"""Memory and time of the posterior predictive, and size and time of the InferenceData.
+"""Time of the posterior predictive beside plain passes, its memory, and size and time of the InferenceData.
 
-    python benchmarks/posterior.py
+    python benchmarks/posterior.py --json posterior.json
 
-Peak memory can only be measured for a whole process, so each measurement starts a process of its own.
+Prediction and plain passes of the same network take turns in one process. Peak memory can only be measured for a whole
+process, so each measurement of it starts a process of its own.
 """
 
 import argparse
 import json
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pyro_isingvit import IsingSpikeSlab, IsingViT, LikelihoodGuided, Posterior, ViT, ViTConfig
+from pyro_isingvit.draws import BATCH
+from pyro_isingvit.experiments.study import peak_memory
 
 PUBLISHED = ViTConfig(dim=64, heads=8)
 """The published MNIST geometry, of some 300,000 weights."""
 
 
-def unfitted() -> Posterior:
+def unfitted(classes: int = 10) -> Posterior:
     """A posterior of that size before any fit; the cost of reading it does not depend on the fit."""
     torch.manual_seed(0)
-    network = ViT(PUBLISHED)
+    network = ViT(PUBLISHED.model_copy(update={"classes": classes}))
     model = IsingViT(network, IsingSpikeSlab(network.weight_sites()))
     return Posterior.of(LikelihoodGuided(model, initial_logit=0.0))
 
 
-def predictive(images: int, draws: int) -> dict[str, float]:
-    """Time of a posterior predictive, and the peak memory of this process."""
+def against_plain(images: int, draws: int, rounds: int) -> dict[str, float]:
+    """Seconds of a posterior predictive, and of as many passes of one network over the same images."""
     posterior, pixels = unfitted(), torch.rand(images, 1, 28, 28)
+    network, times = posterior.network(), []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        posterior.predict(pixels, draws)
+        middle = time.perf_counter()
+        with torch.no_grad():
+            for _ in range(draws):
+                for batch in pixels.split(BATCH):
+                    network(batch)
+        times.append((middle - start, time.perf_counter() - middle))
+    predictive, plain = zip(*times[1:], strict=True)
+    ratio = statistics.median(a / b for a, b in zip(predictive, plain, strict=True))
+    return {"predictive_s": statistics.median(predictive), "plain_s": statistics.median(plain), "ratio": ratio}
+
+
+def memory(images: int, draws: int, classes: int) -> dict[str, float]:
+    """Time of a posterior predictive, and the peak memory of this process."""
+    posterior, pixels = unfitted(classes), torch.rand(images, 1, 28, 28)
     started = time.perf_counter()
     if draws:
         posterior.predict(pixels, draws)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "peak_mib": peak_memory()}
 
 
 def inference_data(draws: int) -> dict[str, float]:
@@ -64,37 +86,43 @@ def inference_data(draws: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--masks", type=int, default=100, help="draws in the InferenceData")
-    parser.add_argument("--only", choices=["predictive", "inference_data"], help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="file that the figures are written to")
+    parser.add_argument("--only", nargs=3, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--inference-data", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.only == "predictive":
-        print(json.dumps(predictive(options.images, options.draws)))
-    elif options.only == "inference_data":
+    if options.only:
+        print(json.dumps(memory(*options.only)))
+        return
+    if options.inference_data:
         print(json.dumps(inference_data(options.masks)))
-    else:
+        return
 
-        def alone(*arguments: str) -> dict[str, float]:
-            command = [sys.executable, __file__, *arguments]
-            return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    def alone(*arguments: object) -> dict[str, float]:
+        command = [sys.executable, __file__, *map(str, arguments)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-        def at(draws: int) -> dict[str, float]:
-            return alone("--only", "predictive", "--images", str(options.images), "--draws", str(draws))
-
-        none, one, many = at(0), at(1), at(options.draws)
-        print(f"posterior predictive of {options.images} images: peak MiB of the process, seconds")
-        for draws, found in ((0, none), (1, one), (options.draws, many)):
-            print(f"  {draws:3} draws {found['peak_mib']:8.0f} {found['seconds']:8.1f}")
-        print(f"  peak of {options.draws} draws / peak of one: {many['peak_mib'] / one['peak_mib']:.3f}")
-        extra = [found["peak_mib"] - none["peak_mib"] for found in (one, many)]
-        print(f"  beyond images and network: {extra[0]:.0f} and {extra[1]:.0f} MiB")
-        found = alone("--only", "inference_data", "--masks", str(options.masks))
-        print(
-            f"InferenceData of {options.masks} draws of {found['masks']:,} masks: {found['seconds']:.1f} s, "
-            f"{found['memory_mb']:.0f} MB in memory, {found['disk_mb']:.1f} MB as netCDF"
-        )
+    found: dict[str, Any] = {"against_plain": against_plain(options.images, options.draws, options.rounds)}
+    speed = found["against_plain"]
+    print(f"{options.draws} draws x {options.images} images: {speed['predictive_s']:.2f} s; as many plain passes:")
+    print(f"  {speed['plain_s']:.2f} s; ratio {speed['ratio']:.3f}")
+    print("peak MiB of the process, seconds")
+    found["memory"] = []
+    for draws, classes in ((0, 10), (1, 10), (50, 10), (500, 10), (1, 1000), (500, 1000)):
+        row = {"draws": draws, "classes": classes} | alone("--only", 250, draws, classes)
+        found["memory"].append(row)
+        print(f"  {draws:3} draws, {classes:4} classes, 250 images {row['peak_mib']:8.0f} {row['seconds']:8.1f}")
+    found["inference_data"] = data = alone("--inference-data", "--masks", options.masks)
+    print(
+        f"InferenceData of {options.masks} draws of {data['masks']:,} masks: {data['seconds']:.1f} s, "
+        f"{data['memory_mb']:.0f} MB in memory, {data['disk_mb']:.1f} MB as netCDF"
+    )
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

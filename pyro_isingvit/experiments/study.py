@@ -245,7 +245,7 @@ def _run(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool, pro
     config = cell.run_config(recipe(cell.dataset, everything, cell.train), root)
     data = load(config, everything, download)
     each = list(outcomes(config, cell.method, data, progress))
-    return Result(cell, config, data.test.labels, each, _peak_memory(), everything.fingerprint)
+    return Result(cell, config, data.test.labels, each, peak_memory(), everything.fingerprint)
 
 
 def _write(result: Result, path: Path) -> None:
@@ -267,7 +267,7 @@ def _write(result: Result, path: Path) -> None:
     os.replace(draft, path)
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
     """Peak memory of this process, in MiB; NaN where the system does not report it."""
     status = Path("/proc/self/status")  # Linux, where getrusage includes the parent's memory before the start
     if status.exists():

@@ -10,7 +10,7 @@ from torch.distributions import kl_divergence
 import pyro_isingvit as iv
 from pyro_isingvit.distributions import Gaussian
 from pyro_isingvit.guides import BackwardIsing, LowRank, Relaxed, ScoreFunction
-from pyro_isingvit.models.priors import FeatureSpikeSlab, IndependentSpikeSlab, StructuredSpikeSlab
+from pyro_isingvit.models.priors import FeatureSpikeSlab, StructuredSpikeSlab
 from pyro_isingvit.testing import ENUMERABLE, TINY, all_masks
 
 DRAWS = 400
@@ -50,11 +50,12 @@ def losses_and_gradients(model, guide, images, labels, checked):
 @pytest.mark.parametrize(
     ("prior", "options"),
     [
-        (iv.IsingSpikeSlab, {"coupling": 0.5}),
-        (iv.IsingSpikeSlab, {"coupling": 0.5, "weighting": "magnitude", "learn_slab_scale": True}),
+        (
+            iv.IsingSpikeSlab,
+            {"inclusion": {"encoder.up": [0.1, 0.3]}, "weighting": "magnitude", "learn_slab_scale": True},
+        ),
         (StructuredSpikeSlab, {}),
         (FeatureSpikeSlab, {}),
-        (IndependentSpikeSlab, {"inclusion": {"encoder.up": [0.1, 0.3], "classifier.out": 0.9}}),
     ],
 )
 @pytest.mark.parametrize("guide", [iv.MeanField, iv.LikelihoodGuided])
