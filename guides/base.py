@@ -129,7 +129,7 @@ class Guide(Described, nn.Module):
         """
 
     def forget(self) -> None:
-        """Discard the last pass that was seen, if `learn` has not used it yet."""
+        """Discard the last pass that was seen, if `learn` has not used it yet, and what is kept between draws."""
         self.seen = None
 
     @property

@@ -165,7 +165,7 @@ class LikelihoodGuided(MeanField):
         seen = self.seen
         if seen is None or any(weight.grad is None for weight in seen.weights.values()):
             return
-        self.forget()
+        self.seen = None
         self.estimator.update(self, seen)
         if self.model.fixed_masks is None:
             self._since_refresh += 1

@@ -118,7 +118,10 @@ class MeanField(Guide):
             return self.model.prior.weight(site, mask)
 
     def _kept(self, name: str, parameters: dict[str, Tensor], make: Callable[[dict[str, Tensor]], Made]) -> Made:
-        """What is made from parameters; made again only once they have changed, or if it needs their gradients."""
+        """What is made from parameters; made again only once they have changed, or if it needs their gradients.
+
+        A change through ``.data``, which torch does not count, is noticed after the next `forget`.
+        """
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters.values()):
             return make(parameters)
         state = [(parameter.data_ptr(), parameter._version) for parameter in parameters.values()]
@@ -127,6 +130,10 @@ class MeanField(Guide):
             made = make(parameters)
             self._made[name] = state, made
         return made
+
+    def forget(self) -> None:
+        super().forget()
+        self._made.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_made": {}}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 import pyro
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Images
+from ..draws import guide_draw
 from ..errors import TrainingError
 from ..guides import Guide
 from ..network.stem import as_floats
@@ -28,6 +29,9 @@ LOGS = 50
 
 LOGGED_IMAGES = 1000
 """Largest number of validation (else training) images that accuracy and NLL of each row are computed on."""
+
+DRAWN_IMAGES = 8
+"""Number of images that one draw predicts at each row, to see that draws are finite."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Trainer:
         self.autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
         self.batches = _batches(len(train), config.batch_size, device)
         self.listeners = tuple(listeners)
+        self._largest = torch.zeros((), device=device)  # norm of the gradients since the last row
+        self._good = self.snapshot()
 
     def tell(self, event: Event) -> None:
         """Call all listeners with an event."""
@@ -118,6 +124,9 @@ class Trainer:
                 group["lr"] = peak * config.rate_at(self.position)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = scale * nn.utils.get_total_norm(gradients)
+            self._largest = torch.maximum(self._largest, norm)  # NaN if either is
+            if norm.device.type == "cpu":  # elsewhere once a row, as reading it would hold up the device
+                self._check_gradients(phase)
             torch._foreach_mul_(gradients, scale * (config.clip / (norm + 1e-6)).clamp_max(1.0))
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -147,18 +156,50 @@ class Trainer:
         for part, state in zip(self._parts, snapshot.states, strict=True):
             part.load_state_dict(copy.deepcopy(state))
         self.guide.forget()
+        self.optimizer.zero_grad()
+        self._largest, self._good = torch.zeros_like(self._largest), snapshot
         self.step, self.position, self.stride = snapshot.step, snapshot.position, snapshot.stride
         self.rows = list(snapshot.rows)
         self.tell(WentBack(self.step))
 
+    def _check_gradients(self, phase: str) -> None:
+        if not math.isfinite(float(self._largest)):
+            named = [*self.guide.named_parameters(), *self.model.named_parameters()]
+            found = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
+            self._stop(phase, f"no finite gradient{_of(found)}")
+
+    def _check_state(self, phase: str) -> None:
+        """Whether everything that the guide and the model hold is finite, and a draw from the guide."""
+        states = self.guide.state_dict() | self.model.state_dict()
+        found = [name for name, x in states.items() if x.is_floating_point() and not bool(x.isfinite().all())]
+        if found:
+            self._stop(phase, f"no finite value{_of(found)}")
+        draw = guide_draw(self.guide, self.step)
+        found = [name for name, weight in draw.weights.items() if not bool(weight.isfinite().all())]
+        if found or not bool(draw.logits(self.watched.images[:DRAWN_IMAGES]).isfinite().all()):
+            self._stop(phase, f"no finite {'weights' if found else 'logits'} in a draw{_of(found)}")
+
+    def _stop(self, phase: str, what: str) -> NoReturn:
+        """Restore the last state that was checked, and raise an error that says what happened."""
+        config, step, temperature = self.config, self.step, self.temperature
+        self.go_back(self._good)
+        other = " or use precision='float32'" if config.precision != "float32" else ""
+        raise TrainingError(
+            f"{what} at step {step}, {phase} phase, temperature={temperature:g}: lower "
+            f"learning_rate={config.learning_rate} or clip={config.clip}{other}; model and guide are as "
+            f"they were at step {self.step}"
+        )
+
     def _log(self, phase: str, loss: float) -> None:
+        self._check_gradients(phase)
+        self.guide.forget()
+        self._check_state(phase)
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"loss={loss} at step {self.step}, {phase} phase, temperature={self.temperature:g}: lower "
-                f"learning_rate={self.config.learning_rate} or clip={self.config.clip}"
-            )
+            self._stop(phase, f"loss={loss}")
         posterior, labels = Posterior((self.guide,)), self.watched.labels.cpu()
         scores = mean_scores(posterior.predict_plug_in(self.watched.images), labels)
+        if not math.isfinite(scores["nll"]):
+            self._stop(phase, f"nll={scores['nll']} of the watched images")
         row = {
             "step": self.step,
             "phase": phase,
@@ -170,7 +211,13 @@ class Trainer:
             "seconds": time.perf_counter() - self.started,
         }
         self.rows.append(row)
+        self._good = self.snapshot()
         self.tell(RowLogged(row))
+
+
+def _of(names: Sequence[str]) -> str:
+    """The first few names of tensors, for an error message."""
+    return f" of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}" if names else ""
 
 
 def _batches(total: int, size: int, device: torch.device) -> Iterator[Tensor]:

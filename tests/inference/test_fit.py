@@ -212,7 +212,7 @@ def test_a_diverging_fit_is_named(stripes):
         model.network.position.fill_(torch.nan)
     with (
         pytest.warns(UserWarning, match="NaN"),
-        pytest.raises(TrainingError, match=r"loss=nan at step .*lower learning_rate="),
+        pytest.raises(TrainingError, match=r"no finite gradient of loc\..* at step 0, pilot .*lower learning_rate="),
     ):
         fit(guide, stripes, config=FitConfig(**QUICK), progress=False)
 
