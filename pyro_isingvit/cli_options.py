@@ -21,7 +21,9 @@ Out = Annotated[Path | None, typer.Option(help="Run folder to write.", show_defa
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")]
 Compare = Annotated[bool, typer.Option(help="Also train the deterministic network of the same recipe.")]
 Train = Annotated[int | None, typer.Option(help="Number of training images N.")]
-Validation = Annotated[int | None, typer.Option(help="Number of validation images.")]
+Validation = Annotated[
+    str | None, typer.Option(help="Number of validation images, or official: the data set's own.", show_default=False)
+]
 Test = Annotated[
     str | None,
     typer.Option(

@@ -1,8 +1,9 @@
 """Labelled images in memory, and their split into parts that share no image."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,12 @@ class Images:
     """Labelled images.
 
     Attributes:
-        images: shape (n, channels, height, width): bytes, or floats within [0, 1]. Bytes take a quarter of the memory;
-            the network and everything else that reads images divides them by 255.
+        images: shape (n, channels, height, width): bytes, or floats within [0, 1], which are stored as float32. Bytes
+            take a quarter of the memory; the network and everything else that reads images divides them by 255.
         labels: integers within [0, classes), shape (n,); stored as int64.
         classes: number of classes.
         source: `fingerprint` of the images from which these were resized; empty if they were not resized.
+        names: names of the classes, in order; empty if they have none.
 
     Raises:
         InputError: if shapes, pixel values or labels do not fit.
@@ -31,6 +33,7 @@ class Images:
     labels: Tensor
     classes: int
     source: str = ""
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -56,6 +59,8 @@ class Images:
             low, high = float(images.min()), float(images.max())
             if low < 0 or high > 1:
                 raise InputError(f"images within [{low:g}, {high:g}]: rescale them to [0, 1]")
+        if self.names and len(self.names) != self.classes:
+            raise InputError(f"names={self.names[:5]}...: {len(self.names)} names for classes={self.classes}")
         labels = labels.long()
         strange = (labels < 0) | (labels >= self.classes)
         if strange.any():
@@ -65,12 +70,14 @@ class Images:
                 "correct it or raise classes"
             )
         object.__setattr__(self, "labels", labels)
+        if images.is_floating_point():
+            object.__setattr__(self, "images", images.float())
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: Tensor) -> "Images":
-        return Images(self.images[index], self.labels[index], self.classes)
+        return Images(self.images[index], self.labels[index], self.classes, names=self.names)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,7 +92,7 @@ class Images:
 
     def to(self, device: torch.device | str) -> "Images":
         """The same images on another device."""
-        return Images(self.images.to(device), self.labels.to(device), self.classes, self.source)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def resized(self, size: int) -> "Images":
         """The same images resized to height and width ``size`` by antialiased bilinear interpolation; bytes stay bytes.
@@ -98,7 +105,7 @@ class Images:
         if self.shape[1:] == (size, size):
             return self
         parts = [resize(batch, size) for batch in self.images.split(1000)]
-        return Images(torch.cat(parts), self.labels, self.classes, self.fingerprint)
+        return replace(self, images=torch.cat(parts), source=self.fingerprint)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -138,7 +145,7 @@ def split(
     everything: Images,
     train: int,
     test: int | Images | None = None,
-    validation: int | None = None,
+    validation: int | Images | None = None,
     seed: int = 0,
     balanced: bool = False,
 ) -> Data:
@@ -151,8 +158,8 @@ def split(
         train: number of training images.
         test: number of test images, a tenth of ``everything`` if None (as published); or the images of an official
             test set.
-        validation: number of validation images; if None, as many as ``train``, but at most 2,000 and at most as many
-            as are left.
+        validation: number of validation images, or the images of an official validation set; if None, as many as
+            ``train``, but at most 2,000 and at most as many as are left.
         seed: seed of the random order.
         balanced: whether the numbers of training images of the classes are equal, up to a difference of one.
 
@@ -161,34 +168,57 @@ def split(
 
     Raises:
         InputError: if there are too few images (of a class, if ``balanced``), a number is below 1, or the images of
-            ``test`` differ from the others in shape or number of classes.
+            ``test`` or ``validation`` differ from the others in shape or number of classes.
+
+    Warns:
+        UserWarning: if images of one part are also in another.
     """
     total = len(everything)
-    apart = test if isinstance(test, Images) else None
-    if apart is not None and (apart.shape, apart.classes) != (everything.shape, everything.classes):
-        raise InputError(
-            f"test of shape {apart.shape} and {apart.classes} classes: the other images have shape "
-            f"{everything.shape} and {everything.classes}"
-        )
-    first = 0 if apart is not None else max(1, total // 10) if test is None else int(test)  # type: ignore[arg-type]
-    spared = max(1, total // 10) if validation is None else validation
-    if validation is None:
-        validation = max(1, min(train, 2000, total - train - first))
-    for name, value in (("train", train), ("validation", validation), *(() if apart else (("test", first),))):
-        if value < 1:
+    for name, part in (("test", test), ("validation", validation)):
+        if isinstance(part, Images) and (part.shape, part.classes) != (everything.shape, everything.classes):
+            raise InputError(
+                f"{name} of shape {part.shape} and {part.classes} classes: the other images have shape "
+                f"{everything.shape} and {everything.classes}"
+            )
+    first = 0 if isinstance(test, Images) else max(1, total // 10) if test is None else int(test)
+    spared = max(1, total // 10) if validation is None else 0 if isinstance(validation, Images) else validation
+    held = 0 if isinstance(validation, Images) else validation
+    if held is None:
+        held = max(1, min(train, 2000, total - train - first))
+    numbers = {"train": train, "validation": held, "test": first}
+    for name, value in numbers.items():
+        if value < 1 and not isinstance({"test": test, "validation": validation}.get(name), Images):
             raise InputError(f"{name}={value}: need at least one image")
-    if train + validation + first > total:
-        raise InputError(
-            f"train={train} with validation={validation} and test={first}: there are only {total} images; "
-            f"train={max(1, total - first - spared)} or fewer would do"
-        )
+    if train + held + first > total:
+        most = total - first - spared
+        fix = f"train={most} or fewer would do" if most > 0 else "give more images, or fewer to the other parts"
+        raise InputError(f"train={train} with validation={held} and test={first}: there are only {total} images; {fix}")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    rest = order[first + validation :]
-    return Data(
+    rest = order[first + held :]
+    data = Data(
         train=everything[_balanced(rest, everything, train) if balanced else rest[:train]],
-        validation=everything[order[first : first + validation]],
-        test=everything[order[:first]] if apart is None else apart,
+        validation=validation if isinstance(validation, Images) else everything[order[first : first + held]],
+        test=test if isinstance(test, Images) else everything[order[:first]],
     )
+    _warn_of_copies(data)
+    return data
+
+
+def _warn_of_copies(data: Data) -> None:
+    seen: set[bytes] = set()
+    for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        digests = [
+            hashlib.blake2b(i.cpu().contiguous().numpy().tobytes(), digest_size=16).digest() for i in part.images
+        ]
+        copies = sum(digest in seen for digest in digests)
+        if copies:
+            warnings.warn(
+                f"{copies} of {len(part)} {name} images are equal to images of another part: scores on them are too "
+                "good; remove copies",
+                UserWarning,
+                stacklevel=3,
+            )
+        seen.update(digests)
 
 
 def _balanced(order: Tensor, everything: Images, count: int) -> Tensor:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import filelock
 import numpy as np
@@ -16,14 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .folders import Part, as_bytes, read_folder
 from .images import Images, fingerprint, resize
-
-Part = Literal["train", "test"]
-"""The official training and test images of a data set."""
-
-
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""Modes of PIL images with at most eight bits per channel, which can be converted to bytes."""
 
 
 class Reader(Protocol):
@@ -48,7 +42,7 @@ def read(
         root: folder of the files, for data sets that do not ship with a package. For ``"folder"`` it has one subfolder
             of images for each class. For the others it may have these instead of the official files. An ``.npz`` file
             is looked for in it first.
-        part: whether to read the official training or test images, for data sets that distinguish them.
+        part: whether to read the official training, validation or test images, for data sets that distinguish them.
         download: whether missing files are downloaded from the official source of the data set.
         image_size: height and width to resize to; if None, images keep their size.
 
@@ -64,7 +58,7 @@ def read(
         return _sized(_npz(next((place for place in places if place.is_file()), path)), image_size)
     if name not in DATASETS:
         raise InputError(f"dataset={name!r}: unknown; choose one of {list(DATASETS)} or the path of an .npz file")
-    return DATASETS[name](None if root is None else Path(root), part, download, image_size)
+    return DATASETS[name](None if root is None else Path(root).expanduser(), part, download, image_size)
 
 
 def from_dataset(dataset: Any, classes: int | None = None, image_size: int | None = None) -> Images:
@@ -103,11 +97,7 @@ def from_dataset(dataset: Any, classes: int | None = None, image_size: int | Non
 
 def _as_tensor(image: Any) -> Tensor:
     if not isinstance(image, Tensor):
-        if image.mode not in MODES:
-            raise InputError(f"image of mode {image.mode!r}: has more than eight bits a channel; convert to L or RGB")
-        grey = image.mode in ("1", "L", "LA")
-        image = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
-        image = image if grey else image.permute(2, 0, 1)
+        return as_bytes(image)
     return image.unsqueeze(0) if image.dim() == 2 else image
 
 
@@ -156,6 +146,8 @@ def _torchvision(name: str, inside: str, shape: tuple[int, int, int], classes: i
 
         if root is None:
             raise InputError(f"data_root=None: {name} is read from files; give the folder that holds {inside}")
+        if part == "validation":
+            raise InputError(f"part='validation': {name} has no validation images of its own; give a number")
         sorted_out = root.is_dir() and not download and sum(path.is_dir() for path in root.iterdir()) == classes
         if sorted_out and not (root / inside).exists():
             folder = _folder(root, part, download, None)
@@ -201,29 +193,9 @@ def _alone(root: Path, download: bool) -> Iterator[None]:
 
 def _folder(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
     """Read a folder that has one subfolder of images for each class."""
-    from torchvision.datasets import ImageFolder
-
-    _only_training("folder", part)
-    if root is None or not root.is_dir():
-        raise InputError(
-            f"data_root={None if root is None else str(root)!r}: give a folder that holds one of images for each class"
-        )
-    try:
-        folder = ImageFolder(str(root), loader=_open)
-    except FileNotFoundError as error:
-        raise InputError(f"data_root={str(root)!r}: {' '.join(str(error).split())[:200]}") from None
-    return from_dataset(folder, len(folder.classes), image_size)
-
-
-def _open(path: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # the last two for damaged PNGs
-        raise InputError(f"{path}: not an image, or damaged ({error}); remove or repair it") from None
+    if root is None:
+        raise InputError("data_root=None: give a folder that holds one of images for each class")
+    return read_folder(root.expanduser(), part, image_size)
 
 
 def _npz(path: Path) -> Images:
@@ -260,7 +232,7 @@ def _sized(images: Images, image_size: int | None) -> Images:
 
 def _only_training(name: str, part: Part) -> None:
     if part != "train":
-        raise InputError(f"test='official': {name} has no test set of its own; give a number of images")
+        raise InputError(f"{part}='official': {name} has no {part} set of its own; give a number of images")
 
 
 DATASETS: dict[str, Reader] = {

@@ -47,8 +47,8 @@ class RunConfig(Config):
         dataset: name of a data set, or path of an ``.npz`` file, see `pyro_isingvit.read`.
         data_root: folder of the data set's files.
         image_size: height and width to resize the images to; None leaves them as they are.
-        train, validation, test, balanced: how the images are split, see `pyro_isingvit.split`; ``test="official"``
-            takes the data set's own test images.
+        train, validation, test, balanced: how the images are split, see `pyro_isingvit.split`; ``"official"``
+            takes the data set's own test, or validation, images.
         network: geometry of the network.
         prior: the Ising prior.
         guide: the guide.
@@ -62,7 +62,7 @@ class RunConfig(Config):
     data_root: str | None = None
     image_size: pydantic.PositiveInt | None = None
     train: pydantic.PositiveInt = 1000
-    validation: pydantic.PositiveInt | None = None
+    validation: pydantic.PositiveInt | Literal["official"] | None = None
     test: pydantic.PositiveInt | Literal["official"] | None = None
     balanced: bool = False
     network: ViTConfig
@@ -78,7 +78,7 @@ class RunConfig(Config):
             raise ValueError(f"select=True with stem={self.network.stem!r}: only pixels of patches can be selected")
         return self
 
-    @pydantic.field_validator("test", mode="before")
+    @pydantic.field_validator("test", "validation", mode="before")
     @classmethod
     def _number_or_official(cls, value: object) -> object:
         number = int(value) if isinstance(value, str) and value.isdecimal() else value

@@ -15,6 +15,7 @@ import torch
 
 from ..config import describe
 from ..data import Data, Images, read, split
+from ..data.folders import Part
 from ..errors import InputError
 from ..inference.fit import fit
 from ..inference.result import FitResult
@@ -184,12 +185,14 @@ def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
     Raises:
         InputError: if the official test images cannot be read, or there are not enough images.
     """
-    test: int | Images | None
-    if config.test == "official":
-        test = read(config.dataset, config.data_root, "test", download, config.image_size)
-    else:
-        test = config.test
-    return split(everything, config.train, test, config.validation, config.fit.seed, config.balanced)
+
+    def own(part: Part, given: int | str | None) -> int | Images | None:
+        if isinstance(given, str):
+            return read(config.dataset, config.data_root, part, download, config.image_size)
+        return given
+
+    test, validation = own("test", config.test), own("validation", config.validation)
+    return split(everything, config.train, test, validation, config.fit.seed, config.balanced)
 
 
 def check_place(out: Path) -> None:

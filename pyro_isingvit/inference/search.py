@@ -16,6 +16,9 @@ from .path import Average, Candidate, Stop, candidate, path_table
 if TYPE_CHECKING:
     from .trainer import Trainer
 
+LEAST = 250
+"""Least number of steps of a trial, unless the Ising phase has fewer: masks and curvature take some hundred to settle."""
+
 
 class TemperatureSearch(Config):
     """How the temperature of the posterior is searched for; `FitConfig` takes it as ``temperature``.
@@ -36,7 +39,7 @@ class TemperatureSearch(Config):
             second of them; `fit_path` all.
         pilot: temperature of the pilot phase, in the same multiples.
         pilot_images: largest number of training images that counts for the temperature of the pilot phase.
-        share: steps of a trial, as a share of those of the Ising phase.
+        share: steps of a trial, as a share of those of the Ising phase; but they are at least `LEAST`.
         position: point of the learning rate's schedule, as a share of the steps, at which `fit_path` holds the rate
             for guides that update masks in closed form: late enough that the noise of single steps is smaller than
             the differences between temperatures. For other guides the rate is held where the pilot phase left it.
@@ -144,7 +147,7 @@ class _Trials:
         self.search, self.trainer, self.validation, self.start = search, trainer, validation, trainer.snapshot()
         self.temperatures = search.temperatures(trainer.guide.model, len(trainer.train))
         self.first, self.last = (len(self.temperatures) - 1) // 2, len(self.temperatures) - 1
-        self.steps = max(1, round(search.share * steps))
+        self.steps = min(steps, max(LEAST, round(search.share * steps)))
         self.stride = steps / self.steps
         self.ends: dict[int, Candidate | None] = {}  # None for a trial that broke down
 

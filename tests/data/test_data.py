@@ -59,6 +59,7 @@ def test_a_tenth_is_tested_on_unless_told_otherwise():
 
 def test_an_official_test_set_stays_whole_and_apart():
     official = numbered(7)
+    official = Images(1 - official.images, official.labels, official.classes)
     data = split(numbered(100), train=60, test=official, validation=40, seed=1)
     assert data.test is official
     assert len(set(data.train.images[:, 0, 0, 0].tolist() + data.validation.images[:, 0, 0, 0].tolist())) == 100
@@ -126,7 +127,7 @@ def write_cifar100(root, monkeypatch, per_class=2):
     names = [f"class {k}" for k in range(100)]
     contents = {
         "train": {"data": data, "fine_labels": labels.tolist(), "coarse_labels": (labels // 5).tolist()},
-        "test": {"data": data[::-1].copy(), "fine_labels": labels[::-1].tolist()},
+        "test": {"data": 255 - data, "fine_labels": labels[::-1].tolist()},
         "meta": {"fine_label_names": names, "coarse_label_names": names[:20]},
     }
     for name, content in contents.items():
@@ -189,27 +190,19 @@ def test_a_folder_of_images(tmp_path):
     assert (folder.labels.tolist(), folder.classes) == ([0, 0, 1, 1], 2)
     assert read("folder", write_folder(tmp_path / "grey", mode="L")).shape == (1, 6, 6)
     uneven = write_folder(tmp_path / "uneven", sizes=((6, 6), (9, 5)))
-    with pytest.raises(InputError, match=r"dataset\[1\] of shape \(3, 5, 9\): the first image is \(3, 6, 6\)"):
+    with pytest.raises(InputError, match=r"1.png' is 9 x 5 pixels, and .*0.png' 6 x 6"):
         read("folder", uneven)
     assert read("folder", uneven, image_size=4).shape == (3, 4, 4)
     (uneven / "cats" / "0.png").write_bytes(b"torn")
-    with pytest.raises(InputError, match=r"0.png: not an image, or damaged"):
+    with pytest.raises(InputError, match=r"0.png': not an image, or damaged"):
         read("folder", uneven, image_size=4)
     whole = bytearray((uneven / "dogs" / "0.png").read_bytes())
     whole[-20] ^= 1
     (uneven / "cats" / "0.png").write_bytes(whole)
-    with pytest.raises(InputError, match=r"0.png: not an image, or damaged"):
+    with pytest.raises(InputError, match=r"0.png': not an image, or damaged"):
         read("folder", uneven, image_size=4)
     with pytest.raises(InputError, match=r"data_root='.*nowhere': give a folder"):
         read("folder", tmp_path / "nowhere")
-    deep = tmp_path / "deep" / "grey"
-    deep.mkdir(parents=True)
-    Image.fromarray(np.full((4, 4), 30000, np.uint16)).save(deep / "0.png")
-    with pytest.raises(InputError, match=r"image of mode 'I;16': has more than eight bits"):
-        read("folder", deep.parent)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="Couldn't find any class folder"):
-        read("folder", tmp_path / "empty")
 
 
 def test_any_torch_dataset():

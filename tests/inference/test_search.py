@@ -116,6 +116,7 @@ def test_trials_follow_while_that_pays(stripes, rigged, mark, levels, tried, cho
 
 
 def test_each_trial_and_the_ising_phase_start_at_the_end_of_the_pilot(stripes, monkeypatch):
+    monkeypatch.setattr(search_module, "LEAST", 1)
     run, seen = Trainer.run, []
 
     def state(trainer):
