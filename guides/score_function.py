@@ -103,14 +103,20 @@ class ScoreFunction(MeanField):
         if self.baseline == "none" or not self.training or not torch.is_grad_enabled():
             return {}
         offset = self.offset[site.key]
+        shape = _without_leading_ones(offset.shape)  # as Pyro sums the costs of a mask
         if self.baseline == "decaying_average":
             # The gradient of Pyro's squared error in the baseline is -2 * (cost - baseline).
-            value = offset.detach().clone().requires_grad_()
-            value.register_hook(lambda gradient: offset.data.add_(gradient, alpha=-0.5 * (1 - BASELINE_DECAY)))
-            return {"baseline_value": value}
+            step, value = -0.5 * (1 - BASELINE_DECAY), offset.detach().clone().requires_grad_()
+            value.register_hook(lambda gradient: offset.data.add_(gradient, alpha=step))
+            return {"baseline_value": value.view(shape)}
         # The network returns values of order one; the baseline is in nats of all data, and so of order ``unit``. The
         # division by ``unit`` gives the gradient of the squared error the order of the gradient of the loss.
         unit = (self.model.num_data or 1) / self.model.temperature
         value = offset + self.net(self._context) if self.net is not None and self._context is not None else offset
         value.register_hook(lambda gradient: gradient / unit)
-        return {"baseline_value": unit * value}
+        return {"baseline_value": unit * value.view(shape)}
+
+
+def _without_leading_ones(shape: torch.Size) -> torch.Size:
+    first = next((i for i, size in enumerate(shape) if size > 1), len(shape))
+    return shape[first:]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import saved
 from .data import Images
+from .data.images import checked_pixels
 from .draws import BATCH, Draw, check_draws, draw_seed, evaluating, guide_draw, mask_draw, network_logits
 from .errors import InputError
 from .guides import Guide
@@ -132,6 +133,7 @@ class Posterior:
 
     def predict_plug_in(self, images: Tensor) -> Tensor:
         """Probabilities (n, classes) of the median-probability model with posterior mean weights, on the CPU."""
+        images = checked_pixels(images)
         probs = [self._plug_in(guide, images) for guide in self.guides]
         return probs[0] if len(probs) == 1 else torch.stack(probs).mean(0)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .data.images import checked_pixels
 from .draws import BATCH, Draw, check_draws
-from .errors import InputError, kind_of
+from .errors import InputError
 from .logit_scale import most_probable_scale, scaled_log_likelihood
 
 BUFFER = 4_000_000
@@ -62,8 +63,7 @@ def predictions(
         InputError: if a value is out of range.
     """
     check_draws(draws)
-    if not isinstance(images, Tensor):
-        raise InputError(f"images={kind_of(images)}: give a tensor (n, channels, height, width)")
+    images = checked_pixels(images)
     if not 0 < interval < 1:
         raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
     levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=device)

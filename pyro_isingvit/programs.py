@@ -3,7 +3,7 @@
 import ctypes
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -31,12 +31,29 @@ def announce_parameters(prefix: str, module: nn.Module) -> None:
         return  # no handler collects parameters, and forty messages a step take time
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            if not hasattr(parameter, "unconstrained"):
-                parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+            if getattr(parameter, "unconstrained", None) is None:
+                parameter.unconstrained = _Itself(parameter)  # type: ignore[attr-defined]
             full = f"{prefix}$$${name}"
             effectful(type="param")(lambda *_, value=parameter, **__: value)(
                 full, parameter, constraint=constraints.real, name=full
             )
+
+
+class _Itself:
+    """What `pyro.infer.SVI` calls to get the tensor behind a parameter. A copy of the parameter comes without it."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self._reference = weakref.ref(parameter)
+
+    def __call__(self) -> nn.Parameter | None:
+        return self._reference()
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    return None
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

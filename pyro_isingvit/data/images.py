@@ -4,13 +4,17 @@ import hashlib
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, kind_of
 from ..network.stem import as_floats
+
+MOST_CLASSES = 1_000_000
+"""Largest number of classes; more is most often a mistake in the labels, and would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +40,16 @@ class Images:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
-        if images.dim() != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
-            raise InputError(
-                f"images of shape {tuple(images.shape)} and type {images.dtype}: need (n, channels, height, width) "
-                "bytes, or floats within [0, 1]; unsqueeze(1) grey images and turn other integers into torch.uint8"
-            )
+        images, labels = checked_pixels(self.images), self.labels
+        if not isinstance(labels, Tensor):
+            raise InputError(f"labels={kind_of(labels)}: give a tensor of integers, e.g. torch.as_tensor(labels)")
         if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
             raise InputError(
                 f"labels of shape {tuple(labels.shape)} and type {labels.dtype}: need ({len(images)},) integers, "
                 "one for each image"
             )
-        if not len(images):
-            raise InputError("images: there is none; give at least one")
-        if images.is_floating_point():
-            broken = ~images.isfinite().flatten(1).all(1)
-            if broken.any():
-                where = int(broken.nonzero()[0])
-                raise InputError(
-                    f"images[{where}] holds NaN or infinity: remove or repair {int(broken.sum())} image(s)"
-                )
-            low, high = float(images.min()), float(images.max())
-            if low < 0 or high > 1:
-                raise InputError(f"images within [{low:g}, {high:g}]: rescale them to [0, 1]")
+        if type(self.classes) is not int or not 1 <= self.classes <= MOST_CLASSES:
+            raise InputError(f"classes={self.classes!r}: give a positive integer, at most {MOST_CLASSES:,}")
         if self.names and len(self.names) != self.classes:
             raise InputError(f"names={self.names[:5]}...: {len(self.names)} names for classes={self.classes}")
         labels = labels.long()
@@ -70,8 +61,7 @@ class Images:
                 "correct it or raise classes"
             )
         object.__setattr__(self, "labels", labels)
-        if images.is_floating_point():
-            object.__setattr__(self, "images", images.float())
+        object.__setattr__(self, "images", images)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -106,6 +96,41 @@ class Images:
             return self
         parts = [resize(batch, size) for batch in self.images.split(1000)]
         return replace(self, images=torch.cat(parts), source=self.fingerprint)
+
+
+def checked_pixels(images: Any, name: str = "images") -> Tensor:
+    """Images as everything here takes them: bytes, or float32 within [0, 1].
+
+    Args:
+        images: (n, channels, height, width), with at least one image.
+        name: name of the argument, for messages.
+
+    Raises:
+        InputError: if type, shape or values do not fit.
+    """
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"{name}={kind_of(images)}: give a tensor (n, channels, height, width), e.g. torch.from_numpy(array)"
+        )
+    if images.dim() != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise InputError(
+            f"{name} of shape {tuple(images.shape)} and type {images.dtype}: need (n, channels, height, width) "
+            "bytes, or floats within [0, 1]; unsqueeze(1) grey images, .float() booleans, and turn other integers into "
+            "torch.uint8"
+        )
+    if not images.numel():
+        raise InputError(f"{name} of shape {tuple(images.shape)}: there is no pixel; give at least one image")
+    if not images.is_floating_point():
+        return images
+    images = images.float()
+    broken = ~images.isfinite().flatten(1).all(1)
+    if broken.any():
+        where = int(broken.nonzero()[0])
+        raise InputError(f"{name}[{where}] holds NaN or infinity: remove or repair {int(broken.sum())} image(s)")
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise InputError(f"{name} within [{low:g}, {high:g}]: rescale them to [0, 1]")
+    return images
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -180,6 +205,9 @@ def split(
                 f"{name} of shape {part.shape} and {part.classes} classes: the other images have shape "
                 f"{everything.shape} and {everything.classes}"
             )
+    for name, value in (("train", train), ("test", test), ("validation", validation)):
+        if not isinstance(value, int | Images | None) or isinstance(value, bool):
+            raise InputError(f"{name}={value!r}: give a number of images, as an integer")
     first = 0 if isinstance(test, Images) else max(1, total // 10) if test is None else int(test)
     spared = max(1, total // 10) if validation is None else 0 if isinstance(validation, Images) else validation
     held = 0 if isinstance(validation, Images) else validation

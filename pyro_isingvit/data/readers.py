@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, kind_of
 from .folders import Part, as_bytes, read_folder
 from .images import Images, fingerprint, resize
 
@@ -77,7 +77,10 @@ def from_dataset(dataset: Any, classes: int | None = None, image_size: int | Non
     """
     images, labels = [], []
     for i in range(len(dataset)):
-        image, label = dataset[i]
+        item = dataset[i]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise InputError(f"dataset[{i}]={kind_of(item)}: give pairs (image, label)")
+        image, label = item
         if not isinstance(image, Tensor) and not hasattr(image, "mode"):
             raise InputError(f"dataset[{i}]: image of type {type(image).__name__}; give PIL images or tensors")
         try:

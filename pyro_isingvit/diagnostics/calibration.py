@@ -35,16 +35,22 @@ def metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
         equal width; ``adaptive_ece``, the expected calibration error over `BINS` bins of equal mass; ``precision``,
         ``recall``, ``f1`` and ``false_positive_rate``, computed for each class against the rest and averaged over the
         classes (a class that is neither present nor predicted is left out).
+
+    Raises:
+        InputError: if there is no image.
     """
+    if not len(labels):
+        raise InputError("labels: there is none, so nothing to score; give the predictions of at least one image")
     classes = probs.shape[-1]
     means = mean_scores(probs, labels)
     each = {"num_classes": classes, "average": "macro"}
+    below = probs.clamp_max(1 - torch.finfo(probs.dtype).eps)  # torchmetrics has a bin of its own for exactly 1
     return {
         "accuracy": means["accuracy"],
         "nll": means["nll"],
-        "ece": float(tm.multiclass_calibration_error(probs, labels, classes, n_bins=BINS, norm="l1")),
+        "ece": float(tm.multiclass_calibration_error(below, labels, classes, n_bins=BINS, norm="l1")),
         "brier": means["brier"],
-        "mce": float(tm.multiclass_calibration_error(probs, labels, classes, n_bins=BINS, norm="max")),
+        "mce": float(tm.multiclass_calibration_error(below, labels, classes, n_bins=BINS, norm="max")),
         "adaptive_ece": float(_gap(reliability_table(probs, labels, equal_mass=True))),
         "precision": float(tm.multiclass_precision(probs, labels, **each)),
         "recall": float(tm.multiclass_recall(probs, labels, **each)),

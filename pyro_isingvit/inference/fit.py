@@ -141,6 +141,7 @@ def _training(
         seeded(device, config.seed),
         keeping_memory(),
         pyro.validation_enabled(False),
+        torch.enable_grad(),
     ):
         wanted = config.temperature
         listening: list[Listener] = [*([ProgressBar()] if progress else []), *listeners]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 LEAST = 250
-"""Least number of steps of a trial, unless the Ising phase has fewer: masks and curvature take some hundred to settle."""
+"""Least number of steps of a trial, unless the Ising phase has fewer: masks and curvature take hundreds to settle."""
 
 
 class TemperatureSearch(Config):

@@ -238,7 +238,8 @@ class ViT(nn.Module):
                 f"(batch, {config.channels}, {config.image_size[0]}, {config.image_size[1]}); "
                 "resize them or change ViTConfig"
             )
-        patches = self.stem((as_floats(images) - config.pixel_mean) / config.pixel_std)
+        pixels = as_floats(images).to(self.patch_embed.dtype)
+        patches = self.stem((pixels - config.pixel_mean) / config.pixel_std)
         x = linear("patch_embed", None, patches, self.patch_embed, self.patch_embed_bias)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
