@@ -3,7 +3,7 @@
 A training step then takes a few passes over one vector, in place of dozens of small operations for each site.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_isingvit.distributions import Gaussian, SpikeAndSlab, StraightThroughBernoulli
+from pyro_isingvit.models.ising_vit import Distributions
 from pyro_isingvit.models.priors import Interaction
 
 
@@ -59,6 +60,7 @@ class Masks:
         self.kept = torch.stack([part.sum() for part in self.probs.split(self.layout.sizes)])
         self.counts = self.kept.new_tensor(self.layout.sizes)
         self._energy: tuple[Interaction, Tensor] | None = None
+        self._divergence: Tensor | None = None
 
     def draw(self) -> Tensor:
         """A draw of all masks as one vector, exactly 0 or 1, with the straight-through gradient."""
@@ -79,14 +81,20 @@ class Masks:
             self._energy = interaction, energy
         return energy
 
-    def divergence(self, priors: Sequence[Any]) -> Tensor:
-        """Divergence from the prior of each site, in nats."""
-        odds = [prior.given for prior in priors]
+    def divergence(self, priors: Callable[[], Sequence[Any]]) -> Tensor:
+        """Divergence from the prior of each site, in nats; computed once, unless it has a gradient."""
+        if self._divergence is not None:
+            return self._divergence
+        odds = [prior.given for prior in priors()]
         if any(each.dim() for each in odds):
             flat = self.layout.join(odds)
-            return self.negative_entropy - self.probs @ flat + F.softplus(flat).sum()
-        each = torch.stack(odds)
-        return self.negative_entropy - self.kept @ each + self.counts @ F.softplus(each)
+            divergence = self.negative_entropy - self.probs @ flat + F.softplus(flat).sum()
+        else:
+            each = torch.stack(odds)
+            divergence = self.negative_entropy - self.kept @ each + self.counts @ F.softplus(each)
+        if not divergence.requires_grad:
+            self._divergence = divergence
+        return divergence
 
 
 class Scales:
@@ -98,9 +106,27 @@ class Scales:
     """
 
     def __init__(self, log_scales: Sequence[Tensor], layout: Layout) -> None:
-        self.log = layout.join(log_scales)
+        self.layout, self.log = layout, layout.join(log_scales)
         self.scale = self.log.exp()
-        self.square = self.scale.square()
+        self._against: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def against(self, priors: Callable[[], Sequence[Gaussian]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and precision of the prior of each weight, and the divergence from it at that mean.
+
+        They are computed once, unless they have gradients.
+        """
+        if self._against is not None:
+            return self._against
+        locs, log_scales = zip(*(prior.given for prior in priors()), strict=True)
+        if all(each.dim() == 0 for each in log_scales):
+            precisions = (-2 * torch.stack(log_scales)).exp().unbind()
+        else:
+            precisions = tuple((-2 * each).exp() for each in log_scales)
+        loc, log_scale, precision = (self.layout.join(each) for each in (locs, log_scales, precisions))
+        rest = torch.addcmul(log_scale - self.log - 0.5, self.scale.square(), precision, value=0.5)
+        if not (loc.requires_grad or rest.requires_grad):
+            self._against = loc, precision, rest
+        return loc, precision, rest
 
 
 class Weights:
@@ -121,15 +147,9 @@ class Weights:
         slab = torch.addcmul(self.loc, self.scales.scale, torch.randn_like(self.loc))
         return self.layout.split(self.mask * slab)
 
-    def divergence(self, priors: Sequence[Gaussian]) -> Tensor:
+    def divergence(self, priors: Callable[[], Sequence[Gaussian]]) -> Tensor:
         """Divergence of the weights that are kept from the prior of each site, in nats."""
-        locs, log_scales = zip(*(prior.given for prior in priors), strict=True)
-        if all(each.dim() == 0 for each in log_scales):
-            precisions = (-2 * torch.stack(log_scales)).exp().unbind()
-        else:
-            precisions = tuple((-2 * each).exp() for each in log_scales)
-        loc, log_scale, precision = (self.layout.join(each) for each in (locs, log_scales, precisions))
-        rest = torch.addcmul(log_scale - self.scales.log - 0.5, self.scales.square, precision, value=0.5)
+        loc, precision, rest = self.scales.against(priors)
         return self.mask @ rest + 0.5 * _SumOfSquares.apply(self.loc - loc, self.mask * precision)
 
 
@@ -152,8 +172,8 @@ class JointDraw:
         assert self.of_masks is not None
         return self.of_masks.expected_energy(interaction)
 
-    def divergence(self, bases: Sequence[TorchDistributionMixin], priors: Sequence[TorchDistributionMixin]) -> Tensor:
-        total = self.of_weights.divergence([_slab(prior) for prior in priors])
+    def divergence(self, bases: Distributions, priors: Distributions) -> Tensor:
+        total = self.of_weights.divergence(lambda: [_slab(prior) for prior in priors()])
         return total if self.of_masks is None else total + self.of_masks.divergence(bases)
 
 
@@ -171,8 +191,8 @@ class PointDraw:
     def expected_energy(self, interaction: Interaction) -> Tensor:
         raise NotImplementedError("a point estimate has no masks of its own")
 
-    def divergence(self, bases: Sequence[TorchDistributionMixin], priors: Sequence[TorchDistributionMixin]) -> Tensor:
-        each = zip(priors, self.weights.values(), strict=True)
+    def divergence(self, bases: Distributions, priors: Distributions) -> Tensor:
+        each = zip(priors(), self.weights.values(), strict=True)
         return -torch.stack([prior.log_prob(weight) for prior, weight in each]).sum()
 
 

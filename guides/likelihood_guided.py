@@ -181,13 +181,16 @@ class LikelihoodGuided(MeanField):
         if self.model.prior.interaction is not None:
             self.model.prior.interaction.observe_weights({site.name: self.loc[site.key] for site in sites})
         prior_fields = self.prior_fields()
-        targets = {}
+        targets, log_scales = {}, {}
         for site in sites:
+            prior, curvature = self._prior_slab(site), self.estimator.curvature(site)
             if site.name in self.mask_shapes and site.name not in self.held:
-                targets[site.key] = self.evidence(site, self._mask_temperatures[site.name]) + prior_fields[site.name]
-        for site in sites if self.fixed_scale is None else []:
-            precision = self.estimator.curvature(site) / temperature + _moments(self._prior_slab(site))[1]
-            self.log_scale[site.key].lerp_(-0.5 * precision.log(), share)
+                gain = self._gain(site, prior, curvature, self._mask_temperatures[site.name])
+                targets[site.key] = gain + prior_fields[site.name]
+            if self.fixed_scale is None:
+                log_scales[site.key] = -0.5 * (curvature / temperature + _moments(prior)[1]).log()
+        for key, log_scale in log_scales.items():
+            self.log_scale[key].lerp_(log_scale, share)
         if self.target_density is not None:
             weights = {site.key: site.numel for site in sites}
             others = {key: self._mean_inclusion(key) for key in weights if key not in targets}
@@ -213,7 +216,12 @@ class LikelihoodGuided(MeanField):
         Returns:
             Sums over the weights that share a mask, in the shape of the masks.
         """
-        own, prior, curvature = self.model.temperature, self._prior_slab(site), self.estimator.curvature(site)
+        return self._gain(site, self._prior_slab(site), self.estimator.curvature(site), temperature)
+
+    def _gain(
+        self, site: WeightSite, prior: torch.distributions.Distribution, curvature: Tensor, temperature: float | None
+    ) -> Tensor:
+        own = self.model.temperature
         (mean, precision), slab = _moments(prior), self.slab(site)
         offset = slab.mean - mean
         if temperature is None:

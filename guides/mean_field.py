@@ -96,16 +96,19 @@ class MeanField(Guide):
         if not (self._closed and own):
             return None
         self.begin()
-        sites, layout, masks, of_masks = self.model.sites, self._layout, self.model.fixed_masks, None
+        sites, layout, masks = self.model.sites, self._layout, self.model.fixed_masks
+        of_masks = flat = None
         with full_precision(self.model.prior.zero.device):
             if masks is None:
                 logits = {site.name: self.logit[site.key] for site in sites if site.name in self.mask_shapes}
                 of_masks = self._kept("masks", logits, Masks) if logits else None
-                masks = {} if of_masks is None else of_masks.by_site(of_masks.draw())
-            mask = layout.join([masks.get(site.name, self.model.prior.zero + 1) for site in sites])
+                flat = None if of_masks is None else of_masks.draw()
+                masks = {} if of_masks is None or flat is None else of_masks.by_site(flat)
+            if flat is None or of_masks is None or of_masks.layout.sizes != layout.sizes:
+                flat = layout.join([masks.get(site.name, self.model.prior.zero + 1) for site in sites])
             log_scales = {site.name: self.log_scale[site.key] for site in sites}
             scales = self._kept("scales", log_scales, lambda given: Scales(list(given.values()), layout))
-            of_weights = Weights([self.loc[site.key] for site in sites], scales, mask, layout)
+            of_weights = Weights([self.loc[site.key] for site in sites], scales, flat, layout)
             weights = {site.name: weight for site, weight in zip(sites, of_weights.draw(), strict=True)}
         return JointDraw(dict(masks), weights, of_masks, of_weights)
 
@@ -120,7 +123,8 @@ class MeanField(Guide):
     def _kept(self, name: str, parameters: dict[str, Tensor], make: Callable[[dict[str, Tensor]], Made]) -> Made:
         """What is made from parameters; made again only once they have changed, or if it needs their gradients.
 
-        A change through ``.data``, which torch does not count, is noticed after the next `forget`.
+        A change through ``.data``, which torch does not count, is noticed after the next `forget`, and so is one of a
+        prior without gradients.
         """
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters.values()):
             return make(parameters)

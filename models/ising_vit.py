@@ -59,6 +59,10 @@ class Companion(Protocol):
         """Called before the network runs. Returns a function to apply its linear layers, or None for the default."""
 
 
+Distributions = Callable[[], Sequence[TorchDistributionMixin]]
+"""A function that makes distributions, as these take time and are not always needed."""
+
+
 class JointDraw(Protocol):
     """A draw of all masks and weights at once, from a guide whose divergence from the prior has a closed form.
 
@@ -75,12 +79,12 @@ class JointDraw(Protocol):
     def expected_energy(self, interaction: Interaction) -> Tensor:
         """Expectation over masks of the energy of an interaction that is linear in each of them."""
 
-    def divergence(self, bases: Sequence[TorchDistributionMixin], priors: Sequence[TorchDistributionMixin]) -> Tensor:
+    def divergence(self, bases: Distributions, priors: Distributions) -> Tensor:
         """Divergence of the guide from the prior, given the masks that were drawn, in nats; a scalar.
 
         Args:
-            bases: base measure of the masks of each site that has them, in order; empty if they are fixed.
-            priors: prior of the weights of each site given its mask, in order.
+            bases: makes the base measures of the masks of the sites that have them, in order; none if they are fixed.
+            priors: makes the priors of the weights of all sites given their masks, in order.
         """
 
 
@@ -172,29 +176,27 @@ class IsingViT(nn.Module):
     def draw_weights(self, draw: JointDraw | None = None) -> dict[str, Tensor]:
         """Sample all masks and weights, the latent part of the model. Returns the weights by site name."""
         announce_parameters("model", self)
-        prior, fixed = self.prior, self.fixed_masks
+        prior = self.prior
         with full_precision(prior.zero.device):
-            every = {site: prior.mask(site) for site in self.sites if fixed is None}
-            bases = {site: base for site, base in every.items() if base is not None}
-            if fixed is not None:
-                masks = fixed
-            elif draw is not None:
-                masks = draw.masks
-            else:
-                masks = {site.name: self.sample(site, site.mask_name, base) for site, base in bases.items()}
-            interaction = prior.interaction
-            if bases and interaction is not None:
-                averages = draw if interaction.multilinear else None
-                energy = interaction.energy(masks) if averages is None else averages.expected_energy(interaction)
-                pyro.factor("ising", energy - self._log_normaliser(interaction, masks, bases))
-            if draw is None:
-                return {
-                    site.name: self.sample(site, site.weight_name, prior.weight(site, masks.get(site.name)))
-                    for site in self.sites
-                }
-            priors = [prior.weight(site, masks.get(site.name)) for site in self.sites]
-            pyro.factor("divergence", -draw.divergence(list(bases.values()), priors))
-            return draw.weights
+            if draw is not None:
+                return self._take(draw)
+            masks = self._draw_masks() if self.fixed_masks is None else self.fixed_masks
+            return {
+                site.name: self.sample(site, site.weight_name, prior.weight(site, masks.get(site.name)))
+                for site in self.sites
+            }
+
+    def _take(self, draw: JointDraw) -> dict[str, Tensor]:
+        """The factors that take the place of the sites of a draw. Returns its weights."""
+        masks = draw.masks
+        if self.fixed_masks is None:
+            self._interact(masks, self._bases, draw)
+
+        def priors() -> list[TorchDistributionMixin]:
+            return [self.prior.weight(site, masks.get(site.name)) for site in self.sites]
+
+        pyro.factor("divergence", -draw.divergence(lambda: list(self._bases().values()), priors))
+        return draw.weights
 
     def follow(self, companion: Companion | None) -> None:
         """Set the guide that the model runs with from now on, or None. A `Guide` calls this each time it runs."""
@@ -236,17 +238,41 @@ class IsingViT(nn.Module):
         """Fix the masks, given by site name, so that neither the model nor guides sample them. None undoes this."""
         self.fixed_masks = None if masks is None else dict(masks)
 
+    def _bases(self) -> dict[WeightSite, TorchDistributionMixin]:
+        every = {site: self.prior.mask(site) for site in self.sites}
+        return {site: base for site, base in every.items() if base is not None}
+
+    def _draw_masks(self) -> dict[str, Tensor]:
+        bases = self._bases()
+        masks = {site.name: self.sample(site, site.mask_name, base) for site, base in bases.items()}
+        self._interact(masks, lambda: bases)
+        return masks
+
+    def _interact(
+        self,
+        masks: Mapping[str, Tensor],
+        bases: Callable[[], Mapping[WeightSite, TorchDistributionMixin]],
+        draw: JointDraw | None = None,
+    ) -> None:
+        """The factor of the interaction; for masks that were drawn at once its expectation, if that is known."""
+        interaction = self.prior.interaction
+        if not masks or interaction is None:
+            return
+        known = draw if interaction.multilinear else None
+        energy = interaction.energy(masks) if known is None else known.expected_energy(interaction)
+        pyro.factor("ising", energy - self._log_normaliser(interaction, masks, bases))
+
     def _log_normaliser(
         self,
         interaction: Interaction,
         masks: Mapping[str, Tensor],
-        bases: Mapping[WeightSite, TorchDistributionMixin],
+        bases: Callable[[], Mapping[WeightSite, TorchDistributionMixin]],
     ) -> Tensor | float:
         """log Z of base measure times factor, or 0 where nothing that requires a gradient affects it."""
         if interaction.normalised or not self._varies:
             return 0.0
         detached = {name: mask.detach() for name, mask in masks.items()}
-        terms = [base.log_prob(detached[site.name]) for site, base in bases.items()]
+        terms = [base.log_prob(detached[site.name]) for site, base in bases().items()]
         learned = any(isinstance(x, Tensor) and x.requires_grad for x in [*terms, interaction.energy(detached)])
         return interaction.log_normaliser(detached) if learned else 0.0
 
