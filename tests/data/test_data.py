@@ -318,7 +318,7 @@ def test_a_folder_that_cannot_be_written_is_read_without_a_lock(tmp_path, monkey
         ({"labels": torch.tensor([0, -1, 2, 1])}, r"labels\[1\]=-1"),
         ({"labels": torch.tensor([0, 1])}, r"labels of shape \(2,\)"),
         ({"labels": torch.rand(4)}, "torch.float32"),
-        ({"images": torch.rand(0, 1, 8, 8), "labels": torch.zeros(0, dtype=torch.long)}, "there is none"),
+        ({"images": torch.rand(0, 1, 8, 8), "labels": torch.zeros(0, dtype=torch.long)}, "there is no pixel"),
     ],
 )
 def test_wrong_images_are_refused(change, message):

@@ -17,7 +17,7 @@ import torch
 from pyro_isingvit import InputError
 from pyro_isingvit.experiments.page import write_study
 from pyro_isingvit.experiments.plan import Plan, read_plan
-from pyro_isingvit.experiments.study import _peak_memory, read_result, run_cell, run_study
+from pyro_isingvit.experiments.study import peak_memory, read_result, run_cell, run_study
 
 COMMAND = [sys.executable, "-c", "from pyro_isingvit.cli import main; main()", "study"]
 
@@ -90,7 +90,7 @@ def test_memory_is_that_of_the_run_alone(plan_file, tmp_path):
     assert len(paths) == 3
     for path in paths:
         memory = read_result(path).memory
-        assert math.isnan(memory) or memory < _peak_memory() - 500
+        assert math.isnan(memory) or memory < peak_memory() - 500
     assert held.sum() > 0
 
 
