@@ -77,7 +77,7 @@ class Masks:
         if self._energy is not None and self._energy[0] is interaction:
             return self._energy[1]
         energy = interaction.energy(self.by_site(self.probs))
-        if not energy.requires_grad:
+        if _can_be_kept(energy):
             self._energy = interaction, energy
         return energy
 
@@ -92,7 +92,7 @@ class Masks:
         else:
             each = torch.stack(odds)
             divergence = self.negative_entropy - self.kept @ each + self.counts @ F.softplus(each)
-        if not divergence.requires_grad:
+        if _can_be_kept(divergence):
             self._divergence = divergence
         return divergence
 
@@ -124,7 +124,7 @@ class Scales:
             precisions = tuple((-2 * each).exp() for each in log_scales)
         loc, log_scale, precision = (self.layout.join(each) for each in (locs, log_scales, precisions))
         rest = torch.addcmul(log_scale - self.log - 0.5, self.scale.square(), precision, value=0.5)
-        if not (loc.requires_grad or rest.requires_grad):
+        if _can_be_kept(loc, rest):
             self._against = loc, precision, rest
         return loc, precision, rest
 
@@ -200,6 +200,11 @@ def has_closed_form(base: TorchDistributionMixin | None, prior: TorchDistributio
     """Whether `JointDraw.divergence` is known for a site with this base measure (None without masks) and prior."""
     masked = type(base) is StraightThroughBernoulli and type(prior) is SpikeAndSlab and prior.spike is None
     return (masked or base is None) and type(_slab(prior)) is Gaussian
+
+
+def _can_be_kept(*results: Tensor) -> bool:
+    """Whether later draws may use these results: they have no gradient, and would have one if they depended on any."""
+    return torch.is_grad_enabled() and not any(result.requires_grad for result in results)
 
 
 def _slab(prior: Any) -> Any:

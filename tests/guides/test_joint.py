@@ -184,3 +184,23 @@ def test_networks_with_sites_without_masks_and_with_fixed_masks():
     assert all(not fixed.weights[name].any() for name in off)
     loss = iv.TraceGraph_ELBO()(model, guide)(torch.rand(5, 1, 4, 4), torch.arange(5) % 3)
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("options", [{"learn_coupling": True}, {"learn_slab_scale": True}])
+def test_a_loss_without_gradients_takes_none_from_the_next(options):
+    """What is kept between draws has no gradients, so a learned prior's is not kept, whoever asked first."""
+    gradients = []
+    for asked in (False, True):
+        model, guide = pair(iv.LikelihoodGuided, coupling=0.1, **options)
+        guide.eval()
+        loss = iv.TraceGraph_ELBO()(model, guide)
+        images, labels = torch.rand(5, 1, 4, 4), torch.arange(5) % 3
+        with pyro.validation_enabled(False):
+            if asked:
+                with torch.no_grad():
+                    loss(images, labels)
+            torch.manual_seed(1)
+            loss(images, labels).backward()
+        gradients.append([p.grad for p in model.prior.parameters() if p.requires_grad])
+    assert gradients[0]
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
