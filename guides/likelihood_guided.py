@@ -31,19 +31,20 @@ References:
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from pyro_isingvit.distributions import Gaussian, StraightThroughBernoulli
+from pyro_isingvit.distributions import StraightThroughBernoulli
 from pyro_isingvit.errors import InputError, kind_of
 from pyro_isingvit.models.ising_vit import IsingViT, Pass
 from pyro_isingvit.network import Linear, WeightSite
 
 from .density import shift_for_density
 from .estimators import ESTIMATORS, Estimator
+from .evidence import log_evidence_ratio, moments
 from .mean_field import MeanField
 
 LOGIT_BOUND = 8.0
@@ -185,10 +186,10 @@ class LikelihoodGuided(MeanField):
         for site in sites:
             prior, curvature = self._prior_slab(site), self.estimator.curvature(site)
             if site.name in self.mask_shapes and site.name not in self.held:
-                gain = self._gain(site, prior, curvature, self._mask_temperatures[site.name])
-                targets[site.key] = gain + prior_fields[site.name]
+                evidence = self._evidence(site, prior, curvature, self._mask_temperatures[site.name])
+                targets[site.key] = evidence + prior_fields[site.name]
             if self.fixed_scale is None:
-                log_scales[site.key] = -0.5 * (curvature / temperature + _moments(prior)[1]).log()
+                log_scales[site.key] = -0.5 * (curvature / temperature + moments(prior)[1]).log()
         for key, log_scale in log_scales.items():
             self.log_scale[key].lerp_(log_scale, share)
         if self.target_density is not None:
@@ -216,22 +217,14 @@ class LikelihoodGuided(MeanField):
         Returns:
             Sums over the weights that share a mask, in the shape of the masks.
         """
-        return self._gain(site, self._prior_slab(site), self.estimator.curvature(site), temperature)
+        return self._evidence(site, self._prior_slab(site), self.estimator.curvature(site), temperature)
 
-    def _gain(
+    def _evidence(
         self, site: WeightSite, prior: torch.distributions.Distribution, curvature: Tensor, temperature: float | None
     ) -> Tensor:
-        own = self.model.temperature
-        (mean, precision), slab = _moments(prior), self.slab(site)
-        offset = slab.mean - mean
-        if temperature is None:
-            temperature = own
-        else:
-            offset = offset * (curvature + own * precision) / (curvature + temperature * precision)
-            slab = Gaussian(mean + offset, -0.5 * (curvature / temperature + precision).log())
-        slope = temperature * precision * offset
-        gain = self.estimator.pull(site, slab, slope) / temperature - _divergence(slab, prior)
-        return gain.sum_to_size(self.mask_shapes[site.name])
+        pull = partial(self.estimator.pull, site)
+        ratio = log_evidence_ratio(pull, self.slab(site), prior, curvature, self.model.temperature, temperature)
+        return ratio.sum_to_size(self.mask_shapes[site.name])
 
     @torch.no_grad()
     def inclusion_at(self, temperature: float) -> dict[str, Tensor]:
@@ -291,23 +284,6 @@ def _log_odds(base: TorchDistributionMixin | None) -> Tensor:
     zeros = base.sample().zero_().requires_grad_()
     log_prob = base.log_prob(zeros).sum()
     return torch.autograd.grad(log_prob, zeros)[0] if log_prob.requires_grad else torch.zeros_like(zeros)
-
-
-def _moments(prior: torch.distributions.Distribution) -> tuple[Tensor, Tensor]:
-    """Mean and precision of each element, which broadcast to the batch shape."""
-    if isinstance(prior, Gaussian):
-        loc, log_scale = prior.given
-        return loc, (-2 * log_scale).exp()
-    return prior.mean, 1 / prior.variance
-
-
-def _divergence(q: torch.distributions.Distribution, p: torch.distributions.Distribution) -> Tensor:
-    """KL(q || p) of each element; where there is no closed form, from one draw, since updates average over many."""
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        draw = q.sample()
-        return q.log_prob(draw) - p.log_prob(draw)
 
 
 def _by_site(

@@ -96,21 +96,17 @@ class MeanField(Guide):
         if not (self._closed and own):
             return None
         self.begin()
-        sites, layout, masks = self.model.sites, self._layout, self.model.fixed_masks
-        of_masks = flat = None
-        with full_precision(self.model.prior.zero.device):
-            if masks is None:
-                logits = {site.name: self.logit[site.key] for site in sites if site.name in self.mask_shapes}
-                of_masks = self._kept("masks", logits, Masks) if logits else None
-                flat = None if of_masks is None else of_masks.draw()
-                masks = {} if of_masks is None or flat is None else of_masks.by_site(flat)
-            if flat is None or of_masks is None or of_masks.layout.sizes != layout.sizes:
-                flat = layout.join([masks.get(site.name, self.model.prior.zero + 1) for site in sites])
+        sites, fixed, one = self.model.sites, self.model.fixed_masks, self.model.prior.zero + 1
+        with full_precision(one.device):
+            logits = {site.name: self.logit[site.key] for site in sites if site.name in self.mask_shapes}
+            of_masks = self._kept("masks", logits, Masks) if logits and fixed is None else None
+            masks = dict(fixed or {}) if of_masks is None else of_masks.by_site(of_masks.draw())
+            every = self._layout.join([masks.get(site.name, one) for site in sites])
             log_scales = {site.name: self.log_scale[site.key] for site in sites}
-            scales = self._kept("scales", log_scales, lambda given: Scales(list(given.values()), layout))
-            of_weights = Weights([self.loc[site.key] for site in sites], scales, flat, layout)
+            scales = self._kept("scales", log_scales, lambda given: Scales(list(given.values()), self._layout))
+            of_weights = Weights([self.loc[site.key] for site in sites], scales, every, self._layout)
             weights = {site.name: weight for site, weight in zip(sites, of_weights.draw(), strict=True)}
-        return JointDraw(dict(masks), weights, of_masks, of_weights)
+        return JointDraw(masks, weights, of_masks, of_weights)
 
     def slab(self, site: WeightSite) -> TorchDistributionMixin:
         """Distribution of a weight that is kept, batch shape ``site.shape``."""

@@ -8,7 +8,10 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .network import LAYER
+from torch import Tensor
+
+from .errors import InputError
+from .network import LAYER, WeightSite
 from .network.units import RESIDUAL, SITES, UNITS
 
 Layers = int | slice | None
@@ -47,6 +50,91 @@ class Coupling:
             return site if layers is None else f"{site}[{layers}]"
 
         return f"{part(self.first, self.first_layers)}~{part(self.second, self.second_layers)}"
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a coupling: how the spins of a site are averaged to mean spins at units."""
+
+    site: str
+    axes: tuple[int, ...]  # averaged over, counted from the right
+    layer_axis: int | None  # of the mean, counted from the right; None if no blocks are chosen
+    layers: Layers
+    order: tuple[int, ...]  # of the unit axes, so that it is the same at both ends
+    weights: int  # number of weights at one unit
+    shape: tuple[int, ...]  # of the units
+
+    def select(self, mean: Tensor) -> Tensor:
+        if self.layer_axis is not None:
+            index = self.layers if self.layers is not None else slice(None)
+            mean = mean[(..., index) + (slice(None),) * (-self.layer_axis - 1)]
+        batch = mean.dim() - len(self.order)
+        if self.order == tuple(range(len(self.order))):
+            return mean
+        return mean.permute(*range(batch), *(batch + i for i in self.order))
+
+    def spread(self, units: Tensor, site: WeightSite) -> Tensor:
+        """The reverse of averaging and `select`: takes a value for each unit to each weight of the site."""
+        kept = units.permute(*(self.order.index(i) for i in range(len(self.order))))
+        if self.layers is None:
+            return kept.reshape([1 if i - len(site.shape) in self.axes else n for i, n in enumerate(site.shape)])
+        axis = len(site.shape) + site.axis(LAYER)
+        sizes = [n if i == axis or i - len(site.shape) not in self.axes else 1 for i, n in enumerate(site.shape)]
+        whole = kept.new_zeros(sizes)
+        index = (*(slice(None),) * axis, self.layers)
+        whole[index] = kept.reshape(whole[index].shape)
+        return whole
+
+
+def end_of(site: WeightSite, coupling: Coupling, layers: Layers) -> End:
+    """The end of a coupling at a site, of which some blocks take part.
+
+    Raises:
+        InputError: if the site lacks a unit or a block, or blocks and units do not fit together.
+    """
+    missing = set(coupling.units) - set(site.dims)
+    if missing:
+        raise InputError(f"coupling {coupling.name!r}: {site.name} has no {missing}; its dims are {site.dims}")
+    if isinstance(layers, int) and LAYER in coupling.units:
+        raise InputError(f"coupling {coupling.name!r}: a single block has no {LAYER!r} unit; leave it out of units")
+    if isinstance(layers, slice) and LAYER not in coupling.units:
+        raise InputError(
+            f"coupling {coupling.name!r}: blocks are matched in order by the unit {LAYER!r}; add it to units"
+        )
+    if layers is not None and LAYER not in site.dims:
+        raise InputError(f"coupling {coupling.name!r}: {site.name} has no blocks to choose from; its dims {site.dims}")
+    kept = [d for d in site.dims if d in coupling.units or (layers is not None and d == LAYER)]
+    axes = tuple(site.axis(d) for d in site.dims if d not in kept)
+    sizes = dict(zip(site.dims, site.shape, strict=True))
+    layer_axis = kept.index(LAYER) - len(kept) if layers is not None else None
+    left = [d for d in kept if not (isinstance(layers, int) and d == LAYER)]
+    if isinstance(layers, int) and not -sizes[LAYER] <= layers < sizes[LAYER]:
+        raise InputError(f"coupling {coupling.name!r}: block {layers} of {site.name}, which has {sizes[LAYER]}")
+    if isinstance(layers, slice):
+        sizes[LAYER] = len(range(*layers.indices(sizes[LAYER])))
+    weights = 1
+    for d in site.dims:
+        if d not in kept:
+            weights *= sizes[d]
+    return End(
+        site.name,
+        axes,
+        layer_axis,
+        layers,
+        tuple(left.index(d) for d in coupling.units),
+        weights,
+        tuple(sizes[d] for d in coupling.units),
+    )
+
+
+def blocks_of(site: WeightSite, layers: Layers) -> list[int | None]:
+    """The blocks of a site that a coupling chooses, in order; [None] for a site without blocks."""
+    if LAYER not in site.dims:
+        return [None]
+    every = range(site.shape[site.axis(LAYER)])
+    if isinstance(layers, int):
+        return [every[layers]]
+    return list(every if layers is None else every[layers])
 
 
 EARLIER, LATER = slice(None, -1), slice(1, None)

@@ -8,98 +8,18 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from .couplings import Coupling, Layers
+from .couplings import Coupling, End, blocks_of, end_of
 from .distributions import Ising
 from .errors import InputError
 from .network import LAYER, WeightSite, by_name
 from .settings import Described, plain
-
-
-@dataclass(frozen=True)
-class _End:
-    """One end of a coupling: how the spins of a site are averaged to mean spins at units."""
-
-    site: str
-    axes: tuple[int, ...]  # averaged over, counted from the right
-    layer_axis: int | None  # of the mean, counted from the right; None if no blocks are chosen
-    layers: Layers
-    order: tuple[int, ...]  # of the unit axes, so that it is the same at both ends
-    weights: int  # number of weights at one unit
-    shape: tuple[int, ...]  # of the units
-
-    def select(self, mean: Tensor) -> Tensor:
-        if self.layer_axis is not None:
-            index = self.layers if self.layers is not None else slice(None)
-            mean = mean[(..., index) + (slice(None),) * (-self.layer_axis - 1)]
-        batch = mean.dim() - len(self.order)
-        if self.order == tuple(range(len(self.order))):
-            return mean
-        return mean.permute(*range(batch), *(batch + i for i in self.order))
-
-    def spread(self, units: Tensor, site: WeightSite) -> Tensor:
-        """The reverse of averaging and `select`: takes a value for each unit to each weight of the site."""
-        kept = units.permute(*(self.order.index(i) for i in range(len(self.order))))
-        if self.layers is None:
-            return kept.reshape([1 if i - len(site.shape) in self.axes else n for i, n in enumerate(site.shape)])
-        axis = len(site.shape) + site.axis(LAYER)
-        sizes = [n if i == axis or i - len(site.shape) not in self.axes else 1 for i, n in enumerate(site.shape)]
-        whole = kept.new_zeros(sizes)
-        index = (*(slice(None),) * axis, self.layers)
-        whole[index] = kept.reshape(whole[index].shape)
-        return whole
-
-
-def _end(site: WeightSite, coupling: Coupling, layers: Layers) -> _End:
-    missing = set(coupling.units) - set(site.dims)
-    if missing:
-        raise InputError(f"coupling {coupling.name!r}: {site.name} has no {missing}; its dims are {site.dims}")
-    if isinstance(layers, int) and LAYER in coupling.units:
-        raise InputError(f"coupling {coupling.name!r}: a single block has no {LAYER!r} unit; leave it out of units")
-    if isinstance(layers, slice) and LAYER not in coupling.units:
-        raise InputError(
-            f"coupling {coupling.name!r}: blocks are matched in order by the unit {LAYER!r}; add it to units"
-        )
-    if layers is not None and LAYER not in site.dims:
-        raise InputError(f"coupling {coupling.name!r}: {site.name} has no blocks to choose from; its dims {site.dims}")
-    kept = [d for d in site.dims if d in coupling.units or (layers is not None and d == LAYER)]
-    axes = tuple(site.axis(d) for d in site.dims if d not in kept)
-    sizes = dict(zip(site.dims, site.shape, strict=True))
-    layer_axis = kept.index(LAYER) - len(kept) if layers is not None else None
-    left = [d for d in kept if not (isinstance(layers, int) and d == LAYER)]
-    if isinstance(layers, int) and not -sizes[LAYER] <= layers < sizes[LAYER]:
-        raise InputError(f"coupling {coupling.name!r}: block {layers} of {site.name}, which has {sizes[LAYER]}")
-    if isinstance(layers, slice):
-        sizes[LAYER] = len(range(*layers.indices(sizes[LAYER])))
-    weights = 1
-    for d in site.dims:
-        if d not in kept:
-            weights *= sizes[d]
-    return _End(
-        site.name,
-        axes,
-        layer_axis,
-        layers,
-        tuple(left.index(d) for d in coupling.units),
-        weights,
-        tuple(sizes[d] for d in coupling.units),
-    )
-
-
-def _layers(site: WeightSite, layers: Layers) -> list[int | None]:
-    """The blocks of a site that a coupling chooses, in order; [None] for a site without blocks."""
-    if LAYER not in site.dims:
-        return [None]
-    every = range(site.shape[site.axis(LAYER)])
-    if isinstance(layers, int):
-        return [every[layers]]
-    return list(every if layers is None else every[layers])
 
 
 class CouplingGraph(Described):
@@ -143,14 +63,14 @@ class CouplingGraph(Described):
     def settings(self) -> dict[str, Any]:
         return {"sites": plain(list(self.sites.values())), "couplings": plain(self.couplings)}
 
-    def _join(self, coupling: Coupling) -> tuple[_End, _End]:
+    def _join(self, coupling: Coupling) -> tuple[End, End]:
         for name in (coupling.first, coupling.second):
             if name not in self.sites:
                 raise InputError(f"coupling {coupling.name!r}: no site {name!r}; there are {list(self.sites)}")
         if coupling.first == coupling.second:
             raise InputError(f"coupling {coupling.name!r}: joins a site with itself; couple two different sites")
-        first = _end(self.sites[coupling.first], coupling, coupling.first_layers)
-        second = _end(self.sites[coupling.second], coupling, coupling.second_layers)
+        first = end_of(self.sites[coupling.first], coupling, coupling.first_layers)
+        second = end_of(self.sites[coupling.second], coupling, coupling.second_layers)
         if first.shape != second.shape:
             raise InputError(
                 f"coupling {coupling.name!r}: units {coupling.units} are {first.shape} in {coupling.first} "
@@ -241,10 +161,10 @@ class CouplingGraph(Described):
         """
         behind: dict[tuple[str, int | None], set[tuple[str, int | None]]] = {}
         for name, site in self.sites.items():
-            behind.update({(name, layer): set() for layer in _layers(site, None)})
+            behind.update({(name, layer): set() for layer in blocks_of(site, None)})
         for coupling in self.couplings:
-            first = _layers(self.sites[coupling.first], coupling.first_layers)
-            second = _layers(self.sites[coupling.second], coupling.second_layers)
+            first = blocks_of(self.sites[coupling.first], coupling.first_layers)
+            second = blocks_of(self.sites[coupling.second], coupling.second_layers)
             matched = LAYER in coupling.units
             for a, b in zip(first, second, strict=True) if matched else itertools.product(first, second):
                 behind[coupling.first, a].add((coupling.second, b))

@@ -1,5 +1,7 @@
 """What the tests share: a tiny network, images whose label can be learned in seconds, how to fit them, a small plan."""
 
+import sys
+
 import pytest
 import torch
 
@@ -13,12 +15,16 @@ from pyro_isingvit import (
     ViTConfig,
     fit,
 )
+from pyro_isingvit.cli import main
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and on a busy machine for long
 
 TINY = ViTConfig(image_size=4, patch_size=2, classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
 
 QUICK = {"steps": 60, "batch_size": 20, "learning_rate": 2e-2, "temperature": 1e-2, "device": "cpu"}
+
+QUICK_RUN = ("--train", "100", "--test", "50", "--steps", "60", "--device", "cpu")
+"""Options of `isingvit fit`."""
 
 PLAN = """
 name: small
@@ -74,3 +80,22 @@ def plan_file(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text(PLAN)
     return path
+
+
+@pytest.fixture
+def isingvit(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder: arguments to (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["isingvit", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

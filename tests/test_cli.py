@@ -1,42 +1,19 @@
 """The command line from end to end on small runs, and its refusals."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pyro_isingvit import FitResult
-from pyro_isingvit.cli import main
 from pyro_isingvit.experiments.runs import evaluate
-from pyro_isingvit.pruning.compact import load
+from tests.conftest import QUICK_RUN
 from tests.data.test_data import write_cifar100
-
-QUICK = ("--train", "100", "--test", "50", "--steps", "60", "--device", "cpu")
-
-
-@pytest.fixture
-def isingvit(tmp_path, monkeypatch, capsys):
-    """Runs the command in an empty folder: arguments to (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["isingvit", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_a_run_folder_holds_everything(isingvit, tmp_path):
-    code, out, _ = isingvit("fit", *QUICK, "--seed", 3)
+    code, out, _ = isingvit("fit", *QUICK_RUN, "--seed", 3)
     assert code == 0
     for word in ("ising", "median network", "deterministic", "accuracy", "ECE", "kept"):
         assert word in out
@@ -82,7 +59,7 @@ def test_a_run_whose_images_have_changed_is_not_evaluated(isingvit, tmp_path):
 
 @pytest.mark.parametrize("stem", ["patches", "convolutions"])
 def test_evaluate_repeats_the_figures_of_the_run(isingvit, tmp_path, stem):
-    isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-3, "--stem", stem, "--out", "mine")
+    isingvit("fit", *QUICK_RUN, "--no-compare", "--temperature", 1e-3, "--stem", stem, "--out", "mine")
     written = json.loads((tmp_path / "mine" / "metrics.json").read_text())
     assert written.keys() == {"ising", "median network"}
     code, out, _ = isingvit("evaluate", "mine")
@@ -95,7 +72,7 @@ def test_evaluate_repeats_the_figures_of_the_run(isingvit, tmp_path, stem):
 
 
 def test_report_goes_into_the_run_folder(isingvit, tmp_path):
-    isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-3, "--dim", 8, "--mlp-ratio", 2, "--out", "mine")
+    isingvit("fit", *QUICK_RUN, "--no-compare", "--temperature", 1e-3, "--dim", 8, "--mlp-ratio", 2, "--out", "mine")
     code, out, _ = isingvit("report", "mine", "--draws", 2)
     assert code == 0
     assert out.endswith("Report: mine/report.html\n")
@@ -109,13 +86,13 @@ def test_report_goes_into_the_run_folder(isingvit, tmp_path):
 
 
 def test_an_existing_run_is_kept_unless_told_otherwise(isingvit, tmp_path):
-    isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-3)
+    isingvit("fit", *QUICK_RUN, "--no-compare", "--temperature", 1e-3)
     before = (tmp_path / "runs" / "digits" / "fit.json").read_text()
-    code, _, err = isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-2)
+    code, _, err = isingvit("fit", *QUICK_RUN, "--no-compare", "--temperature", 1e-2)
     assert code == 2
     assert err == "isingvit: --out='runs/digits' exists: give another folder or --overwrite\n"
     assert (tmp_path / "runs" / "digits" / "fit.json").read_text() == before
-    code, _, _ = isingvit("fit", *QUICK, "--no-compare", "--temperature", 1e-2, "--overwrite")
+    code, _, _ = isingvit("fit", *QUICK_RUN, "--no-compare", "--temperature", 1e-2, "--overwrite")
     assert code == 0
     assert json.loads((tmp_path / "runs" / "digits" / "fit.json").read_text())["config"]["temperature"] == 1e-2
 
@@ -123,7 +100,7 @@ def test_an_existing_run_is_kept_unless_told_otherwise(isingvit, tmp_path):
 def test_what_is_no_run_is_never_overwritten(isingvit, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("all of it")
-    code, _, err = isingvit("fit", *QUICK, "--out", "precious", "--overwrite")
+    code, _, err = isingvit("fit", *QUICK_RUN, "--out", "precious", "--overwrite")
     assert code == 2
     assert "is no run folder, so it is not overwritten" in err
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "all of it"
@@ -182,28 +159,6 @@ def test_an_official_test_set_and_cifar100(isingvit, tmp_path, monkeypatch):
     assert (config.test, config.network.classes) == ("official", 100)
 
 
-def test_study_lists_runs_reports_and_runs_one(isingvit, tmp_path):
-    (tmp_path / "mine.yaml").write_text(
-        "{name: mine, blocks: [{dataset: digits, train: 60, method: [ising, deterministic], "
-        "set: {fit.steps: 20, test: 50, validation: 50, draws: 2, network.dim: 8, network.mlp_ratio: 2}}]}"
-    )
-    code, out, _ = isingvit("study", "mine.yaml", "--list")
-    assert code == 0
-    assert [line.split()[:2] for line in out.splitlines()] == [["0", "-"], ["1", "-"]]
-    code, out, _ = isingvit("study", "mine.yaml", "--cell", 1)
-    assert code == 0
-    assert "Result: studies/mine/cells/digits-60-deterministic-0-" in out
-    code, out, _ = isingvit("study", "mine.yaml", "--list")
-    assert [line.split()[:2] for line in out.splitlines()] == [["0", "-"], ["1", "done"]]
-    code, out, _ = isingvit("study", "mine.yaml")
-    assert (code, out.splitlines()[-1]) == (0, "2 of 2 runs are in studies/mine; --report makes the tables")
-    code, out, _ = isingvit("study", "mine.yaml", "--report")
-    assert (code, out) == (0, "Report: studies/mine/report/README.md\n")
-    assert "| ising |" in (tmp_path / "studies" / "mine" / "report" / "README.md").read_text()
-    _, out, _ = isingvit("study", "--plans")
-    assert {line.partition(":")[0] for line in out.splitlines()} >= {"smoke", "published", "few"}
-
-
 @pytest.mark.parametrize(
     ("command", "default"), [("fit", "runs/DATASET"), ("prune", "hidden and head_dim"), ("study", "studies/NAME")]
 )
@@ -212,82 +167,6 @@ def test_help_names_defaults(isingvit, monkeypatch, command, default):
     code, out, _ = isingvit(command, "--help")
     assert code == 0
     assert default in out
-
-
-def test_prune_shrinks_a_run(isingvit, tmp_path):
-    """Before and after in one table, as Python says; the folder loads; refusals leave nothing behind."""
-    assert isingvit("fit", *QUICK, "--no-compare")[0] == 0
-    run = tmp_path / "runs" / "digits"
-    code, out, _ = isingvit("prune", run, "--density", 0.3, "--fine-tune", 20, "--format", "torch", "--out", "small")
-    assert code == 0
-    for word in ("before", "after", "parameters", "MFLOP", "MB", "of 1 ", "of 256", "accuracy", "NLL", "ECE"):
-        assert word in out
-    small = load(tmp_path / "small")
-    facts = json.loads((tmp_path / "small" / "metrics.json").read_text())
-    assert f"{sum(p.numel() for p in small.parameters()):,}" in out
-    assert facts["after"]["cost"]["parameters"] == sum(p.numel() for p in small.parameters())
-    again = evaluate(run)
-    probs = small(again.data.test.images)
-    assert facts["after"]["scores"]["accuracy"] == pytest.approx(
-        float((probs.argmax(-1) == again.data.test.labels).float().mean())
-    )
-    assert facts["before"]["scores"]["nll"] == pytest.approx(again.scores["median network"]["nll"], rel=1e-5)
-    assert facts["before"]["cost"]["flops"] > 2 * facts["after"]["cost"]["flops"]
-    assert {path.name for path in (tmp_path / "small").iterdir()} == {
-        "compact.py",
-        "config.json",
-        "metrics.json",
-        "network.pt2",
-        "weights.safetensors",
-    }
-    code, out, _ = isingvit("prune", run, "--level", "weight", "--density", 0.7, "--out", "zeros")
-    assert code == 0
-    assert "zeros in dense matrices: they save no time" in " ".join(out.split())
-    units = tmp_path / "runs" / "units"
-    assert isingvit("fit", *QUICK, "--structured", "--target-density", 0.4, "--no-compare", "--out", units)[0] == 0
-    assert evaluate(units).result.posterior.guide.mask_shapes["encoder.up"] == (2, 256, 1)
-    assert isingvit("prune", units, "--draws", 3, "--out", "draws")[0] == 0
-    assert load(tmp_path / "draws").config.members == 3
-    before = sorted(path.name for path in tmp_path.iterdir())
-    for arguments, message in (
-        (["--level", "units"], "level='units': choose of"),
-        (["--density", "2"], "density=2.0"),
-        (["--threshold", "0"], "threshold=0.0"),
-        (["--format", "tflite"], "formats='tflite': choose of"),
-        (["--fine-tune", "-1"], "fine_tune=-1"),
-        (["--draws", "1"], "draws=1"),
-        (["--draws", "3", "--fine-tune", "9"], "draws of a posterior are not trained on"),
-    ):
-        code, out, err = isingvit("prune", run, "--out", "new", *arguments)
-        assert (code, out) == (2, "")
-        assert message in err
-        assert err.count("\n") == 1
-    for folder, message in ((run / "deterministic", "no run.json there"), (run, "exists: choose another")):
-        code, _, err = isingvit("prune", folder, "--out", "small" if folder == run else "new")
-        assert code == 2
-        assert message in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "PLAN='': give a YAML file"),
-        (["nowhere.yaml"], "plan='nowhere.yaml': no such file"),
-        (["smoke", "--cell", "1000"], "--cell=1000: the plan has runs 0 to"),
-        (["smoke", "--jobs", "0"], "jobs=0"),
-        (["smoke", "--report", "--list"], "--list and --report: give one of them"),
-        (["smoke", "--cell", "0", "--jobs", "2"], "--cell with --jobs=2: give one of them"),
-        (["smoke", "--report"], "no result of the plan 'smoke' there"),
-        (["few"], "data_root=None: MNIST is read from files"),
-        (["few", "--data-root", "a=b/mnist"], "data_root='a=b/mnist': no MNIST there"),
-    ],
-)
-def test_studies_refuse_bad_input(isingvit, tmp_path, arguments, message):
-    code, out, err = isingvit("study", *arguments)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 augmentation of batches, and test beds of which the truth is known."""
 
 from .augment import AUGMENTATIONS, Augment
-from .images import Data, Images, split
+from .images import Images
+from .parts import Data, split
 from .readers import DATASETS, from_dataset, read
 from .testbeds import TestBed, digits_decoys, planted_network
 

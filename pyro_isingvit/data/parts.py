@@ -1,0 +1,141 @@
+"""The split of labelled images into parts that share no image."""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .images import Images
+
+
+@dataclass(frozen=True)
+class Data:
+    """Three parts that share no image: train on ``train``, choose on ``validation``, report scores on ``test``."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.train.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.train.shape
+
+
+def split(
+    everything: Images,
+    train: int,
+    test: int | Images | None = None,
+    validation: int | Images | None = None,
+    seed: int = 0,
+    balanced: bool = False,
+) -> Data:
+    """Split images at random into training, validation and test images.
+
+    In a random order of the images, the first are for testing, the next for validation, and those after for training.
+
+    Args:
+        everything: all images, except for those of an official test set.
+        train: number of training images.
+        test: number of test images, a tenth of ``everything`` if None (as published); or the images of an official
+            test set.
+        validation: number of validation images, or the images of an official validation set; if None, as many as
+            ``train``, but at most 2,000 and at most as many as are left.
+        seed: seed of the random order.
+        balanced: whether the numbers of training images of the classes are equal, up to a difference of one.
+
+    Returns:
+        The three parts.
+
+    Raises:
+        InputError: if there are too few images (of a class, if ``balanced``), a number is below 1, or the images of
+            ``test`` or ``validation`` differ from the others in shape or number of classes.
+
+    Warns:
+        UserWarning: if images of one part are also in another.
+    """
+    for name, part in (("test", test), ("validation", validation)):
+        if isinstance(part, Images) and (part.shape, part.classes) != (everything.shape, everything.classes):
+            raise InputError(
+                f"{name} of shape {part.shape} and {part.classes} classes: the other images have shape "
+                f"{everything.shape} and {everything.classes}"
+            )
+    first, held = _numbers(len(everything), train, test, validation)
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
+    rest = order[first + held :]
+    data = Data(
+        train=everything[_balanced(rest, everything, train) if balanced else rest[:train]],
+        validation=validation if isinstance(validation, Images) else everything[order[first : first + held]],
+        test=test if isinstance(test, Images) else everything[order[:first]],
+    )
+    _warn_of_copies(data)
+    return data
+
+
+def _numbers(total: int, train: int, test: int | Images | None, validation: int | Images | None) -> tuple[int, int]:
+    """How many of all images are for testing and for validation; 0 where these are images of their own."""
+    for name, value in (("train", train), ("test", test), ("validation", validation)):
+        if not isinstance(value, int | Images | None) or isinstance(value, bool):
+            raise InputError(f"{name}={value!r}: give a number of images, as an integer")
+    tenth = max(1, total // 10)
+    first = 0 if isinstance(test, Images) else tenth if test is None else test
+    if isinstance(validation, Images):
+        held = spared = 0
+    elif validation is None:
+        held, spared = max(1, min(train, 2000, total - train - first)), tenth
+    else:
+        held = spared = validation
+    for name, value, given in (("train", train, None), ("validation", held, validation), ("test", first, test)):
+        if value < 1 and not isinstance(given, Images):
+            raise InputError(f"{name}={value}: need at least one image")
+    if train + held + first > total:
+        most = total - first - spared
+        fix = f"train={most} or fewer would do" if most > 0 else "give more images, or fewer to the other parts"
+        raise InputError(f"train={train} with validation={held} and test={first}: there are only {total} images; {fix}")
+    return first, held
+
+
+def _warn_of_copies(data: Data) -> None:
+    seen: set[bytes] = set()
+    for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        digests = [
+            hashlib.blake2b(i.cpu().contiguous().numpy().tobytes(), digest_size=16).digest() for i in part.images
+        ]
+        copies = sum(digest in seen for digest in digests)
+        if copies:
+            warnings.warn(
+                f"{copies} of {len(part)} {name} images are equal to images of another part: scores on them are too "
+                "good; remove copies",
+                UserWarning,
+                stacklevel=3,
+            )
+        seen.update(digests)
+
+
+def _balanced(order: Tensor, everything: Images, count: int) -> Tensor:
+    """The first ``count`` indices of an order with an equal share for each class, in that order."""
+    labels, classes = everything.labels[order], everything.classes
+    if count < classes:
+        raise InputError(f"train={count}, balanced: needs one image at least of each of {classes} classes")
+    rank = torch.zeros_like(labels)
+    for k in range(classes):
+        own = labels == k
+        rank[own] = torch.arange(int(own.sum()))
+    shares = torch.full((classes,), count // classes)
+    shares[: count % classes] += 1
+    there = labels.bincount(minlength=classes)
+    if (there < shares).any():
+        k = int((there < shares).nonzero()[0])
+        raise InputError(
+            f"train={count}, balanced: class {k} has {int(there[k])} images left for training, not {int(shares[k])}; "
+            f"train={int(there.min()) * classes} or fewer would do"
+        )
+    return order[rank < shares[labels]]
