@@ -13,6 +13,14 @@ class TrainingError(RuntimeError):
     """Training diverged; the message says where and what to change."""
 
 
+class StorageError(OSError):
+    """A file or folder could not be written; the message says which, why, and where the results are so far."""
+
+
+class InterruptedFitError(KeyboardInterrupt):
+    """A fit was told to stop; the message says how to go on from its last checkpoint."""
+
+
 def kind_of(value: object) -> str:
     """Name of a value's class for messages; of a class that was given in place of an instance, its own name."""
     return value.__name__ if isinstance(value, type) else type(value).__name__

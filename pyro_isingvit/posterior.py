@@ -15,6 +15,7 @@ from .data import Images
 from .data.images import checked_pixels
 from .draws import BATCH, Draw, check_draws, draw_seed, evaluating, guide_draw, mask_draw, network_logits
 from .errors import InputError
+from .files import home
 from .guides import Guide
 from .models import IsingViT
 from .prediction import Prediction, calibration, predictions
@@ -246,7 +247,7 @@ class Posterior:
         Raises:
             InputError: if the folder already holds a posterior.
         """
-        saved.write(Path(folder), self.guides, self.logit_scale)
+        saved.write(home(folder), self.guides, self.logit_scale)
 
     @classmethod
     def load(cls, folder: str | Path, guide: Guide | None = None) -> Self:
@@ -261,7 +262,7 @@ class Posterior:
             InputError: if a file is missing, damaged or of another format, the guide differs from the saved one, or a
                 class of your own is needed and ``guide`` is not given.
         """
-        guides, logit_scale = saved.read(Path(folder), guide)
+        guides, logit_scale = saved.read(home(folder), guide)
         return cls(guides, logit_scale)
 
     def _plug_in(self, guide: Guide, images: Tensor) -> Tensor:

@@ -4,22 +4,23 @@ There is no pickle, and nothing in the files is executed.
 """
 
 import copy
-import json
+import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-import safetensors
-import safetensors.torch
+import torch
 from pyro.infer import autoguide
 from torch import Tensor, nn
 
 from . import guides as guide_classes
 from .config import Config
 from .couplings import Coupling
+from .draws import evaluating
 from .errors import InputError, kind_of
+from .files import file_digest, read_json, read_tensors, storing, write_json, write_tensors
 from .guides import Guide
 from .guides.estimators import ESTIMATORS
 from .interactions import CouplingGraph
@@ -27,10 +28,13 @@ from .models import IsingViT, priors
 from .network import ViT, ViTConfig, WeightSite
 from .settings import LEARNED, describe, plain
 
-FORMAT = 5
+FORMAT = 6
 """Version of the format that `write` writes."""
 
 DESCRIPTION, TENSORS = "posterior.json", "posterior.safetensors"
+
+CLOSE = 1e-3
+"""Relative difference of log densities up to which they are taken for those of the same prior and guide."""
 
 
 def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
@@ -44,7 +48,8 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
         difference = _difference(description(guide), description(guides[0]))
         if difference:
             raise InputError(f"posterior: its members are not of one kind ({difference}); save each on its own")
-    folder.mkdir(parents=True, exist_ok=True)
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for number, guide in enumerate(guides):
         parts = {"model": guide.model.state_dict(), "guide": guide.state_dict()}
@@ -52,14 +57,19 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
             parts["fixed_masks"] = guide.model.fixed_masks
         for part, state in parts.items():
             for name, tensor in state.items():
-                tensors[f"{number}/{part}/{name}"] = tensor.detach().cpu().clone().contiguous()
+                tensors[f"{number}/{part}/{name}"] = tensor.detach()
     members = [
-        {"temperature": guide.model.temperature, "num_data": guide.model.num_data, "held": sorted(guide.held)}
+        {
+            "temperature": guide.model.temperature,
+            "num_data": guide.model.num_data,
+            "held": sorted(guide.held),
+            "log_densities": log_densities(guide),
+        }
         for guide in guides
     ]
-    facts |= {"logit_scale": logit_scale, "members": members}
-    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n")
-    safetensors.torch.save_file(tensors, folder / TENSORS)
+    write_tensors(folder / TENSORS, tensors)
+    facts |= {"logit_scale": logit_scale, "members": members, "tensors": file_digest(folder / TENSORS)}
+    write_json(folder / DESCRIPTION, facts)
 
 
 def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
@@ -71,7 +81,9 @@ def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
         difference = _difference(description(guide), {name: facts[name] for name in _PARTS})
         if difference:
             raise InputError(f"folder={str(folder)!r} is not of the guide given: {difference}; build it as for the fit")
-    tensors = _tensors(folder / TENSORS)
+    tensors, _ = read_tensors(folder / TENSORS)
+    if file_digest(folder / TENSORS) != facts["tensors"]:
+        raise InputError(f"{folder / TENSORS}: not the tensors of {DESCRIPTION} beside it; restore both, or fit again")
     guides = []
     for number, member in enumerate(facts["members"]):
         one = _rebuild(facts, folder) if guide is None else copy.deepcopy(guide)
@@ -81,12 +93,8 @@ def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
             part, _, key = rest.partition("/")
             if index == str(number):
                 parts.setdefault(part, {})[key] = tensor
-        try:
-            one.model.load_state_dict(parts["model"])
-            one.load_state_dict(parts["guide"])
-        except RuntimeError as error:
-            problem = " ".join(str(error).split())[:200]
-            raise InputError(f"{folder / TENSORS}: not the tensors of {DESCRIPTION} ({problem}); fit again") from None
+        for part, module in (("model", one.model), ("guide", one)):
+            _fill(module, parts[part], folder / TENSORS)
         device = one.model.prior.zero.device
         fixed = parts.get("fixed_masks")
         one.model.fix_masks(None if fixed is None else {name: mask.to(device) for name, mask in fixed.items()})
@@ -94,8 +102,75 @@ def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
         one.held = frozenset(member["held"])
         one.eval()
         one.model.eval()
+        _compare(one, member["log_densities"], folder)
         guides.append(one)
     return tuple(guides), float(facts["logit_scale"])
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load the state of a module, of which names, shapes and types have to be the same, and values finite."""
+    state = module.state_dict()
+    strange = next(
+        (
+            name
+            for name, tensor in tensors.items()
+            if name in state and (tensor.dtype != state[name].dtype or not bool(tensor.isfinite().all()))
+        ),
+        None,
+    )
+    if strange is not None:
+        raise InputError(
+            f"{path}: {strange} of type {tensors[strange].dtype} has to be finite and of type {state[strange].dtype}; "
+            "restore it, or fit again"
+        )
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not the tensors of {DESCRIPTION} ({problem}); fit again") from None
+
+
+@torch.no_grad()
+def log_densities(guide: Guide) -> dict[str, float | None]:
+    """Log densities of prior and guide at fixed masks and weights, by which classes of a user's own are known again.
+
+    A family that has no distribution of single sites is left out. What is not finite is None.
+    """
+    model = guide.model
+    prior, device, found = model.prior, model.prior.zero.device, {}
+    with evaluating(model, guide), guide.hypers_at_median():
+        masks = {name: _fixed(shape, device).gt(-0.5).float() for name, shape in guide.mask_shapes.items()}
+        for site in model.sites:
+            mask = masks.get(site.name)
+            weight = 0.1 * _fixed(site.shape, device) * (1.0 if mask is None else mask)
+            try:
+                found[f"{site.name} of prior"] = prior.weight(site, mask).log_prob(weight)
+                base = prior.mask(site)
+                if base is not None:
+                    found[f"mask of {site.name} of prior"] = base.log_prob(mask)
+                found[f"{site.name} of guide"] = guide.weight(site, mask).log_prob(weight)
+            except NotImplementedError:
+                continue
+        if masks and prior.interaction is not None:
+            found["energy"] = prior.interaction.energy(masks)
+    sums = {name: float(value.sum()) for name, value in found.items()}
+    return {name: value if math.isfinite(value) else None for name, value in sums.items()}
+
+
+def _fixed(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers within [-1, 1] that depend on the shape alone."""
+    return torch.arange(math.prod(shape), device=device, dtype=torch.float32).sin().reshape(shape)
+
+
+def _compare(guide: Guide, known: Mapping[str, float | None], folder: Path) -> None:
+    for name, now in log_densities(guide).items():
+        then = known.get(name)
+        same = now == then if now is None or then is None else math.isclose(now, then, rel_tol=CLOSE, abs_tol=CLOSE)
+        if not same:
+            raise InputError(
+                f"folder={str(folder)!r} is not of the guide given: the log density of {name} is {now} and was {then} "
+                "at the same values; build it as for the fit"
+            )
 
 
 _PARTS = ("network", "sites", "prior", "interaction", "guide")
@@ -118,13 +193,10 @@ def _facts(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise InputError(f"folder={str(folder)!r}: no {name} there; give a folder that Posterior.save wrote")
     path = folder / DESCRIPTION
-    try:
-        facts = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not JSON ({error}); fit again") from None
+    facts = read_json(path)
     if facts.get("format") != FORMAT:
         raise InputError(f"{path}: format={facts.get('format')!r}; this version reads {FORMAT}; fit again")
-    missing = [name for name in (*_PARTS, "members", "logit_scale") if name not in facts]
+    missing = [name for name in (*_PARTS, "members", "logit_scale", "tensors") if name not in facts]
     if missing:
         raise InputError(f"{path}: {missing} is missing; fit again")
     try:
@@ -138,6 +210,7 @@ class _Member(Config):
     temperature: pydantic.PositiveFloat
     num_data: pydantic.PositiveInt | None
     held: tuple[str, ...]
+    log_densities: dict[str, float | None]
 
 
 class _Numbers(Config):
@@ -145,13 +218,6 @@ class _Numbers(Config):
 
     logit_scale: pydantic.PositiveFloat
     members: Annotated[tuple[_Member, ...], pydantic.Field(min_length=1)]
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return dict(safetensors.torch.load_file(path))
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: cannot be read ({error}); fit again") from None
 
 
 def _difference(given: Any, known: Any, where: str = "") -> str | None:

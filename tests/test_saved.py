@@ -1,6 +1,7 @@
 """A posterior on disk: what it is of, and what is refused."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from pyro_isingvit import (
     Coupling,
     CouplingGraph,
     FitResult,
+    Gaussian,
     IndependentSpikeSlab,
     InputError,
     Interaction,
@@ -22,6 +24,7 @@ from pyro_isingvit import (
     StructuredSpikeSlab,
     ViT,
 )
+from pyro_isingvit.files import file_digest, read_json, read_tensors, write_json, write_tensors
 from pyro_isingvit.guides import (
     Auto,
     BackwardIsing,
@@ -131,10 +134,10 @@ def test_damaged_and_earlier_files_are_refused_by_name(tmp_path):
     facts = json.loads((folder / "posterior.json").read_text())
 
     def change(**changes):
-        (folder / "posterior.json").write_text(json.dumps({**facts, **changes}))
+        write_json(folder / "posterior.json", facts | changes)
 
     for changes, message in (
-        ({"format": 3}, "format=3; this version reads 5"),
+        ({"format": 3}, "format=3; this version reads 6"),
         ({"prior": {"class": "IsingSpikeSlab", "settings": {"inclusion": 2}}}, "does not describe a posterior"),
         ({"network": {"class": "ViT", "settings": {"dim": 5}}}, "does not describe a posterior"),
         ({"guide": {"class": "os.system", "settings": {}}}, "guide=os.system, which this package cannot rebuild"),
@@ -204,14 +207,19 @@ def test_settings_of_couplings_and_numpy_numbers_are_kept(tmp_path):
     assert again.slab_scale == 1.5
 
 
+MEMBER = {"temperature": 0.1, "num_data": 60, "held": [], "log_densities": {}}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"members": 3},
         {"members": []},
         {"members": [{}]},
-        {"members": [{"temperature": "hot", "num_data": 60}]},
-        {"members": [{"temperature": 0.0, "num_data": 60}]},
+        {"members": [MEMBER | {"temperature": "hot"}]},
+        {"members": [MEMBER | {"temperature": 0.0}]},
+        {"members": [MEMBER | {"log_densities": None}]},
+        {"tensors": "0" * 64},
         {"logit_scale": "1"},
         {"logit_scale": None},
         {"sites": [{"name": "x"}]},
@@ -222,7 +230,7 @@ def test_settings_of_couplings_and_numpy_numbers_are_kept(tmp_path):
 def test_whatever_is_wrong_with_a_description_is_one_line(changes, tmp_path):
     made().save(tmp_path / "saved")
     path = tmp_path / "saved" / "posterior.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    write_json(path, json.loads(path.read_text()) | changes)
     if changes == {"logit_scale": "1"}:  # a number all the same
         assert Posterior.load(tmp_path / "saved").logit_scale == 1
         return
@@ -252,3 +260,43 @@ def test_settings_of_an_interaction_are_compared(stripes, tmp_path):
         Posterior.load(tmp_path / "saved", of(9.0).guide)
     again = Posterior.load(tmp_path / "saved", of(3.0).guide)
     assert torch.equal(predicted(again, stripes.images), predicted(posterior, stripes.images))
+
+
+class Odd(IsingSpikeSlab):
+    """A prior of a user's own, whose width is no argument: the description alone does not show it."""
+
+    width = 1.0
+
+    def slab(self, site):
+        return Gaussian(self.zero, self.zero + math.log(self.width), site.shape)
+
+
+def test_a_prior_of_ones_own_is_known_by_its_log_densities(tmp_path, monkeypatch):
+    made(Odd).save(tmp_path / "saved")
+    assert Posterior.load(tmp_path / "saved", made(Odd).guide).logit_scale == 1
+    monkeypatch.setattr(Odd, "width", 1.1)
+    with pytest.raises(InputError, match=r"not of the guide given: the log density of \S+ of prior is"):
+        Posterior.load(tmp_path / "saved", made(Odd).guide)
+
+
+@pytest.mark.parametrize("damage", ["nan", "float64", "other", "missing"])
+def test_tensors_are_finite_and_of_their_type(damage, tmp_path):
+    made().save(tmp_path)
+    path = tmp_path / "posterior.safetensors"
+    tensors, _ = read_tensors(path)
+    name = next(name for name in tensors if name.startswith("0/guide/loc"))
+    if damage == "missing":
+        del tensors[name]
+    elif damage == "other":
+        tensors[name] = tensors[name] + 1
+    else:
+        tensors[name] = tensors[name] * float("nan") if damage == "nan" else tensors[name].double()
+    write_tensors(path, tensors)
+    with pytest.raises(InputError, match=r"not the tensors of posterior\.json beside it"):
+        Posterior.load(tmp_path)
+    if damage != "other":
+        facts = read_json(tmp_path / "posterior.json")
+        write_json(tmp_path / "posterior.json", facts | {"tensors": file_digest(path)})
+        expected = "Missing key" if damage == "missing" else "has to be finite and of type torch.float32"
+        with pytest.raises(InputError, match=expected):
+            Posterior.load(tmp_path)

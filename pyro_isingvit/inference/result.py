@@ -1,16 +1,19 @@
 """What `fit` returns: the posterior, and the log of the fit."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pandas as pd
+import pydantic
 
+from ..config import Config
 from ..errors import InputError
+from ..files import file_digest, home, read_json, read_table, write_json, write_table
 from ..guides import Guide
 from ..posterior import Posterior
+from ..saved import DESCRIPTION
 
 LOG, HISTORY, TRIALS = "fit.json", "history.csv", "trials.csv"
 
@@ -43,33 +46,39 @@ class FitResult:
         Raises:
             InputError: if the folder already holds a posterior.
         """
-        folder = Path(folder)
+        folder = home(folder)
         self.posterior.save(folder)
-        facts = {"seconds": self.seconds, "config": dict(self.config)}
-        (folder / LOG).write_text(json.dumps(facts, indent=2) + "\n")
-        self.history.to_csv(folder / HISTORY, index=False)
-        if self.trials is not None:
-            self.trials.to_csv(folder / TRIALS, index=False)
+        tables = {HISTORY: self.history} | ({} if self.trials is None else {TRIALS: self.trials})
+        for name, table in tables.items():
+            write_table(folder / name, table)
+        digests = {name: file_digest(folder / name) for name in (DESCRIPTION, *tables)}
+        write_json(folder / LOG, {"seconds": self.seconds, "config": dict(self.config), "files": digests})
 
     @classmethod
     def load(cls, folder: str | Path, guide: Guide | None = None) -> Self:
         """Read what `save` wrote; arguments and errors are those of `Posterior.load`."""
-        folder = Path(folder)
+        folder = home(folder)
         posterior = Posterior.load(folder, guide)
-        for name in (LOG, HISTORY):
-            if not (folder / name).is_file():
-                raise InputError(f"folder={str(folder)!r}: no {name} there; read it with Posterior.load")
+        path = folder / LOG
+        if not path.is_file():
+            raise InputError(f"folder={str(folder)!r}: no {LOG} there; read it with Posterior.load")
+        facts = read_json(path)
         try:
-            facts = json.loads((folder / LOG).read_text())
-            seconds, config = facts["seconds"], facts["config"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / LOG}: not the log of a fit ({error!r}); fit again") from None
-        trials = _read(folder / TRIALS) if (folder / TRIALS).is_file() else None
-        return cls(posterior, _read(folder / HISTORY), trials, seconds, config)
+            log = _Log(**facts)
+        except InputError as error:
+            raise InputError(f"{path}: {error}; fit again") from None
+        for name, digest in log.files.items():
+            if not (folder / name).is_file() or file_digest(folder / name) != digest:
+                raise InputError(f"{folder / name}: missing, or not of {LOG} beside it; restore it, or fit again")
+        tables = {name: read_table(folder / name) for name in (HISTORY, TRIALS) if name in log.files}
+        if HISTORY not in tables:
+            raise InputError(f"{path}: names no {HISTORY}; restore it, or fit again")
+        return cls(posterior, tables[HISTORY], tables.get(TRIALS), log.seconds, log.config)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{path}: not a table ({' '.join(str(error).split())}); fit again") from None
+class _Log(Config):
+    """The contents of ``fit.json``: duration in seconds, configuration, and SHA-256 of the files beside it."""
+
+    seconds: pydantic.NonNegativeFloat
+    config: dict[str, Any]
+    files: dict[Literal["posterior.json", "history.csv", "trials.csv"], str]

@@ -1,6 +1,7 @@
 """The search for the temperature of the posterior on validation images."""
 
 import copy
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pandas as pd
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 LEAST = 250
 """Least number of steps of a trial, unless the Ising phase has fewer: masks and curvature take hundreds to settle."""
 
+MOST = 5
+"""Number of trials after which a search tries no temperature between those that it has."""
+
 
 class TemperatureSearch(Config):
     """How the temperature of the posterior is searched for; `FitConfig` takes it as ``temperature``.
@@ -26,8 +30,9 @@ class TemperatureSearch(Config):
     1. The pilot phase is warm: its temperature is ``pilot`` times the number of training images (at most
        ``pilot_images``) per weight. This shrinks weights, so that they do not overfit before their masks are learned.
     2. Trials, each from the end of the pilot phase: Ising phases that take ``share`` of the steps, in which the
-       learning rate falls to zero as in a whole one. Three are around the middle of the temperatures; more follow on
-       the side of the best as long as the NLL at their end falls.
+       learning rate falls to zero as in a whole one. Three are around the middle of the temperatures, a decade
+       apart; more follow on the side of the best as long as the NLL at their end falls. Up to `MOST` trials, the
+       temperatures beside the best are tried as well, half a decade from it.
     3. The whole Ising phase at the temperature of the best trial.
 
     Every NLL is that of calibrated predictions of the validation images, see `Posterior.calibrate`.
@@ -36,7 +41,7 @@ class TemperatureSearch(Config):
         rule: ``"least_nll"``, as above; or ``"sparsest"``: trials go on to hotter temperatures as long as the NLL stays
             within one standard error of the least, and the hottest of these is chosen.
         factors: temperatures, in multiples of the number of training images per weight, rising. Trials take every
-            second of them; `fit_path` all.
+            second of them, and then those beside the best; `fit_path` all.
         pilot: temperature of the pilot phase, in the same multiples.
         pilot_images: largest number of training images that counts for the temperature of the pilot phase.
         share: steps of a trial, as a share of those of the Ising phase; but they are at least `LEAST`.
@@ -157,7 +162,9 @@ class _Trials:
             self._try(i)
         while (further := self._next()) is not None:
             self._try(further)
-        chosen = max(i for i in self._table().index if self._within(i))
+        while len(self.ends) < MOST and (beside := self._beside()) is not None:
+            self._try(beside)
+        chosen = self._chosen()
         self.trainer.go_back(self.start)
         self.trainer.temperature = self.temperatures[chosen]
         return self._table().assign(chosen=lambda table: table.index == chosen).reset_index(drop=True)
@@ -183,6 +190,15 @@ class _Trials:
         if hottest < self.last and self.ends[hottest] is not None and self._within(hottest):
             return hottest + 2
         return coldest - 2 if coldest > 0 and coldest == least else None
+
+    def _beside(self) -> int | None:
+        """A temperature beside the chosen one that was not tried, on the better side first; None if there is none."""
+        table, chosen = self._table(), self._chosen()
+        beside = [i for i in (chosen - 1, chosen + 1) if 0 <= i <= self.last and i not in self.ends]
+        return min(beside, key=lambda i: float(table["nll"].get(2 * i - chosen, math.inf)), default=None)
+
+    def _chosen(self) -> int:
+        return max(i for i in self._table().index if self._within(i))
 
     def _within(self, i: int) -> bool:
         """Whether the rule may choose a temperature."""
