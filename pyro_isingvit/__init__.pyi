@@ -3,7 +3,7 @@ from .couplings import Coupling
 from .data import Augment, Images, from_dataset, read, split
 from .diagnostics import plots
 from .distributions import Gaussian, SpikeAndSlab, StraightThroughBernoulli
-from .errors import InputError, TrainingError
+from .errors import InputError, InterruptedFitError, StorageError, TrainingError
 from .guides import Guide, LikelihoodGuided, MeanField
 from .inference.config import FitConfig
 from .inference.elbo import TraceGraph_ELBO
@@ -39,6 +39,7 @@ __all__ = [
     "IndependentSpikeSlab",
     "InputError",
     "Interaction",
+    "InterruptedFitError",
     "IsingSpikeSlab",
     "IsingViT",
     "LikelihoodGuided",
@@ -47,6 +48,7 @@ __all__ = [
     "Prediction",
     "Prior",
     "SpikeAndSlab",
+    "StorageError",
     "StraightThroughBernoulli",
     "StructuredSpikeSlab",
     "TemperatureSearch",

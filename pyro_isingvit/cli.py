@@ -1,20 +1,24 @@
 """Bayesian sparsification of Vision Transformers, on the command line."""
 
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from . import cli_options as option
 from .data import DATASETS, read
-from .errors import InputError, TrainingError
+from .errors import InputError, InterruptedFitError, StorageError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
 from .experiments.console import show_pruned, show_run
 from .experiments.page import write_study
+from .experiments.place import check_free, resolved
 from .experiments.plan import Cell, read_plan, shipped_plans
 from .experiments.prune import prune_run
+from .experiments.runs import Run, resume_run
 from .experiments.study import run_cell, run_study
 from .pruning.decide import DEFAULT_LEVELS
 
@@ -23,12 +27,15 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 @app.command("fit")
 def fit_command(
+    context: typer.Context,
     dataset: option.Dataset = "digits",
     data_root: option.DataRoot = None,
     download: option.Download = False,
     image_size: option.ImageSize = None,
     out: option.Out = None,
     overwrite: option.Overwrite = False,
+    resume: option.Resume = None,
+    checkpoint_every: option.CheckpointEvery = 60.0,
     compare: option.Compare = True,
     train: option.Train = None,
     validation: option.Validation = None,
@@ -58,9 +65,12 @@ def fit_command(
     device: option.Device = None,
 ) -> None:
     """Fit an Ising Vision Transformer, evaluate it, and write a run folder. Defaults are from the data set's recipe."""
+    if resume is not None:
+        _only_resume(context)
+        _show(resume_run(resume, data_root, interval=checkpoint_every), resume)
+        return
     out = Path("runs") / Path(dataset).stem if out is None else out
-    if out.exists() and not overwrite:
-        raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
+    check_free(resolved(out), overwrite)
     everything = read(dataset, data_root, download=download, image_size=image_size)
     network = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
     fit: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "pilot": pilot}
@@ -78,9 +88,26 @@ def fit_command(
     config = RunConfig(**settings | _given(own))
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
-    finished = run(config, out, everything, compare, overwrite)
+    _show(run(config, out, everything, compare, overwrite, interval=checkpoint_every), out)
+
+
+def _show(finished: Run, out: Path) -> None:
     show_run(finished)
     Console().print(f"Run folder: {out}", highlight=False, soft_wrap=True)
+
+
+def _only_resume(context: typer.Context) -> None:
+    """Refuse options beside ``--resume`` that would make it another run."""
+    given = [
+        name
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"
+        and name not in ("resume", "data_root", "checkpoint_every")
+    ]
+    if given:
+        raise InputError(
+            f"--{given[0].replace('_', '-')} with --resume: a run goes on with the settings that it has; leave it out"
+        )
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -255,9 +282,29 @@ def _roots(given: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Entry point. An error is one line on standard error, and exit code 2 for wrong input, 1 for failed training."""
+    """Entry point. An error is one line on standard error.
+
+    The exit code is 2 for wrong input, 1 for what went wrong otherwise, and 128 and the signal's number if a signal has
+    stopped it.
+    """
     try:
         app()
-    except (InputError, TrainingError) as error:
-        sys.stderr.write(f"isingvit: {error}\n")
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on; what was to be written into files is there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (InputError, OverflowError) as error:
+        _end(error, 2)
+    except (MemoryError, RecursionError) as error:
+        _end(f"not enough memory for this ({error or type(error).__name__}); make it smaller", 2)
+    except InterruptedFitError as error:
+        _end(error, 128 + error.signal)
+    except KeyboardInterrupt:
+        _end("interrupted", 128 + signal.SIGINT)
+    except (TrainingError, StorageError, OSError) as error:
+        _end(error, 1)
+
+
+def _end(message: object, code: int) -> NoReturn:
+    sys.stderr.write(f"isingvit: {' '.join(str(message).split())}\n")
+    sys.exit(code)

@@ -19,6 +19,10 @@ Download = Annotated[bool, typer.Option("--download", help="Download the files o
 ImageSize = Annotated[int | None, typer.Option(help="Height and width to resize the images to.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder to write.", show_default="runs/DATASET")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")]
+Resume = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Go on with the unfinished run in this folder, as it was started.")
+]
+CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoints.")]
 Compare = Annotated[bool, typer.Option(help="Also train the deterministic network of the same recipe.")]
 Train = Annotated[int | None, typer.Option(help="Number of training images N.")]
 Validation = Annotated[

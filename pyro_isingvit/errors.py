@@ -18,7 +18,15 @@ class StorageError(OSError):
 
 
 class InterruptedFitError(KeyboardInterrupt):
-    """A fit was told to stop; the message says how to go on from its last checkpoint."""
+    """A fit was told to stop, by Ctrl-C or SIGTERM; the message says where its last checkpoint is.
+
+    Attributes:
+        signal: number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def kind_of(value: object) -> str:

@@ -6,16 +6,19 @@ of their contents, so that what was changed or damaged since is refused. Nothing
 
 import csv
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pandas as pd
 import safetensors
 import safetensors.torch
@@ -30,7 +33,13 @@ DIGEST = "sha256"
 LARGEST = 2**26
 """Size in bytes above which a JSON file or table is not read: such files describe, and tensors are elsewhere."""
 
-_FACTS = "facts"
+LOCK = "lock"
+"""Name of the file by which a process holds a folder that it writes."""
+
+ASIDE = ".replaced"
+"""End of the name of a folder that another one takes the place of."""
+
+_HEADER, _FACTS = "pyro_isingvit", "facts"
 
 
 def home(path: str | Path) -> Path:
@@ -97,6 +106,85 @@ def sync(folder: Path) -> None:
             os.close(handle)
 
 
+@contextmanager
+def drafting(folder: Path, check: Callable[[], object]) -> Iterator[Path]:
+    """Context with an empty folder beside ``folder``, which takes its place at the end, unless an exception is raised.
+
+    Drafts that were left by a process that was killed are removed.
+
+    Args:
+        folder: the folder to write.
+        check: called before the draft takes the place; raises an `InputError` if it may not, e.g. since something has
+            appeared there. The draft is then kept, and the error names it.
+
+    Raises:
+        StorageError: if the folder cannot be written. What was there is as it was.
+    """
+    with storing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{glob_name(folder)}-*.draft"):
+            with suppress(filelock.Timeout), holding(left / LOCK):
+                shutil.rmtree(left)
+        draft = folder.with_name(f".{folder.name[:100]}-{secrets.token_hex(4)}.draft")
+        draft.mkdir()
+    kept = False
+    try:
+        with storing(folder), holding(draft / LOCK):
+            yield draft
+            try:
+                check()
+            except InputError as error:
+                kept = True
+                raise InputError(f"{error}; what was to be written there is in {draft}") from None
+            (draft / LOCK).unlink(missing_ok=True)
+            take_place(draft, folder)
+    finally:
+        if not kept:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def take_place(draft: Path, folder: Path) -> None:
+    """Rename a draft to a folder. What is there is set aside first, put back if that fails, and removed last."""
+    aside = folder.with_name(f".{folder.name[:100]}-{secrets.token_hex(4)}{ASIDE}")
+    there = folder.exists()
+    if there:
+        folder.rename(aside)
+    try:
+        draft.rename(folder)
+    except BaseException:
+        if there:
+            aside.rename(folder)
+        raise
+    sync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(folder: Path) -> None:
+    """Put back what a process that was killed had set aside, if nothing took its place; remove it otherwise."""
+    for aside in folder.parent.glob(f".{glob_name(folder)}-*{ASIDE}"):
+        with suppress(OSError):
+            if folder.exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(folder)
+
+
+def glob_name(folder: Path) -> str:
+    """The start of the names of a folder's drafts, as a pattern."""
+    return glob.escape(folder.name[:100])
+
+
+@contextmanager
+def holding(lock: Path) -> Iterator[None]:
+    """Context that holds a lock.
+
+    Raises:
+        filelock.Timeout: at once, if another process or thread holds it.
+    """
+    with filelock.FileLock(lock, timeout=0, thread_local=False):
+        yield
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
@@ -145,7 +233,7 @@ def read_table(path: Path) -> pd.DataFrame:
         InputError: if the file is no table.
     """
     try:
-        return pd.read_csv(io.StringIO(_text(path)))
+        return pd.read_csv(io.StringIO(_text(path)), float_precision="round_trip")
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: not a table ({_line(error)}); restore it, or fit again") from None
 
@@ -154,7 +242,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     """Write tensors, and facts that JSON can hold, as one safetensors file with a digest; see `write`."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts or {})
-    write(path, safetensors.torch.save(plain, {_FACTS: text, DIGEST: _digest(text, plain)}))
+    header = json.dumps({_FACTS: text, DIGEST: _digest(text, plain)})  # one entry, as several have no order
+    write(path, safetensors.torch.save(plain, {_HEADER: header}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -167,7 +256,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load_file(path)
         right = _digest(text, tensors) == digest
-        facts = json.loads(text)
+        facts = dict(json.loads(text))
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be read ({_line(error)}); restore it, or make it again") from None
     if not right:
@@ -193,16 +282,19 @@ def _metadata(path: Path) -> tuple[str, str]:
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({_line(error)}); restore it, or make it again") from None
-    if not {_FACTS, DIGEST} <= set(metadata):
-        raise InputError(f"{path}: tensors, but none that this version wrote; restore it, or make it again")
-    return metadata[_FACTS], metadata[DIGEST]
+    try:
+        header = json.loads(metadata[_HEADER])
+        return str(header[_FACTS]), str(header[DIGEST])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: tensors, but none that this version wrote; restore it, or make it again") from None
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor] | None = None) -> str:
     found = hashlib.sha256(text.encode())
     for name, tensor in sorted((tensors or {}).items()):
         found.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        found.update(raw)
     return found.hexdigest()
 
 

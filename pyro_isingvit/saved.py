@@ -45,9 +45,9 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
         raise InputError(f"folder={str(folder)!r} holds a posterior already: choose another or remove it")
     facts = {"format": FORMAT, "version": version("pyro-isingvit"), **description(guides[0])}
     for guide in guides[1:]:
-        difference = _difference(description(guide), description(guides[0]))
-        if difference:
-            raise InputError(f"posterior: its members are not of one kind ({difference}); save each on its own")
+        other = difference(description(guide), description(guides[0]))
+        if other:
+            raise InputError(f"posterior: its members are not of one kind ({other}); save each on its own")
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -78,9 +78,9 @@ def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
         raise InputError(f"guide={kind_of(guide)}: give a guide made for a model, e.g. MyGuide(model)")
     facts = _facts(folder)
     if guide is not None:
-        difference = _difference(description(guide), {name: facts[name] for name in _PARTS})
-        if difference:
-            raise InputError(f"folder={str(folder)!r} is not of the guide given: {difference}; build it as for the fit")
+        other = difference(description(guide), {name: facts[name] for name in _PARTS})
+        if other:
+            raise InputError(f"folder={str(folder)!r} is not of the guide given: {other}; build it as for the fit")
     tensors, _ = read_tensors(folder / TENSORS)
     if file_digest(folder / TENSORS) != facts["tensors"]:
         raise InputError(f"{folder / TENSORS}: not the tensors of {DESCRIPTION} beside it; restore both, or fit again")
@@ -220,14 +220,14 @@ class _Numbers(Config):
     members: Annotated[tuple[_Member, ...], pydantic.Field(min_length=1)]
 
 
-def _difference(given: Any, known: Any, where: str = "") -> str | None:
+def difference(given: Any, known: Any, where: str = "") -> str | None:
     """The first difference of two descriptions, or None. Values that training changes are not compared."""
     if isinstance(given, Mapping) and isinstance(known, Mapping):
         if LEARNED in given and LEARNED in known:
             return None
         for name in [*known, *(name for name in given if name not in known)]:
             inner = where if name == "settings" else f"{where}.{name}".lstrip(".")
-            found = _difference(given.get(name), known.get(name), inner)
+            found = difference(given.get(name), known.get(name), inner)
             if found:
                 return found
         return None

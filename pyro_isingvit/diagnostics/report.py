@@ -1,7 +1,6 @@
 """HTML report on a fitted posterior, as a single page."""
 
 import base64
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ import markupsafe
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..errors import InputError
+from ..files import file_digest, storing, write, write_json
 from ..network.units import UNITS
 from ..prediction import Prediction
 from .checks import LEVEL
@@ -34,7 +35,7 @@ from .plots import (
     plot_thresholds,
     plot_uncertainty,
 )
-from .plots.style import figure_of
+from .plots.style import as_png, figure_of
 
 PIXELS = 108
 """Pixels on the page for each inch of the width of a figure."""
@@ -42,6 +43,8 @@ PIXELS = 108
 
 def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> Path:
     """Write ``report.html``, which needs no other file and no network, and its figures as PNG files in ``figures``.
+
+    ``report.json`` has the SHA-256 of each.
 
     Every result on the page is a ``<data>`` element whose ``value`` is the number at full precision.
 
@@ -52,16 +55,24 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
 
     Returns:
         Path of the page.
+
+    Raises:
+        InputError: if ``figures`` is a link to another place.
+        StorageError: if a file cannot be written.
     """
     pictures = folder / "figures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    if pictures.is_symlink():
+        raise InputError(f"{pictures}: a link to another place, where no figures are written; remove it")
+    with storing(pictures):
+        pictures.mkdir(parents=True, exist_ok=True)
     embedded: dict[str, dict[str, Any]] = {}
+    files = []
     for name, figure in _figures(findings).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=180)
-        (pictures / f"{name}.png").write_bytes(buffer.getvalue())
+        files.append(pictures / f"{name}.png")
+        data = as_png(figure, dpi=180)
+        write(files[-1], data)
         embedded[name] = {
-            "source": base64.b64encode(buffer.getvalue()).decode(),
+            "source": base64.b64encode(data).decode(),
             "width": round(PIXELS * figure.get_figwidth()),
         }
     environment = jinja2.Environment(
@@ -93,7 +104,9 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
         picture=embedded,
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write(path, page)
+    written = {each.relative_to(folder).as_posix(): file_digest(each) for each in (*files, path)}
+    write_json(folder / "report.json", {"files": written})
     return path
 
 

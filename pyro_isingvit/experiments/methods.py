@@ -86,16 +86,16 @@ def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = Tru
     return _METHODS[method.name](config, method, data, progress)
 
 
-def select_features(config: RunConfig, data: Data, progress: bool = True) -> FitResult:
+def select_features(config: RunConfig, data: Data, progress: bool = True, **saving: Any) -> FitResult:
     """Fit masks of the features of a patch alone, at temperature 1, to the network of a run, see `FeatureSpikeSlab`.
 
     Prior and guide have their default settings, and images are not augmented: as it was measured, see
-    `pyro_isingvit.diagnostics.inclusion_meaning`.
+    `pyro_isingvit.diagnostics.inclusion_meaning`. Checkpoints are saved as ``saving`` says, see `fit`.
     """
     network = _network(config)
     guide = LikelihoodGuided(IsingViT(network, FeatureSpikeSlab(network.weight_sites())))
     settings = _plain(config.fit).model_copy(update={"augment": None, "fine_tune": 0.0})
-    return fit(guide, data.train, data.validation, settings, progress)
+    return fit(guide, data.train, data.validation, settings, progress, **saving)
 
 
 def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGuided:
@@ -125,10 +125,15 @@ def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> PointEst
     return PointEstimate(model, dropconnect)
 
 
-def fit_deterministic(config: RunConfig, data: Data, progress: bool = True, dropconnect: float = 0.0) -> FitResult:
-    """Train the network of a run by maximum likelihood with the same recipe, from the same initial weights."""
+def fit_deterministic(
+    config: RunConfig, data: Data, progress: bool = True, dropconnect: float = 0.0, **saving: Any
+) -> FitResult:
+    """Train the network of a run by maximum likelihood with the same recipe, from the same initial weights.
+
+    Checkpoints are saved as ``saving`` says, see `fit`.
+    """
     guide = build_deterministic(config, dropconnect)
-    return fit(guide, data.train, data.validation, _plain(config.fit), progress)
+    return fit(guide, data.train, data.validation, _plain(config.fit), progress, **saving)
 
 
 def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:

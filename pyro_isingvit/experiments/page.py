@@ -8,7 +8,9 @@ import pandas as pd
 import yaml
 
 from ..errors import InputError
+from ..files import file_digest, read_json, storing, write, write_json, write_table
 from .pictures import pictures_of, stem_of
+from .place import REPORT
 from .plan import Plan
 from .study import Result, results
 from .tables import SCORES, choices, differences, result_table, summary
@@ -36,7 +38,7 @@ def write_study(plan: Plan, out: Path, to: Path) -> Path:
     Args:
         plan: plan of the study.
         out: folder of the study.
-        to: folder to write to; files of earlier reports are replaced.
+        to: folder to write to; files of an earlier report are replaced.
 
     Returns:
         Path of the page, ``README.md``.
@@ -44,24 +46,38 @@ def write_study(plan: Plan, out: Path, to: Path) -> Path:
     Raises:
         InputError: if there are no results yet, or one is damaged.
     """
+    from ..diagnostics.plots.style import write_figure  # torchmetrics takes seconds to import
+
     every = results(plan, out)
     if not every:
         raise InputError(f"out={str(out)!r}: no result of the plan {plan.name!r} there; run the study first")
-    to.mkdir(parents=True, exist_ok=True)
+    with storing(to):
+        to.mkdir(parents=True, exist_ok=True)
+    earlier = _written(to)
     table = result_table(every)
     gaps, chosen = differences(every), choices(table)
-    for earlier in [*to.glob("*.png"), *to.glob("*.csv")]:
-        earlier.unlink()
-    table.to_csv(to / "results.csv", index=False, float_format="%.6g")
     pictures = pictures_of(every, table)
-    if len(gaps):
-        gaps.to_csv(to / "differences.csv", index=False, float_format="%.6g")
+    tables = {"results.csv": table} | ({"differences.csv": gaps} if len(gaps) else {})
+    for name, each in tables.items():
+        write_table(to / name, each, "%.6g")
     for name, figure in pictures.items():
-        figure.savefig(to / name, dpi=130)
+        write_figure(figure, to / name, dpi=130)
     missing = len(plan.cells()) - len(every)
     page = to / "README.md"
-    page.write_text(_page(plan, table, gaps, chosen, list(pictures), missing, every))
+    write(page, _page(plan, table, gaps, chosen, list(pictures), missing, every))
+    files = [*tables, *pictures, page.name]
+    for name in earlier - set(files):
+        (to / name).unlink(missing_ok=True)
+    write_json(to / REPORT, {"files": {name: file_digest(to / name) for name in files}})
     return page
+
+
+def _written(to: Path) -> set[str]:
+    """Names of the files of an earlier report in a folder."""
+    if not (to / REPORT).is_file():
+        return set()
+    files = read_json(to / REPORT).get("files", {})
+    return {name for name in files if Path(name).name == name}
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ from ..errors import InputError
 from .methods import Method
 from .recipes import RunConfig, known_recipe
 
-FORMAT = 7
+FORMAT = 8
 """Version of the result files. It is part of a run's key, so that results of other versions are not used."""
 
 T = TypeVar("T")

@@ -122,10 +122,9 @@ def prune_run(
         NetworkFigures(prices[name], _scores(probs[name], data.test.labels)) for name in ("before", "after")
     )
     levels = (level,) if isinstance(level, str) else tuple(level)
-    export(network, out, formats, overwrite)
     facts = {"levels": levels, "threshold": threshold, "density": density, "fine_tune": fine_tune_steps, "draws": draws}
     facts |= {"before": asdict(before), "after": asdict(after)}
-    (Path(out) / METRICS).write_text(json.dumps(facts, indent=2) + "\n")
+    export(network, out, formats, overwrite, {METRICS: json.dumps(facts, indent=2) + "\n"})
     return Pruned(levels, network, before, after)
 
 

@@ -3,9 +3,9 @@
 import json
 import os
 import platform
-import shutil
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,27 @@ from typing import Any
 import pydantic
 import torch
 
-from ..config import describe
+from ..config import Config, describe
 from ..data import Data, Images, read, split
 from ..data.folders import Part
 from ..errors import InputError
+from ..files import drafting, home, read_json, write, write_json
 from ..inference.fit import fit
 from ..inference.result import FitResult
 from ..posterior import Posterior
 from ..scores import nll
 from .methods import build, fit_deterministic, select_features
+from .place import (
+    RUN,
+    begin,
+    check_digests,
+    check_finished,
+    check_free,
+    continuing,
+    digests,
+    resolved,
+    working,
+)
 from .recipes import RunConfig
 
 PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "numpy")
@@ -61,14 +73,17 @@ def run(
     compare: bool = True,
     overwrite: bool = False,
     progress: bool = True,
+    interval: float = 60.0,
 ) -> Run:
     """Fit, evaluate on the test images, and write a run folder.
 
-    The folder gets ``run.json`` (configuration, versions, seed, fingerprint of the images), ``metrics.json``, the files
-    of `FitResult.save` (those of the deterministic network under ``deterministic``, those of the selection of input
-    features under ``selection``), and the pictures ``training.png``, ``inclusion.png``, ``trials.png`` where the
-    temperature was searched for, and ``features.png`` where features were selected. The folder appears only when it is
-    complete.
+    The folder gets ``run.json`` (configuration, versions, seed, class names, fingerprint of the images, SHA-256 of all
+    files), ``metrics.json``, the files of `FitResult.save` (those of the deterministic network under ``deterministic``,
+    those of the selection of input features under ``selection``), and the pictures ``training.png``, ``inclusion.png``,
+    ``trials.png`` where the temperature was searched for, and ``features.png`` where features were selected.
+
+    The folder is made at once; until the run is complete, it has only the subfolder ``unfinished``, with checkpoints.
+    If the process is interrupted or killed, or the disk is full, `resume_run` goes on from there.
 
     Args:
         config: configuration of the run.
@@ -77,25 +92,86 @@ def run(
         compare: whether to also train the deterministic network of the same recipe.
         overwrite: whether an existing run folder may be replaced, once the run is complete.
         progress: whether to show progress bars.
+        interval: seconds between checkpoints.
 
     Raises:
         InputError: if the folder exists or cannot be made, or the configuration does not fit the data.
         TrainingError: if training broke down.
+        StorageError: if a file could not be written; what was trained is kept.
+        InterruptedFitError: if the process was told to stop, once a checkpoint is saved.
     """
-    out = Path(out)
-    if out.exists() and not overwrite:
-        raise InputError(f"out={str(out)!r} exists: choose another folder or overwrite=True")
-    if out.exists() and not (out / "run.json").is_file():
-        raise InputError(f"out={str(out)!r} exists and is no run folder, so it is not overwritten: choose another")
-    check_place(out)
-    if everything is None:
+    out = resolved(out)
+    with working(out, overwrite) as work:
+        if everything is None:
+            everything = read(config.dataset, config.data_root, image_size=config.image_size)
+        plan = _Plan(config=config.model_dump(mode="json"), images=everything.fingerprint, compare=compare)
+        data = load(config, everything)
+        begin(work, plan.model_dump())
+        return _work(work, out, config, everything, data, compare, progress, interval)
+
+
+def resume_run(folder: str | Path, data_root: str | None = None, progress: bool = True, interval: float = 60.0) -> Run:
+    """Go on with a run that was interrupted, from its last checkpoint. It ends as it would have without.
+
+    Args:
+        folder: the folder of the run.
+        data_root: folder of the data set's files, if it has moved.
+        progress, interval: see `run`.
+
+    Raises:
+        InputError: if there is no unfinished run, or the data set has other images.
+        TrainingError, StorageError, InterruptedFitError: see `run`.
+    """
+    out = resolved(folder)
+    with continuing(out) as (work, facts):
+        plan = _Plan(**facts)
+        config = _config(plan.config, work)
+        config = config if data_root is None else config.model_copy(update={"data_root": data_root})
         everything = read(config.dataset, config.data_root, image_size=config.image_size)
-    data = load(config, everything)
-    selection = select_features(config, data, progress) if config.select else None
-    result = _fit(config, data, selection, progress)
-    plain = _calibrated(fit_deterministic(config, data, progress), data) if compare else None
+        _check_images(everything, plan.images, out)
+        return _work(work, out, config, everything, load(config, everything), plan.compare, progress, interval)
+
+
+class _Plan(Config):
+    """What an unfinished run is of."""
+
+    config: dict[str, Any]
+    images: str
+    compare: bool
+
+
+class _Facts(Config):
+    """The contents of ``run.json``."""
+
+    config: dict[str, Any]
+    seed: int
+    images: str
+    classes: tuple[str, ...] | None
+    versions: dict[str, str]
+    files: dict[str, str]
+
+
+def _work(
+    work: Path,
+    out: Path,
+    config: RunConfig,
+    everything: Images,
+    data: Data,
+    compare: bool,
+    progress: bool,
+    interval: float,
+) -> Run:
+    """Train what was not trained yet, and put the finished run into its place."""
+
+    def saving(name: str) -> dict[str, Any]:
+        return {"checkpoint": work / "checkpoints" / name, "resume": True, "interval": interval}
+
+    selection = select_features(config, data, progress, **saving("selection")) if config.select else None
+    result = _fit(config, data, selection, progress, saving)
+    plain = _calibrated(fit_deterministic(config, data, progress, **saving("deterministic")), data) if compare else None
     finished = Run(config, data, result, plain, selection, _scores(result, plain, data.test, config))
-    _write(finished, out, everything.fingerprint)
+    with drafting(out, partial(check_free, out, overwrite=True)) as draft:
+        _write(finished, draft, everything)
     return finished
 
 
@@ -113,7 +189,7 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
     config, data, result = open_run(folder, data_root, draws)
     deterministic, selection = (
         FitResult.load(part) if part.is_dir() else None
-        for part in (Path(folder) / "deterministic", Path(folder) / "selection")
+        for part in (home(folder) / "deterministic", home(folder) / "selection")
     )
     return Run(config, data, result, deterministic, selection, _scores(result, deterministic, data.test, config))
 
@@ -122,25 +198,43 @@ def open_run(
     folder: str | Path, data_root: str | None = None, draws: int | None = None
 ) -> tuple[RunConfig, Data, FitResult]:
     """Configuration, images and fit of a run folder; see `evaluate`."""
-    folder = Path(folder)
-    if not (folder / "run.json").is_file():
-        raise InputError(f"run={str(folder)!r}: no run.json there; give a folder that 'isingvit fit' made")
-    try:
-        facts = json.loads((folder / "run.json").read_text())
-        config = RunConfig.model_validate(facts["config"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'run.json'}: not a run's configuration ({error!r}); fit again") from None
-    except pydantic.ValidationError as error:
-        raise InputError(f"{folder / 'run.json'}: {describe(error)}") from None
+    folder = home(folder)
+    check_finished(folder)
+    facts = _read_facts(folder)
+    config = _config(facts.config, folder / RUN)
+    if config.fit.seed != facts.seed:
+        raise InputError(f"{folder / RUN}: seed={facts.seed}, but its fit.seed={config.fit.seed}; restore it")
+    check_digests(folder, facts.files)
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
     everything = read(config.dataset, config.data_root, image_size=config.image_size)
-    if facts.get("images", everything.fingerprint) != everything.fingerprint:
+    _check_images(everything, facts.images, folder)
+    return config, load(config, everything), FitResult.load(folder)
+
+
+def _read_facts(folder: Path) -> _Facts:
+    try:
+        return _Facts(**read_json(folder / RUN))
+    except TypeError as error:  # a name that is no string
+        raise InputError(f"{folder / RUN}: {error}; fit again") from None
+    except InputError as error:
+        where = "" if str(folder) in str(error) else f"{folder / RUN}: "
+        raise InputError(f"{where}{error}") from None
+
+
+def _config(values: dict[str, Any], path: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{path}: {describe(error)}") from None
+
+
+def _check_images(everything: Images, fingerprint: str, folder: Path) -> None:
+    if everything.fingerprint != fingerprint:
         raise InputError(
-            f"run={str(folder)!r}: was fitted on other images ({facts['images']}, not {everything.fingerprint}), so "
+            f"run={str(folder)!r}: was fitted on other images ({fingerprint}, not {everything.fingerprint}), so "
             "that its test images cannot be told from its training images; give the data_root of those, or fit again"
         )
-    return config, load(config, everything), FitResult.load(folder)
 
 
 def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:
@@ -160,7 +254,8 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
     from ..diagnostics.report import write_report
 
     again = evaluate(folder, data_root, draws)
-    facts = json.loads((Path(folder) / "run.json").read_text())
+    folder = home(folder)
+    facts = _read_facts(folder).model_dump()
     findings = examine(
         again.result,
         again.data,
@@ -171,7 +266,7 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
         progress,
         again.selection,
     )
-    return write_report(findings, Path(folder), facts)
+    return write_report(findings, folder, facts)
 
 
 def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
@@ -212,15 +307,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def _fit(config: RunConfig, data: Data, selection: FitResult | None, progress: bool) -> FitResult:
+def _fit(
+    config: RunConfig,
+    data: Data,
+    selection: FitResult | None,
+    progress: bool,
+    saving: Callable[[str], dict[str, Any]],
+) -> FitResult:
     """The fit of a run, with what was selected or with all features: what predicts the validation images better."""
-    chosen: list[Posterior | None] = [None]
+    chosen: dict[str, Posterior | None] = {"ising": None}
     if selection is not None and selection.posterior.median_masks()["patch_embed"].any():
-        chosen.append(selection.posterior)  # without any feature there would be nothing to predict from
-    fits = [
-        _calibrated(fit(build(config, each), data.train, data.validation, config.fit, progress), data)
-        for each in chosen
-    ]
+        chosen["ising of selected"] = selection.posterior  # without any feature there would be nothing to predict from
+    fits = []
+    for name, each in chosen.items():
+        found = fit(build(config, each), data.train, data.validation, config.fit, progress, **saving(name))
+        fits.append(_calibrated(found, data))
     best = fits[0]
     if len(fits) > 1:
         best = min(fits, key=lambda result: _validation_nll(result.posterior, data.validation, config))
@@ -259,32 +360,28 @@ def _scores(result: FitResult, plain: FitResult | None, test: Images, config: Ru
     return scores
 
 
-def _write(finished: Run, out: Path, images: str) -> None:
+def _write(finished: Run, folder: Path, everything: Images) -> None:
     from ..diagnostics.plots import figure_features, figure_training, plot_inclusion, plot_path
-    from ..diagnostics.plots.style import figure_of
+    from ..diagnostics.plots.style import figure_of, write_figure
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    draft.chmod(0o755)
     result = finished.result
-    result.save(draft)
+    result.save(folder)
     if finished.deterministic is not None:
-        finished.deterministic.save(draft / "deterministic")
+        finished.deterministic.save(folder / "deterministic")
     if finished.selection is not None:
-        finished.selection.save(draft / "selection")
-        figure_features(finished.selection.posterior).savefig(draft / "features.png", dpi=150)
-    facts: dict[str, Any] = {
-        "config": finished.config.model_dump(mode="json"),
-        "seed": finished.config.fit.seed,
-        "images": images,
-        "versions": versions(),
-    }
-    (draft / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-    (draft / "metrics.json").write_text(json.dumps(finished.scores, indent=2) + "\n")
-    figure_training(result.history).savefig(draft / "training.png", dpi=150)
+        finished.selection.save(folder / "selection")
+        write_figure(figure_features(finished.selection.posterior), folder / "features.png")
+    write(folder / "metrics.json", json.dumps(finished.scores, indent=2) + "\n")
+    write_figure(figure_training(result.history), folder / "training.png")
     if result.trials is not None:
-        figure_of(plot_path(result.trials)).savefig(draft / "trials.png", dpi=150)
-    figure_of(plot_inclusion(result.posterior)).savefig(draft / "inclusion.png", dpi=150)
-    if out.exists():
-        shutil.rmtree(out)
-    draft.rename(out)
+        write_figure(figure_of(plot_path(result.trials)), folder / "trials.png")
+    write_figure(figure_of(plot_inclusion(result.posterior)), folder / "inclusion.png")
+    facts = _Facts(
+        config=finished.config.model_dump(mode="json"),
+        seed=finished.config.fit.seed,
+        images=everything.fingerprint,
+        classes=everything.names,
+        versions=versions(),
+        files=digests(folder),
+    )
+    write_json(folder / RUN, facts.model_dump(mode="json"))

@@ -2,28 +2,28 @@
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
-import safetensors
-import safetensors.torch
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from ..config import Config
 from ..data import Images, read
 from ..errors import InputError
+from ..files import read_facts, read_tensors, storing, write, write_tensors
 from .methods import outcomes
 from .outcome import Outcome
 from .plan import FORMAT, Cell, Plan
+from .processes import Children, end_with_parent, peak_memory
 from .recipes import RunConfig, recipe
 from .runs import check_place, load, versions
 
@@ -70,11 +70,12 @@ def run_cell(cell: Cell, out: Path, roots: Mapping[str, str], download: bool = F
     """
     folder = out / "cells"
     check_place(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{cell.key}.safetensors"
     with filelock.FileLock(folder / f".{cell.key}.lock"):
-        for left in folder.glob(f".{cell.key}-*.tmp"):  # left by a process that was killed
-            left.unlink()
+        for left in folder.glob(f".{cell.key}*.tmp"):  # left by a process that was killed
+            left.unlink(missing_ok=True)
         if not path.exists():
             _write(_run(cell, folder, roots, download, progress), path)
     return path
@@ -86,40 +87,53 @@ def read_result(path: Path) -> Result:
     Raises:
         InputError: if the file is not a result, is damaged, or has another format.
     """
-    facts = _facts(path)
-    with _damage_named(path):
-        tensors = safetensors.torch.load_file(path)
-    each = [Outcome.of(numbers, tensors[f"probs/{i}"]) for i, numbers in enumerate(facts["outcomes"])]
-    cell, config = Cell(**facts["cell"]), RunConfig(**facts["config"])
-    return Result(cell, config, tensors["labels"], each, facts["memory"], facts["images"])
+    tensors, facts = read_tensors(path)
+    known = _facts(facts, path)
+    try:
+        each = [Outcome.of(numbers, tensors[f"probs/{i}"]) for i, numbers in enumerate(known.outcomes)]
+        return Result(known.cell, known.config, tensors["labels"], each, known.memory, known.images)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a result ({error!r}); remove it and run the study again") from None
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """The contents of a result's file except its tensors; see `read_result`."""
-    with _damage_named(path), safetensors.safe_open(path, "pt") as file:
-        facts = json.loads((file.metadata() or {}).get("study", "{}"))
+class _Facts(Config):
+    """The contents of a result's file except its tensors."""
+
+    model_config = Config.model_config | {"allow_inf_nan": True}
+
+    format: int
+    cell: Cell
+    config: RunConfig
+    outcomes: tuple[dict[str, Any], ...]
+    memory: float
+    images: str
+    versions: dict[str, str]
+    threads: int
+
+
+def _facts(facts: Mapping[str, Any], path: Path) -> _Facts:
     if facts.get("format") != FORMAT:
         raise InputError(f"{path}: format={facts.get('format')!r}; this version reads {FORMAT}")
-    return dict(facts)
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turn errors in reading a damaged file into an `InputError` that names the file."""
     try:
-        yield
-    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise InputError(f"{path}: not a result, or damaged ({error}); remove it and run the study again") from None
+        return _Facts(**facts)
+    except InputError as error:
+        raise InputError(f"{path}: not a result ({error}); remove it and run the study again") from None
 
 
 def results(plan: Plan, out: Path) -> list[Result]:
-    """The results of a plan that exist, in the order of the plan's cells.
+    """The results of a plan that exist, in the order of the plan's cells. Of one that is damaged, a warning says so.
 
     Raises:
-        InputError: if one is damaged, or two results of the same data set were made from different images.
+        InputError: if two results of the same data set were made from different images.
     """
-    paths = [out / "cells" / f"{cell.key}.safetensors" for cell in plan.cells()]
-    every = {path: read_result(path) for path in paths if path.exists()}
+    every: dict[Path, Result] = {}
+    for cell in plan.cells():
+        path = out / "cells" / f"{cell.key}.safetensors"
+        if path.exists():
+            try:
+                every[path] = read_result(path)
+            except InputError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
     known: dict[tuple[str, int | None], str] = {}
     for path, result in every.items():
         cell = result.cell
@@ -136,15 +150,14 @@ def _refuse_others(cell: Cell, images: Images, folder: Path) -> None:
     """Raise an `InputError` if results in a folder were made from other images of the same data set."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            facts = _facts(path)
-            there = Cell(**facts["cell"])
+            facts = _facts(read_facts(path), path)
         except InputError:  # damaged, or of another version, which the report will say
             continue
-        same = (there.dataset, there.image_size) == (cell.dataset, cell.image_size)
-        if same and facts["images"] != images.fingerprint:
+        same = (facts.cell.dataset, facts.cell.image_size) == (cell.dataset, cell.image_size)
+        if same and facts.images != images.fingerprint:
             raise InputError(
                 f"data_root: {cell.dataset!r} there is other images ({images.fingerprint}) than {path} is of "
-                f"({facts['images']}); give the data_root of those, or another folder for the results"
+                f"({facts.images}); give the data_root of those, or another folder for the results"
             )
 
 
@@ -186,46 +199,47 @@ def run_study(
         _refuse_others(first, everything, folder)
         for cell in alike:
             cell.run_config(recipe(cell.dataset, everything, cell.train), root)
-    folder.mkdir(parents=True, exist_ok=True)
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    children = Children()
     with Progress(*columns, disable=not progress) as bar, ThreadPoolExecutor(jobs) as pool:
         task = bar.add_task(plan.name, total=len(cells), completed=len(cells) - len(missing))
 
         def start(cell: Cell) -> None:
-            error = _process(cell, out, roots, jobs)
+            error = _process(cell, out, roots, jobs, children)
             if error:
                 failures[cell.key] = error
             elif progress and _log(cell, out).exists():
                 bar.console.print(f"{cell.key} warns: see {_log(cell, out)}", highlight=False, soft_wrap=True)
             bar.advance(task)
 
-        list(pool.map(start, missing))
+        try:
+            list(pool.map(start, missing))
+        except BaseException:  # such as an interrupt
+            pool.shutdown(wait=False, cancel_futures=True)
+            children.stop()
+            raise
     return failures
 
 
-def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int) -> str:
+def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int, children: Children) -> str:
     """Run a cell in a process; returns its error message, if any. The log gets what it wrote to standard error."""
     order = json.dumps({"cell": cell.model_dump(mode="json"), "out": str(out), "roots": dict(roots)})
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // jobs))
-    done = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import main; main()"],
-        input=order,
-        env=os.environ | {"OMP_NUM_THREADS": threads},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", f"from {__name__} import main; main()"]
+    code, said = children.run(command, order, os.environ | {"OMP_NUM_THREADS": threads})
     log = _log(cell, out)
-    if done.returncode or done.stderr.strip():
-        log.write_text(done.stderr)
+    if code or said.strip():
+        write(log, said)
     else:
         log.unlink(missing_ok=True)  # left by an earlier failure
-    if done.returncode == 0:
+    if code == 0:
         return ""
-    if done.returncode < 0:
-        return f"killed by signal {-done.returncode}; {log} has what it said"
-    return f"{(done.stderr.strip().splitlines() or ['no message'])[-1]} ({log})"
+    if code < 0:
+        return f"killed by signal {-code}; {log} has what it said"
+    return f"{(said.strip().splitlines() or ['no message'])[-1]} ({log})"
 
 
 def _log(cell: Cell, out: Path) -> Path:
@@ -234,7 +248,8 @@ def _log(cell: Cell, out: Path) -> Path:
 
 def main() -> None:
     """Entry point of a cell's process, which reads from standard input what to run."""
-    order = json.load(sys.stdin)
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
     run_cell(Cell(**order["cell"]), Path(order["out"]), order["roots"])
 
 
@@ -260,24 +275,7 @@ def _write(result: Result, path: Path) -> None:
         "threads": torch.get_num_threads(),
     }
     tensors = {"labels": result.labels} | {f"probs/{i}": o.probs.contiguous() for i, o in enumerate(result.outcomes)}
-    handle, draft = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    safetensors.torch.save_file(tensors, draft, {"study": json.dumps(facts)})
-    os.chmod(draft, 0o644)
-    os.replace(draft, path)
-
-
-def peak_memory() -> float:
-    """Peak memory of this process, in MiB; NaN where the system does not report it."""
-    status = Path("/proc/self/status")  # Linux, where getrusage includes the parent's memory before the start
-    if status.exists():
-        lines = [line.split() for line in status.read_text().splitlines()]
-        return next((float(line[1]) / 2**10 for line in lines if line and line[0] == "VmHWM:"), float("nan"))
-    try:
-        import resource
-    except ImportError:
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    write_tensors(path, tensors, facts)
 
 
 def _root(dataset: str, roots: Mapping[str, str]) -> str | None:

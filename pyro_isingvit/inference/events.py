@@ -42,7 +42,15 @@ class RowLogged:
 
 @dataclass(frozen=True)
 class WentBack:
-    """Training was put back to the state after ``step`` steps, to try another temperature or to keep the chosen one."""
+    """Training was put back to the state after ``step`` steps, to try another temperature, to keep the chosen one,
+    or to go on from a checkpoint."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint was written after ``step`` steps."""
 
     step: int
 
@@ -54,20 +62,28 @@ class Stopped:
     step: int
 
 
-Event = Started | PhaseStarted | StepTaken | RowLogged | WentBack | Stopped
+Event = Started | PhaseStarted | StepTaken | RowLogged | WentBack | CheckpointSaved | Stopped
 
 Listener = Callable[[Event], None]
 """A function that is called with each event of a fit, in order. An exception that it raises ends the fit."""
 
 
 class ProgressBar:
-    """A listener that shows steps, loss, accuracy and density on the terminal."""
+    """A listener that shows steps, loss, accuracy and density on the terminal, as long as that can be written to."""
 
     def __init__(self) -> None:
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         self._task = self._bar.add_task("", total=None)
+        self._shown = True
 
     def __call__(self, event: Event) -> None:
+        try:
+            if self._shown:
+                self._show(event)
+        except (OSError, ValueError, SystemExit):  # closed or full; Rich ends the program for a pipe that nobody reads
+            self._shown = False
+
+    def _show(self, event: Event) -> None:
         match event:
             case Started(steps):
                 self._bar.update(self._task, total=steps)
@@ -82,5 +98,5 @@ class ProgressBar:
                 self._bar.reset(self._task, completed=step)
             case Stopped():
                 self._bar.stop()
-            case PhaseStarted():
+            case PhaseStarted() | CheckpointSaved():
                 pass

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pyro
@@ -10,10 +12,12 @@ import torch
 
 from ..data import Images
 from ..draws import evaluating, seeded
-from ..errors import InputError, kind_of
+from ..errors import InputError, InterruptedFitError, kind_of
 from ..guides import Guide
 from ..posterior import Posterior
 from ..programs import keeping_memory
+from ..saved import description
+from .checkpoint import Checkpoints, listening
 from .config import FitConfig
 from .events import Listener, ProgressBar, Started, Stopped
 from .pair import check_pair
@@ -30,6 +34,9 @@ def fit(
     config: FitConfig | None = None,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    interval: float = 60.0,
 ) -> FitResult:
     """Fit a guide to the posterior of a model by stochastic variational inference.
 
@@ -45,24 +52,30 @@ def fit(
         config: how to train; `FitConfig()` if None.
         progress: whether to show a progress bar.
         listeners: functions that are called with the events of the fit, see `pyro_isingvit.inference.events`.
+        checkpoint: folder for checkpoints; None for none. Then Ctrl-C and SIGTERM save one before they are obeyed.
+        resume: whether to go on from the last checkpoint in the folder, or from the beginning if there is none. The
+            other arguments have to be those of the fit that was interrupted. It ends with the same bits as without the
+            interruption, on the same machine with as many threads.
+        interval: seconds between checkpoints.
 
     Returns:
         The posterior, which is a copy of what was fitted, and the log of the fit.
 
     Raises:
-        InputError: if the arguments do not fit together.
+        InputError: if the arguments do not fit together, or the checkpoints are of another fit.
         TrainingError: if training breaks down: the loss is no longer finite, or the predictions of a search are not. A
             search goes on without the trial in which this happens, unless it is the first.
+        InterruptedFitError: if the process was told to stop, once a checkpoint is saved; it is a `KeyboardInterrupt`.
     """
     config = config or FitConfig()
     trials = None
-    with _training(guide, train, validation, config, progress, listeners) as trainer:
+    saving = _Saving(checkpoint, resume, interval)
+    with _training(guide, train, validation, config, progress, listeners, saving) as trainer:
         if not _sparsifies(guide):
             trainer.run(config.steps, "weights")
         else:
-            trainer.run_pilot()
             fine_tune = round(config.fine_tune * config.steps)
-            ising = config.steps - trainer.step - fine_tune
+            ising = config.steps - trainer.run_pilot() - fine_tune
             if isinstance(config.temperature, TemperatureSearch) and ising:
                 trials = config.temperature.run(trainer, cast(Images, validation), ising)
             else:
@@ -109,8 +122,7 @@ def fit_path(
         if value != free:
             raise InputError(f"{name}={value}: a path goes through all temperatures and densities; leave it {free!r}")
     with _training(guide, train, validation, config, progress, listeners) as trainer:
-        trainer.run_pilot()
-        left = config.steps - trainer.step
+        left = config.steps - trainer.run_pilot()
         tried = len(search.factors)
         if left < tried:
             raise InputError(
@@ -121,6 +133,31 @@ def fit_path(
     return FitPath(Posterior.of(guide), table, stops, trainer.history, trainer.seconds, facts)
 
 
+@dataclass(frozen=True)
+class _Saving:
+    """Whether and how a fit saves checkpoints and goes on from them; see `fit`."""
+
+    folder: str | Path | None = None
+    resume: bool = False
+    interval: float = 60.0
+
+    def checkpoints(
+        self, guide: Guide, train: Images, validation: Images | None, config: FitConfig
+    ) -> Checkpoints | None:
+        if self.folder is None:
+            if self.resume:
+                raise InputError("resume=True with checkpoint=None: give the folder of the checkpoints")
+            return None
+        facts = {"guide": description(guide), "config": config.model_dump(mode="json", exclude={"device"})}
+        images = {"train": train.fingerprint, "validation": None if validation is None else validation.fingerprint}
+        found = Checkpoints(self.folder, self.interval, facts | images)
+        if found.files() and not self.resume:
+            raise InputError(
+                f"checkpoint={str(self.folder)!r} holds checkpoints: resume=True goes on from them; or choose another"
+            )
+        return found
+
+
 @contextmanager
 def _training(
     guide: Guide,
@@ -129,9 +166,11 @@ def _training(
     config: FitConfig,
     progress: bool,
     listeners: Sequence[Listener],
+    saving: _Saving | None = None,
 ) -> Iterator[Trainer]:
     """Context with a trainer on the device, and with random state, held density and temperature set for the fit."""
     _check_kinds(guide, train, validation, config)
+    checkpoints = saving.checkpoints(guide, train, validation, config) if saving is not None else None
     device, model = config.torch_device(), guide.model
     model.to(device).train()
     guide.to(device).train()
@@ -142,19 +181,25 @@ def _training(
         keeping_memory(),
         pyro.validation_enabled(False),
         torch.enable_grad(),
+        listening(checkpoints is not None) as told,
     ):
         wanted = config.temperature
-        listening: list[Listener] = [*([ProgressBar()] if progress else []), *listeners]
-        trainer = Trainer(guide, train.to(device), validation, config, listening)
+        everyone: list[Listener] = [*([ProgressBar()] if progress else []), *listeners]
+        trainer = Trainer(guide, train.to(device), validation, config, everyone, checkpoints, told)
         search = wanted if isinstance(wanted, TemperatureSearch) else None
         trainer.temperature = cast(float, wanted) if search is None else search.pilot_temperature(guide, len(train))
         with ExitStack() as at_the_end:  # all of it, whatever goes wrong
             at_the_end.callback(model.follow, None)
             at_the_end.callback(guide.forget)
-            for listener in listening:
+            for listener in everyone:
                 at_the_end.callback(_stop, listener, trainer)
             trainer.tell(Started(config.steps))
+            if saving is not None and saving.resume:
+                trainer.resume()
             yield trainer
+        if told.signal is not None:  # after the last step
+            where = cast(_Saving, saving).folder
+            raise InterruptedFitError(f"stopped after the last step; go on from the checkpoint in {where}", told.signal)
         trainer.seconds = time.perf_counter() - trainer.started
 
 

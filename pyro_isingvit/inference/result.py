@@ -70,7 +70,9 @@ class FitResult:
         for name, digest in log.files.items():
             if not (folder / name).is_file() or file_digest(folder / name) != digest:
                 raise InputError(f"{folder / name}: missing, or not of {LOG} beside it; restore it, or fit again")
-        tables = {name: read_table(folder / name) for name in (HISTORY, TRIALS) if name in log.files}
+        tables: dict[str, pd.DataFrame] = {
+            name: read_table(folder / name) for name in (HISTORY, TRIALS) if name in log.files
+        }
         if HISTORY not in tables:
             raise InputError(f"{path}: names no {HISTORY}; restore it, or fit again")
         return cls(posterior, tables[HISTORY], tables.get(TRIALS), log.seconds, log.config)

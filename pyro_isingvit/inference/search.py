@@ -13,6 +13,7 @@ from ..errors import TrainingError
 from ..guides import Guide
 from ..models import IsingViT
 from .path import Average, Candidate, Stop, candidate, path_table
+from .state import Snapshot
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -149,7 +150,8 @@ class _Trials:
     """Short Ising phases at one temperature after another, as long as the rule permits; see `TemperatureSearch`."""
 
     def __init__(self, search: TemperatureSearch, trainer: "Trainer", validation: Images, steps: int) -> None:
-        self.search, self.trainer, self.validation, self.start = search, trainer, validation, trainer.snapshot()
+        self.search, self.trainer, self.validation = search, trainer, validation
+        self.start = Snapshot(**trainer.remember("start", lambda: vars(trainer.snapshot())))
         self.temperatures = search.temperatures(trainer.guide.model, len(trainer.train))
         self.first, self.last = (len(self.temperatures) - 1) // 2, len(self.temperatures) - 1
         self.steps = min(steps, max(LEAST, round(search.share * steps)))
@@ -175,13 +177,18 @@ class _Trials:
             return
         self.trainer.go_back(self.start)
         self.trainer.temperature, self.trainer.stride = self.temperatures[i], self.stride
+        end = self.trainer.remember(f"trial {i}", lambda: self._end(i))
+        self.ends[i] = None if end is None else Candidate(**end)
+
+    def _end(self, i: int) -> dict[str, Any] | None:
+        """The scores at the end of a trial, see `Candidate`; None if it broke down, unless it is the first."""
         try:
-            self.trainer.run(self.steps, "trial")
-            self.ends[i] = candidate(self.trainer.guide, self.validation, self.search.draws)
+            self.trainer.run(self.steps, "trial", name=f"trial {i}")
+            return vars(candidate(self.trainer.guide, self.validation, self.search.draws))
         except TrainingError:
             if i == self.first:
                 raise
-            self.ends[i] = None
+            return None
 
     def _next(self) -> int | None:
         """The temperature to try next; None if there is none."""

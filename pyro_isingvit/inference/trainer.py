@@ -3,8 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -15,14 +14,16 @@ from torch import Tensor, nn
 
 from ..data import Images
 from ..draws import guide_draw
-from ..errors import TrainingError
+from ..errors import InputError, InterruptedFitError, TrainingError
 from ..guides import Guide
 from ..network.stem import as_floats
 from ..posterior import Posterior
 from ..scores import mean_scores
+from .checkpoint import Checkpoints, State, Told, attributes, generators, set_attributes, set_generators
 from .config import FitConfig
 from .elbo import TraceGraph_ELBO
-from .events import Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
+from .events import CheckpointSaved, Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
+from .state import Batches, Snapshot
 
 LOGS = 50
 """Approximate number of rows of the history of a fit."""
@@ -34,19 +35,12 @@ DRAWN_IMAGES = 8
 """Number of images that one draw predicts at each row, to see that draws are finite."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A state of training: states of model, guide and optimiser, and counters and rows of the `Trainer`."""
-
-    states: Sequence[dict[str, Any]]
-    step: int
-    position: float
-    stride: float
-    rows: tuple[dict[str, Any], ...]
-
-
 class Trainer:
-    """One optimiser and its progress through the steps of a fit."""
+    """One optimiser and its progress through the steps of a fit.
+
+    A fit is a sequence of calls of `run` and `remember`. After an interruption the same calls are made again: those
+    that were done before the checkpoint return at once, and the one that was under way goes on from there.
+    """
 
     def __init__(
         self,
@@ -55,6 +49,8 @@ class Trainer:
         validation: Images | None,
         config: FitConfig,
         listeners: Sequence[Listener] = (),
+        checkpoints: Checkpoints | None = None,
+        told: Told | None = None,
     ) -> None:
         device, model = train.images.device, guide.model
         self.model, self.guide, self.train, self.config = model, guide, train, config
@@ -74,8 +70,12 @@ class Trainer:
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
         precision = getattr(torch, config.precision)
         self.autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
-        self.batches = _batches(len(train), config.batch_size, device)
+        self.batches = Batches(len(train), config.batch_size, device)
         self.listeners = tuple(listeners)
+        self.checkpoints, self.told = checkpoints, told or Told()
+        self._done: list[str] = []  # calls of `run` that have ended
+        self._memory: dict[str, Any] = {}  # see `remember`
+        self._resumed: State | None = None  # a checkpoint from which a call of `run` has yet to go on
         self._largest = torch.zeros((), device=device)  # norm of the gradients since the last row
         self._good = self.snapshot()
 
@@ -98,21 +98,35 @@ class Trainer:
         """The rows logged so far, see `FitResult`."""
         return pd.DataFrame(self.rows)
 
-    def run_pilot(self) -> None:
-        """Run the pilot phase, with all masks on that are not held off."""
+    def run_pilot(self) -> int:
+        """Run the pilot phase, with all masks on that are not held off. Returns its number of steps."""
         steps = round(self.config.pilot * self.config.steps)
         if steps:
             self.model.fix_masks(self.guide.pilot_masks())
             self.run(steps, "pilot")
         self.model.fix_masks(None)
+        return steps
 
-    def run(self, steps: int, phase: str, after_step: Callable[[], None] | None = None) -> None:
-        """Train for some steps at the current temperature; add rows to the history at intervals and at the end."""
-        config, every = self.config, math.ceil(self.config.steps / LOGS)
+    def run(
+        self, steps: int, phase: str, after_step: Callable[[], None] | None = None, name: str | None = None
+    ) -> None:
+        """Train for some steps at the current temperature; add rows to the history at intervals and at the end.
+
+        Args:
+            steps: number of steps.
+            phase: name of the phase, see `PhaseStarted`.
+            after_step: called after each step.
+            name: by which a checkpoint knows this call, if a phase is run several times.
+        """
+        config, every, name = self.config, math.ceil(self.config.steps / LOGS), name or phase
+        if name in self._done:
+            return
+        total, count, first = torch.zeros((), device=self.train.images.device), 0, 0
+        if self._resumed is not None:
+            total, count, first = self._go_on(name)
         scale = self.temperature / len(self.train)  # from nats of all data to nats per image
-        total, count = torch.zeros((), device=self.train.images.device), 0
         self.tell(PhaseStarted(phase, self.temperature, steps))
-        for i in range(steps):
+        for i in range(first, steps):
             batch = next(self.batches)
             images, labels = self.train.images[batch], self.train.labels[batch]
             if config.augment is not None:
@@ -141,6 +155,68 @@ class Trainer:
             if self.step % every == 0 or i == steps - 1:
                 self._log(phase, float(total) / count)
                 total, count = torch.zeros_like(total), 0
+            if self.checkpoints is not None:
+                self._keep(phase, name, {"taken": i + 1, "total": total, "count": count}, i == steps - 1)
+        self._done.append(name)
+
+    def remember(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make()`` returns; after an interruption, what it returned before. Checkpoints have to hold it."""
+        if name not in self._memory:
+            self._memory[name] = make()
+        return self._memory[name]
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, if there is one: in the next call of `run` that was not done before it."""
+        assert self.checkpoints is not None
+        state = self.checkpoints.load()
+        if state is not None:
+            self._resumed, self._done, self._memory = state, state["done"], state["memory"]
+            self.started -= state["seconds"]
+
+    def _keep(self, phase: str, name: str, where: State, last: bool) -> None:
+        """Write a checkpoint if it is time to, or if the process was told to stop, which is then obeyed."""
+        assert self.checkpoints is not None
+        stop = self.told.signal
+        if not (stop or last or self.checkpoints.due):
+            return
+        self._check_gradients(phase)
+        self._check_state(phase)
+        self._good = self.snapshot()
+        device = self.train.images.device
+        saved = self.checkpoints.save(
+            where
+            | {
+                "now": vars(self._good),
+                "fixed_masks": self.model.fixed_masks,
+                "attributes": [attributes(part) for part in (self.model, self.guide)],
+                "generators": generators(device),
+                "batches": vars(self.batches),
+                "run": name,
+                "done": self._done,
+                "memory": self._memory,
+                "seconds": time.perf_counter() - self.started,
+            }
+        )
+        self.tell(CheckpointSaved(self.step))
+        if stop:
+            where_to = f"go on from the checkpoint in {self.checkpoints.folder}" if saved else "no checkpoint was saved"
+            raise InterruptedFitError(f"stopped at step {self.step}, {phase} phase; {where_to}", stop)
+
+    def _go_on(self, name: str) -> tuple[Tensor, int, int]:
+        """Take up the state of a checkpoint; returns sum and number of losses since the last row, and the next step."""
+        state, device = self._resumed, self.train.images.device
+        assert state is not None
+        if state["run"] != name:
+            raise InputError(f"checkpoint: of another fit, in its phase {state['run']!r}, not {name!r}; fit again")
+        self._resumed = None
+        self.go_back(Snapshot(**state["now"]))
+        masks = state["fixed_masks"]
+        self.model.fix_masks(None if masks is None else {key: mask.to(device) for key, mask in masks.items()})
+        for part, values in zip((self.model, self.guide), state["attributes"], strict=True):
+            set_attributes(part, values)
+        set_generators(state["generators"], device)
+        vars(self.batches).update(state["batches"] | {"order": state["batches"]["order"].to(device)})
+        return state["total"].to(device), state["count"], state["taken"]
 
     @property
     def _parts(self) -> tuple[Any, ...]:
@@ -159,7 +235,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self._largest, self._good = torch.zeros_like(self._largest), snapshot
         self.step, self.position, self.stride = snapshot.step, snapshot.position, snapshot.stride
-        self.rows = list(snapshot.rows)
+        self.rows = [dict(row) for row in snapshot.rows]
         self.tell(WentBack(self.step))
 
     def _check_gradients(self, phase: str) -> None:
@@ -218,10 +294,3 @@ class Trainer:
 def _of(names: Sequence[str]) -> str:
     """The first few names of tensors, for an error message."""
     return f" of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}" if names else ""
-
-
-def _batches(total: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Endless minibatches of indices, all of one size: one permutation per epoch, without a last incomplete batch."""
-    size = min(size, total)
-    while True:
-        yield from torch.randperm(total, device=device)[: total - total % size].split(size)

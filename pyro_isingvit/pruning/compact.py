@@ -12,6 +12,7 @@
 For this reason, this module imports nothing of the package except the stem.
 """
 
+import hashlib
 import json
 import math
 import struct
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from ..network.stem import STEMS, Stem, as_floats, check_stem, stem_features
 
-FORMAT, VERSION = "pyro_isingvit.compact", 3
+FORMAT, VERSION = "pyro_isingvit.compact", 4
 """The format and version that ``config.json`` must name."""
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
@@ -276,9 +277,14 @@ class CompactViT(_Part):
         return _linear(F.relu(_linear(x, self.hidden, self.hidden_bias)), self.out, self.out_bias)
 
 
-def describe(config: CompactConfig) -> str:
-    """The text of ``config.json`` for a network."""
-    return json.dumps({"format": FORMAT, "version": VERSION, **asdict(config)}, indent=2) + "\n"
+def describe(config: CompactConfig, weights: str) -> str:
+    """The text of ``config.json`` for a network, given the SHA-256 of the file of its weights."""
+    facts = {"format": FORMAT, "version": VERSION, **asdict(config), "weights": weights}
+    return json.dumps(facts | {"sha256": _digest(facts)}, indent=2) + "\n"
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def load(folder: str | Path) -> CompactViT:
@@ -294,18 +300,24 @@ def load(folder: str | Path) -> CompactViT:
     path = folder / CONFIG
     try:
         facts = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, RecursionError) as error:
+        data = (folder / WEIGHTS).read_bytes()
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise LoadError(f"{path}: not JSON ({error}); export again") from None
-    if facts.pop("format", None) != FORMAT:
+    if facts.get("format") != FORMAT:
         raise LoadError(f"{path}: no network of format {FORMAT!r}; give a folder that pyro_isingvit.export wrote")
-    if (version := facts.pop("version", None)) != VERSION:
+    if (version := facts.get("version")) != VERSION:
         raise LoadError(f"{path}: version={version!r}, and this code reads {VERSION}; use the compact.py of its folder")
+    if facts.pop("sha256", None) != _digest(facts):
+        raise LoadError(f"{path}: was changed or damaged since it was written; export again")
+    if facts.pop("weights", None) != hashlib.sha256(data).hexdigest():
+        raise LoadError(f"{folder / WEIGHTS}: not the weights of {CONFIG}, or damaged; export again")
+    facts = {name: value for name, value in facts.items() if name not in ("format", "version")}
     try:
         config = CompactConfig.from_dict(facts)
         network = CompactViT(config)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise LoadError(f"{path}: does not describe a network ({error!r}); export again") from None
-    tensors = read_safetensors(folder / WEIGHTS)
+    tensors = read_safetensors(data, folder / WEIGHTS)
     try:
         network.load_state_dict(tensors)
         if network.patch_index is not None and not _within(network.patch_index, config):
@@ -323,15 +335,14 @@ def _within(index: Tensor, config: CompactConfig) -> bool:
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file.
+def read_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Read all tensors from the contents of a safetensors file at ``path``.
 
     The file consists of the length of the header in eight bytes, the header as JSON, and the raw numbers.
 
     Raises:
         LoadError: if the file is damaged.
     """
-    data = path.read_bytes()
     try:
         (length,) = struct.unpack_from("<Q", data)
         header: dict[str, Any] = json.loads(data[8 : 8 + length])

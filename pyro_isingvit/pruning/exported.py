@@ -1,9 +1,10 @@
 """Write a pruned network to disk, for use without Pyro."""
 
+import hashlib
 import json
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 
 from ..errors import InputError
+from ..files import drafting, home, put_back, write
 from ..network import stem
 from . import compact
 from .compact import CompactViT
@@ -28,7 +30,13 @@ _STEM_IMPORT = "from ..network.stem import STEMS, Stem, as_floats, check_stem, s
 """The line by which `compact` imports from the package."""
 
 
-def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (), overwrite: bool = False) -> None:
+def export(
+    network: CompactViT,
+    folder: str | Path,
+    formats: Sequence[str] = (),
+    overwrite: bool = False,
+    extra: Mapping[str, str] | None = None,
+) -> None:
     """Write a network into a folder that can be used without this package.
 
     The folder gets ``weights.safetensors``, ``config.json`` and ``compact.py``, whose function `load` reads the other
@@ -42,31 +50,31 @@ def export(network: CompactViT, folder: str | Path, formats: Sequence[str] = (),
         folder: the folder to write.
         formats: formats to write in addition to safetensors.
         overwrite: whether a folder that `export` made may be replaced.
+        extra: texts of further files, by name.
 
     Raises:
+        StorageError: if a file cannot be written. What was in the folder is as it was.
         InputError: if a format is unknown or its packages are missing, or the folder exists.
     """
     if not isinstance(network, CompactViT):
         raise InputError(f"network={type(network).__name__}: give a CompactViT, as prune and shrink make them")
     folder = check(folder, formats, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
-        draft = Path(parent) / folder.name
-        draft.mkdir()
+    with drafting(folder, partial(check, folder, formats, overwrite)) as draft:
         tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-        safetensors.torch.save_file(tensors, draft / compact.WEIGHTS)
-        (draft / compact.CONFIG).write_text(compact.describe(network.config))
-        (draft / "compact.py").write_text(_module())
+        data = safetensors.torch.save(tensors)
+        write(draft / compact.WEIGHTS, data)
+        write(draft / compact.CONFIG, compact.describe(network.config, hashlib.sha256(data).hexdigest()))
+        write(draft / "compact.py", _module())
         for one in formats:
             _write(one, compact.load(draft), draft / FILES[one])
-        if folder.exists():
-            folder.rename(Path(parent) / "before")  # deleted with its parent, once the new folder is in place
-        draft.rename(folder)
+        for name, text in (extra or {}).items():
+            write(draft / name, text)
 
 
 def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
     """Check that `export` can write there, before any work is done; arguments and errors are those of `export`."""
-    folder = Path(folder).resolve()
+    folder = home(folder).resolve()
+    put_back(folder)
     for one in formats:
         if one not in FILES:
             raise InputError(f"formats={one!r}: choose of {list(FILES)}; safetensors are always written")

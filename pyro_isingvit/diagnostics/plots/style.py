@@ -1,12 +1,15 @@
 """Colours and line styles of methods, which hold in greyscale and for colour-blind readers, and helpers for axes."""
 
+import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ...files import write
 from ...network.stem import as_floats
 
 DARK, LIGHT, ACCENT, GREY = "#1b3a5c", "#8ab6de", "#c8641e", "#9a9a9a"
@@ -55,6 +58,18 @@ def bare(ax: Axes) -> Axes:
     """Hide the upper and right border of axes, and return the axes."""
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def as_png(figure: Figure, dpi: int = 150) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def write_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
+    """Write a figure as a PNG file; see `pyro_isingvit.files.write`."""
+    write(path, as_png(figure, dpi))
 
 
 def note_right(ax: Axes, row: float, text: str, offset: int) -> None:
