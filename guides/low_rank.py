@@ -14,7 +14,7 @@ from pyro.distributions import Normal
 from torch import Tensor, nn
 
 from pyro_isingvit.distributions import StraightThroughBernoulli
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import InputError, check_count
 from pyro_isingvit.models.ising_vit import IsingViT
 
 from .mean_field import MeanField
@@ -45,8 +45,7 @@ class LowRank(MeanField):
 
     def __init__(self, model: IsingViT, rank: int = 4, initial_factor: float = 0.1, **options: float) -> None:
         super().__init__(model, **options)
-        if rank < 1:
-            raise InputError(f"rank={rank}: must be at least 1")
+        check_count("rank", rank, 1000)
         if not self.mask_shapes:
             raise InputError(f"prior={type(model.prior).__name__} has no masks to correlate; use MeanField")
         self.rank, self.initial_factor, device = rank, initial_factor, model.prior.zero.device

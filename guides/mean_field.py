@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Gaussian, SpikeAndSlab, StraightThroughBernoulli
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import InputError, check_positive
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.network import WeightSite
 from pyro_isingvit.programs import full_precision
@@ -53,10 +53,10 @@ class MeanField(Guide):
         mask_rate: float = 20.0,
     ) -> None:
         super().__init__(model)
-        if initial_scale <= 0:
-            raise InputError(f"initial_scale={initial_scale}: must be positive, e.g. 5e-3")
-        if mask_rate <= 0:
-            raise InputError(f"mask_rate={mask_rate}: must be positive, e.g. 20")
+        check_positive("initial_scale", initial_scale, "5e-3")
+        check_positive("mask_rate", mask_rate, "20")
+        if not math.isfinite(initial_logit):
+            raise InputError(f"initial_logit={initial_logit}: must be finite, e.g. 4.0")
         self.initial_logit, self.initial_scale, self.mask_rate = initial_logit, initial_scale, mask_rate
         start, device = initial_weights(model), model.prior.zero.device
         self.loc = nn.ParameterDict({key: nn.Parameter(weight) for key, weight in start.items()})

@@ -7,7 +7,7 @@ References:
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from pyro_isingvit.distributions import StraightThroughConcrete
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import check_positive
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.network import WeightSite
 
@@ -28,8 +28,7 @@ class Relaxed(MeanField):
 
     def __init__(self, model: IsingViT, relaxation: float = 0.5, **options: float) -> None:
         super().__init__(model, **options)
-        if relaxation <= 0:
-            raise InputError(f"relaxation={relaxation}: must be positive, e.g. 0.5")
+        check_positive("relaxation", relaxation, "0.5")
         self.relaxation = relaxation
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin:

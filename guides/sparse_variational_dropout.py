@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Gaussian, SpikeAndSlab
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import InputError, check_positive
 from pyro_isingvit.models.ising_vit import IsingViT
 from pyro_isingvit.models.priors import LogUniform
 from pyro_isingvit.models.priors.log_uniform import SMALLEST
@@ -47,8 +47,7 @@ class SparseVariationalDropout(Guide):
         if not isinstance(model.prior, LogUniform):
             raise InputError(f"prior={type(model.prior).__name__}: SparseVariationalDropout is made for LogUniform")
         for name, value in (("initial_scale", initial_scale), ("scale_rate", scale_rate)):
-            if value <= 0:
-                raise InputError(f"{name}={value}: must be positive")
+            check_positive(name, value, "5e-3")
         self.initial_scale, self.scale_rate, start = initial_scale, scale_rate, initial_weights(model)
         self.loc = nn.ParameterDict({key: nn.Parameter(weight) for key, weight in start.items()})
         self.log_scale = nn.ParameterDict(

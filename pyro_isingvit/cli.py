@@ -11,11 +11,12 @@ from rich.console import Console
 
 from . import cli_options as option
 from .data import DATASETS, read
+from .draws import check_draws
 from .errors import InputError, InterruptedFitError, StorageError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
 from .experiments.console import show_pruned, show_run
 from .experiments.page import write_study
-from .experiments.place import check_free, resolved
+from .experiments.place import check_free, is_unfinished, resolved
 from .experiments.plan import Cell, read_plan, shipped_plans
 from .experiments.prune import prune_run
 from .experiments.runs import Run, resume_run
@@ -32,6 +33,7 @@ def fit_command(
     data_root: option.DataRoot = None,
     download: option.Download = False,
     image_size: option.ImageSize = None,
+    background: option.Background = None,
     out: option.Out = None,
     overwrite: option.Overwrite = False,
     resume: option.Resume = None,
@@ -70,8 +72,15 @@ def fit_command(
         _show(resume_run(resume, data_root, interval=checkpoint_every), resume)
         return
     out = Path("runs") / Path(dataset).stem if out is None else out
-    check_free(resolved(out), overwrite)
-    everything = read(dataset, data_root, download=download, image_size=image_size)
+    place = resolved(out)
+    if place.exists() and not overwrite:
+        if is_unfinished(place):
+            raise InputError(
+                f"--out={str(out)!r} has an unfinished run: give --resume {out}, or --overwrite to start again"
+            )
+        raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
+    check_free(place, overwrite)
+    everything = read(dataset, data_root, "train", download, image_size, 255 if background is None else background)
     network = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
     fit: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "pilot": pilot}
     fit |= {"fine_tune": fine_tune, "temperature": temperature, "target_density": target_density, "augment": augment}
@@ -80,9 +89,9 @@ def fit_command(
         "fit": fit | {"precision": precision, "seed": seed, "device": device},
         "prior": {"inclusion": inclusion, "coupling": coupling, "structured": structured},
     }
-    own = {"dataset": dataset, "data_root": data_root, "image_size": image_size, "train": train}
-    own |= {"validation": validation, "test": test, "balanced": balanced, "select": select}
-    settings = recipe(dataset, everything, train)
+    own = {"dataset": dataset, "data_root": data_root, "image_size": image_size, "background": background}
+    own |= {"train": train, "validation": validation, "test": test, "balanced": balanced, "select": select}
+    settings = recipe(dataset, everything, train, data_root)
     for part, options in given.items():
         settings[part] = settings.get(part, {}) | _given(options)
     config = RunConfig(**settings | _given(own))
@@ -134,8 +143,8 @@ def evaluate_command(
     draws: Annotated[int | None, typer.Option(help="Number of posterior draws.")] = None,
 ) -> None:
     """Evaluate a run again on its test images, from its folder."""
-    if draws is not None and draws < 1:
-        raise InputError(f"--draws={draws}: need at least one")
+    if draws is not None:
+        check_draws(draws)
     show_run(evaluate(folder, data_root, draws))
 
 
@@ -148,8 +157,8 @@ def report_command(
     draws: Annotated[int | None, typer.Option(help="Number of posterior draws for each prediction.")] = None,
 ) -> None:
     """Write a page on a run: accuracy, calibration, what was kept, what is uncertain, and which checks fail."""
-    if draws is not None and draws < 1:
-        raise InputError(f"--draws={draws}: need at least one")
+    if draws is not None:
+        check_draws(draws)
     page = report(folder, data_root, draws)
     Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
 

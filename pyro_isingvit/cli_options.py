@@ -17,6 +17,9 @@ Dataset = Annotated[
 DataRoot = Annotated[str | None, typer.Option(help="Folder with the files of the data set.")]
 Download = Annotated[bool, typer.Option("--download", help="Download the files of the data set if they are missing.")]
 ImageSize = Annotated[int | None, typer.Option(help="Height and width to resize the images to.")]
+Background = Annotated[
+    int | None, typer.Option(help="Grey level beneath transparent images of a folder, 0 to 255.", show_default="255")
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder to write.", show_default="runs/DATASET")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run folder if it exists.")]
 Resume = Annotated[

@@ -10,12 +10,15 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, check_count
 from .guides import Guide
 from .models import IsingViT
 
 BATCH = 250
 """Number of images in one pass of the network."""
+
+MOST_DRAWS = 1_000_000
+"""Largest number of draws that is taken for meant."""
 
 _ONE_AT_A_TIME = threading.RLock()
 """Lock of what all threads share: Pyro's handlers, torch's generator, and the network while it has drawn weights."""
@@ -130,10 +133,9 @@ def check_draws(draws: int) -> None:
     """Check the number of draws.
 
     Raises:
-        InputError: if it is below 1.
+        InputError: if it is not an integer from 1 to `MOST_DRAWS`.
     """
-    if draws < 1:
-        raise InputError(f"draws={draws}: need at least one")
+    check_count("draws", draws, MOST_DRAWS)
 
 
 @contextmanager

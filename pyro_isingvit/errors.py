@@ -1,4 +1,7 @@
-"""The exceptions of this library."""
+"""The exceptions of this library, and checks of single values that raise them."""
+
+import math
+from numbers import Integral, Real
 
 
 class InputError(ValueError):
@@ -27,6 +30,26 @@ class InterruptedFitError(KeyboardInterrupt):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def check_positive(name: str, value: object, example: str) -> None:
+    """Check that a value is a positive, finite number.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise InputError(f"{name}={value!r}: must be a positive number, e.g. {example}")
+
+
+def check_count(name: str, value: object, most: int) -> None:
+    """Check that a value is an integer from 1 to ``most``.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= most:
+        raise InputError(f"{name}={value!r}: must be an integer from 1 to {most:,}")
 
 
 def kind_of(value: object) -> str:

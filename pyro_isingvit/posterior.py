@@ -14,7 +14,7 @@ from . import saved
 from .data import Images
 from .data.images import checked_pixels
 from .draws import BATCH, Draw, check_draws, draw_seed, evaluating, guide_draw, mask_draw, network_logits
-from .errors import InputError
+from .errors import InputError, check_positive
 from .files import home
 from .guides import Guide
 from .models import IsingViT
@@ -35,6 +35,7 @@ class Posterior:
         guides: the variational distribution, with its model; or the members of a mixture, among which draws alternate.
         logit_scale: factor on the logits of the posterior predictive, see `calibrate`. Training, the prior,
             log-likelihoods and the median-probability model do not use it.
+        names: names of the classes, in order, which predictions have too; empty if they have none.
 
     Raises:
         InputError: if there are no guides.
@@ -42,14 +43,15 @@ class Posterior:
 
     guides: tuple[Guide, ...]
     logit_scale: float = 1.0
+    names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, guide: Guide, logit_scale: float = 1.0) -> Self:
+    def of(cls, guide: Guide, logit_scale: float = 1.0, names: tuple[str, ...] = ()) -> Self:
         """The posterior of a guide as it is now: a copy, in evaluation mode."""
         guide = copy.deepcopy(guide)
         guide.eval()
         guide.model.eval()
-        return cls((guide,), logit_scale)
+        return cls((guide,), logit_scale, names)
 
     def __post_init__(self) -> None:
         if not self.guides:
@@ -130,7 +132,8 @@ class Posterior:
         Raises:
             InputError: see `predict`.
         """
-        return predictions(partial(self.draws, draws, seed), draws, images, scales, interval, self.device)
+        found = predictions(partial(self.draws, draws, seed), draws, images, scales, interval, self.device)
+        return [replace(prediction, names=self.names) for prediction in found]
 
     def predict_plug_in(self, images: Tensor) -> Tensor:
         """Probabilities (n, classes) of the median-probability model with posterior mean weights, on the CPU."""
@@ -160,8 +163,8 @@ class Posterior:
         Raises:
             InputError: if ``temperature`` is not positive, or the guide has no estimate of the evidence.
         """
-        if temperature is not None and not temperature > 0:
-            raise InputError(f"temperature={temperature}: must be positive, e.g. 1.0")
+        if temperature is not None:
+            check_positive("temperature", temperature, "1.0")
         every = []
         for guide in self.guides:
             with evaluating(guide.model, guide):
@@ -247,7 +250,7 @@ class Posterior:
         Raises:
             InputError: if the folder already holds a posterior.
         """
-        saved.write(home(folder), self.guides, self.logit_scale)
+        saved.write(home(folder), self.guides, self.logit_scale, self.names)
 
     @classmethod
     def load(cls, folder: str | Path, guide: Guide | None = None) -> Self:
@@ -262,8 +265,7 @@ class Posterior:
             InputError: if a file is missing, damaged or of another format, the guide differs from the saved one, or a
                 class of your own is needed and ``guide`` is not given.
         """
-        guides, logit_scale = saved.read(home(folder), guide)
-        return cls(guides, logit_scale)
+        return cls(*saved.read(home(folder), guide))
 
     def _plug_in(self, guide: Guide, images: Tensor) -> Tensor:
         weights = self._median_weights(guide)

@@ -1,7 +1,8 @@
 """Posterior predictive distributions: averages over draws of a network, in memory that depends on neither."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from .logit_scale import most_probable_scale, scaled_log_likelihood
 BUFFER = 4_000_000
 """Largest number of logits that are held at once; images are taken in groups such that all draws fit."""
 
+_TENSORS = ("probs", "lower", "upper", "entropy", "mutual_information")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -24,6 +27,7 @@ class Prediction:
         lower, upper: bounds of the central credible interval of each probability over the draws, (n, k).
         entropy: of the mean probabilities, in nats, (n,): total uncertainty.
         mutual_information: between label and weights, in nats, (n,): the part of it that more data would remove.
+        names: names of the classes, in order; empty if they have none.
     """
 
     probs: Tensor
@@ -31,6 +35,20 @@ class Prediction:
     upper: Tensor
     entropy: Tensor
     mutual_information: Tensor
+    names: tuple[str, ...] = ()
+
+    def __getitem__(self, index: Tensor | slice) -> "Prediction":
+        """The prediction of some of the images."""
+        return replace(self, **{name: getattr(self, name)[index] for name in _TENSORS})
+
+    @property
+    def classes(self) -> list[str]:
+        """Name of the most probable class of each image; its number, if the classes have no names."""
+        return [self.name_of(label) for label in self.labels.tolist()]
+
+    def name_of(self, label: int) -> str:
+        """Name of a class; its number, if the classes have no names."""
+        return self.names[label] if self.names else str(label)
 
     @property
     def labels(self) -> Tensor:
@@ -125,9 +143,10 @@ def _summary(probs: Tensor, levels: Tensor) -> Prediction:
     entropy = torch.special.entr(mean).sum(-1)
     expected = torch.special.entr(probs).sum(-1).mean(0)
     lower, upper = probs.quantile(levels, 0)
-    return Prediction(*(each.cpu() for each in (mean, lower, upper, entropy, (entropy - expected).clamp_min(0))))
+    parts = mean, lower, upper, entropy, (entropy - expected).clamp_min(0)
+    return Prediction(**{name: part.cpu() for name, part in zip(_TENSORS, parts, strict=True)})
 
 
 def _joined(parts: Sequence[Prediction]) -> Prediction:
-    names = ("probs", "lower", "upper", "entropy", "mutual_information")
-    return Prediction(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS}
+    return Prediction(**joined)

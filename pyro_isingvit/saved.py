@@ -37,7 +37,7 @@ CLOSE = 1e-3
 """Relative difference of log densities up to which they are taken for those of the same prior and guide."""
 
 
-def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
+def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float, names: tuple[str, ...] = ()) -> None:
     """Write a posterior's guides; see `Posterior.save`."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder={str(folder)!r} is a file: choose another")
@@ -68,12 +68,12 @@ def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float) -> None:
         for guide in guides
     ]
     write_tensors(folder / TENSORS, tensors)
-    facts |= {"logit_scale": logit_scale, "members": members, "tensors": file_digest(folder / TENSORS)}
+    facts |= {"logit_scale": logit_scale, "names": names, "members": members, "tensors": file_digest(folder / TENSORS)}
     write_json(folder / DESCRIPTION, facts)
 
 
-def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
-    """Read guides and logit scale; see `Posterior.load`."""
+def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float, tuple[str, ...]]:
+    """Read guides, logit scale and names of classes; see `Posterior.load`."""
     if guide is not None and not isinstance(guide, Guide):
         raise InputError(f"guide={kind_of(guide)}: give a guide made for a model, e.g. MyGuide(model)")
     facts = _facts(folder)
@@ -104,7 +104,7 @@ def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float]:
         one.model.eval()
         _compare(one, member["log_densities"], folder)
         guides.append(one)
-    return tuple(guides), float(facts["logit_scale"])
+    return tuple(guides), float(facts["logit_scale"]), tuple(facts["names"])
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -196,11 +196,11 @@ def _facts(folder: Path) -> dict[str, Any]:
     facts = read_json(path)
     if facts.get("format") != FORMAT:
         raise InputError(f"{path}: format={facts.get('format')!r}; this version reads {FORMAT}; fit again")
-    missing = [name for name in (*_PARTS, "members", "logit_scale", "tensors") if name not in facts]
+    missing = [name for name in (*_PARTS, "members", "logit_scale", "names", "tensors") if name not in facts]
     if missing:
         raise InputError(f"{path}: {missing} is missing; fit again")
     try:
-        _Numbers(logit_scale=facts["logit_scale"], members=facts["members"])
+        _Numbers(logit_scale=facts["logit_scale"], names=facts["names"], members=facts["members"])
     except InputError as error:
         raise InputError(f"{path}: {error}; fit again") from None
     return facts
@@ -217,6 +217,7 @@ class _Numbers(Config):
     """What a description says beside classes and settings."""
 
     logit_scale: pydantic.PositiveFloat
+    names: tuple[str, ...]
     members: Annotated[tuple[_Member, ...], pydantic.Field(min_length=1)]
 
 

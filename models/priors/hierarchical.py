@@ -13,7 +13,7 @@ from pyro.distributions import Beta
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from pyro_isingvit.distributions import StraightThroughBernoulli
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import InputError, check_positive
 from pyro_isingvit.network import LAYER, WeightSite
 
 from .independent import DEFAULT, IndependentSpikeSlab
@@ -45,8 +45,7 @@ class HierarchicalSpikeSlab(IndependentSpikeSlab):
         **options: Any,
     ) -> None:
         super().__init__(sites, inclusion, **options)
-        if concentration <= 0:
-            raise InputError(f"concentration={concentration}: must be positive, e.g. 10")
+        check_positive("concentration", concentration, "10")
         if by not in ("role", "layer"):
             raise InputError(f"by={by!r}: choose 'role' or 'layer'")
         self.concentration, self.by = concentration, by

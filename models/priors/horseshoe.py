@@ -15,7 +15,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_isingvit.distributions import Gaussian
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import check_positive
 from pyro_isingvit.network import WeightSite
 
 from .base import Prior
@@ -39,8 +39,7 @@ class RegularisedHorseshoe(Prior):
     def __init__(self, sites: Sequence[WeightSite], global_scale: float = 0.1, slab_scale: float = 1.0) -> None:
         super().__init__(sites)
         for name, value in (("global_scale", global_scale), ("slab_scale", slab_scale)):
-            if value <= 0:
-                raise InputError(f"{name}={value}: must be positive")
+            check_positive(name, value, "1.0")
         self.global_scale, self.slab_scale = global_scale, slab_scale
 
     def weight(self, site: WeightSite, mask: Tensor | None) -> TorchDistributionMixin:

@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_isingvit.distributions import Gaussian, SpikeAndSlab, StraightThroughBernoulli
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import InputError, check_positive
 from pyro_isingvit.network import LAYER, WeightSite, by_name
 
 from .base import Prior
@@ -51,8 +51,7 @@ class IndependentSpikeSlab(Prior):
         learn_slab_scale: bool = False,
     ) -> None:
         super().__init__(sites)
-        if slab_scale <= 0:
-            raise InputError(f"slab_scale={slab_scale}: must be positive, e.g. 1.0")
+        check_positive("slab_scale", slab_scale, "1.0")
         if not 0 <= spike_scale < slab_scale:
             raise InputError(f"spike_scale={spike_scale}: must lie within [0, slab_scale={slab_scale}); 0 is exact")
         self.inclusion, self.slab_scale, self.spike_scale = inclusion, slab_scale, spike_scale

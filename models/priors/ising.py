@@ -5,6 +5,7 @@ References:
     Besag, "Statistical Analysis of Non-Lattice Data", The Statistician 1975.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -61,6 +62,8 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         super().__init__(sites, inclusion, **options)
         if weighting not in ("uniform", "magnitude"):
             raise InputError(f"weighting={weighting!r}: choose one of ('uniform', 'magnitude')")
+        if not math.isfinite(coupling):
+            raise InputError(f"coupling={coupling}: must be finite, e.g. 1.0; 0 switches it off")
         self.couplings = CouplingGraph(sites, VIT_COUPLINGS) if couplings is None else couplings
         self.weighting, self.learn_coupling = weighting, learn_coupling
         self.interaction: IsingInteraction = self.make_interaction(coupling)

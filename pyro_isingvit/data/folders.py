@@ -59,6 +59,8 @@ def read_folder(root: Path, part: Part = "train", image_size: int | None = None,
         InputError: if the folder does not exist, has no such part or no classes, a class has no image, an image cannot
             be read, or sizes differ and ``image_size`` is None. The message names the file.
     """
+    if isinstance(background, bool) or not isinstance(background, int) or not 0 <= background <= 255:
+        raise InputError(f"background={background!r}: must be an integer from 0 (black) to 255 (white)")
     parts = parts_of(root)
     if part != "train" and part not in parts:
         raise InputError(

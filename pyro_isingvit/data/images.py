@@ -9,11 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError, kind_of
+from ..errors import InputError, check_count, kind_of
 from ..network.stem import as_floats
 
 MOST_CLASSES = 1_000_000
 """Largest number of classes; more is most often a mistake in the labels, and would fill the memory."""
+
+MOST_PIXELS, MOST_BYTES = 2**14, 2**36
+"""Largest height or width of images, and size of all together, that are taken for meant."""
+
+PIXELS_AT_ONCE = 20_000_000
+"""Numbers in the images that are resized at once."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,16 @@ class Images:
         """The same images resized to height and width ``size`` by antialiased bilinear interpolation; bytes stay bytes.
 
         Raises:
-            InputError: if ``size`` is not positive.
+            InputError: if ``size`` is not an integer from 1 to `MOST_PIXELS`, or all images together would be huge.
         """
-        if size < 1:
-            raise InputError(f"image_size={size}: must be positive")
+        check_count("image_size", size, MOST_PIXELS)
         if self.shape[1:] == (size, size):
             return self
-        parts = [resize(batch, size) for batch in self.images.split(1000)]
+        total = len(self) * self.shape[0] * size**2 * self.images.element_size()
+        if total > MOST_BYTES:
+            raise InputError(f"image_size={size}: {len(self):,} images take {total / 2**30:.0f} GiB; choose fewer")
+        at_once = max(1, PIXELS_AT_ONCE // (self.shape[0] * max(size**2, self.shape[1] * self.shape[2])))
+        parts = [resize(batch, size) for batch in self.images.split(at_once)]
         return replace(self, images=torch.cat(parts), source=self.fingerprint)
 
 

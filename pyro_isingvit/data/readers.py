@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, kind_of
+from ..errors import InputError, check_count, kind_of
+from ..files import home
 from .folders import Part, as_bytes, read_folder
-from .images import Images, fingerprint, resize
+from .images import MOST_PIXELS, Images, fingerprint, resize
 
 
 class Reader(Protocol):
@@ -32,6 +33,7 @@ def read(
     part: Part = "train",
     download: bool = False,
     image_size: int | None = None,
+    background: int = 255,
 ) -> Images:
     """Read all images of a part of a data set, as bytes where its files hold bytes.
 
@@ -45,20 +47,24 @@ def read(
         part: whether to read the official training, validation or test images, for data sets that distinguish them.
         download: whether missing files are downloaded from the official source of the data set.
         image_size: height and width to resize to; if None, images keep their size.
+        background: grey level, 0 to 255, beneath transparent images of a ``"folder"``.
 
     Raises:
         InputError: if the data set, file or folder does not exist or is damaged, or its contents do not fit.
     """
-    if image_size is not None and (type(image_size) is not int or image_size < 1):
-        raise InputError(f"image_size={image_size!r}: give a positive integer")
+    if image_size is not None:
+        check_count("image_size", image_size, MOST_PIXELS)
     if name.endswith(".npz"):
         _only_training(name, part)
-        path = Path(name)
-        places = [] if root is None else [Path(root) / path, Path(root) / path.name]
+        path = home(name)
+        places = [] if root is None else [home(root) / path, home(root) / path.name]
         return _sized(_npz(next((place for place in places if place.is_file()), path)), image_size)
     if name not in DATASETS:
         raise InputError(f"dataset={name!r}: unknown; choose one of {list(DATASETS)} or the path of an .npz file")
-    return DATASETS[name](None if root is None else Path(root).expanduser(), part, download, image_size)
+    place = None if root is None else home(root)
+    if name == "folder":
+        return _folder(place, part, download, image_size, background)
+    return DATASETS[name](place, part, download, image_size)
 
 
 def from_dataset(dataset: Any, classes: int | None = None, image_size: int | None = None) -> Images:
@@ -194,11 +200,11 @@ def _alone(root: Path, download: bool) -> Iterator[None]:
         yield
 
 
-def _folder(root: Path | None, part: Part, download: bool, image_size: int | None) -> Images:
+def _folder(root: Path | None, part: Part, download: bool, image_size: int | None, background: int = 255) -> Images:
     """Read a folder that has one subfolder of images for each class."""
     if root is None:
         raise InputError("data_root=None: give a folder that holds one of images for each class")
-    return read_folder(root.expanduser(), part, image_size)
+    return read_folder(root, part, image_size, background)
 
 
 def _npz(path: Path) -> Images:

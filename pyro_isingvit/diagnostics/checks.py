@@ -10,6 +10,7 @@ References:
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..data import Images
 from ..draws import Draw, check_draws, draw_labels, prior_draws
-from ..errors import InputError
+from ..errors import InputError, kind_of
 from ..logit_scale import scale_logits
 from ..models import IsingViT
 from ..posterior import Posterior
@@ -61,6 +62,29 @@ STATISTICS: Mapping[str, Statistic] = {
 }
 
 
+def _numbers(name: str, value: Any) -> Tensor:
+    """The value of a statistic, a number or one for each class, as a vector."""
+    try:
+        return torch.atleast_1d(torch.as_tensor(value, dtype=torch.double))
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"statistics[{name!r}]={kind_of(value)}: has to return a number, or one for each class"
+        ) from None
+
+
+def _compared(observed: float, draws: Tensor) -> dict[str, float | bool]:
+    """Columns of `predictive_check` for one number."""
+    defined, missing = draws[draws.isfinite()], math.nan
+    found: dict[str, float | bool] = {"observed": observed, "replicated": missing, "lower": missing, "upper": missing}
+    if not math.isfinite(observed) or len(defined) < 1 / LEVEL:
+        return found | {"p_value": missing, "fails": False}
+    larger = float((defined > observed).sum()) + (float((defined == observed).sum()) + 1) / 2
+    p = larger / (len(defined) + 1)
+    lower, upper = defined.quantile(torch.tensor([0.05, 0.95], dtype=torch.double)).tolist()
+    found |= {"replicated": float(defined.mean()), "lower": lower, "upper": upper}
+    return found | {"p_value": p, "fails": min(p, 1 - p) < LEVEL / 2}
+
+
 def predictive_check(
     labels: Tensor, replicated: Tensor, probs: Tensor, statistics: Mapping[str, Statistic] = STATISTICS
 ) -> pd.DataFrame:
@@ -80,7 +104,9 @@ def predictive_check(
         One row for each statistic and class: ``statistic``; ``class``, missing where the statistic is a single number;
         ``observed``; ``replicated``, the mean over the draws; ``lower`` and ``upper``, the central 90 % interval of the
         replicated statistics; ``p_value``, the share of the replicated statistics that are larger than the observed
-        one, with ties counted half; ``fails``, whether the p-value is within `LEVEL` / 2 of 0 or 1.
+        one, with ties counted half; ``fails``, whether the p-value is within `LEVEL` / 2 of 0 or 1. Replicated values
+        that are not finite, as of a class without images, are left out. If the observed one is not, or fewer than
+        1 / `LEVEL` are left, the p-value is missing, and nothing fails.
 
     Raises:
         InputError: if shapes do not fit, or there are fewer than 1 / `LEVEL` draws.
@@ -95,24 +121,16 @@ def predictive_check(
         raise InputError(f"draws={len(replicated)}: p-values at level {LEVEL} take at least {least}")
     rows = []
     for name, statistic in statistics.items():
-        observed = torch.atleast_1d(statistic(labels, probs)).double()
-        draws = torch.stack([torch.atleast_1d(statistic(each, probs)) for each in replicated]).double()
-        larger = (draws > observed).double().sum(0) + ((draws == observed).double().sum(0) + 1) / 2
-        p_values = larger / (len(draws) + 1)
-        lower, upper = draws.quantile(torch.tensor([0.05, 0.95], dtype=torch.double), 0)
-        for k, p in enumerate(p_values.tolist()):
-            rows.append(
-                {
-                    "statistic": name,
-                    "class": k if len(observed) > 1 else None,
-                    "observed": float(observed[k]),
-                    "replicated": float(draws[:, k].mean()),
-                    "lower": float(lower[k]),
-                    "upper": float(upper[k]),
-                    "p_value": p,
-                    "fails": min(p, 1 - p) < LEVEL / 2,
-                }
+        observed = _numbers(name, statistic(labels, probs))
+        draws = torch.stack([_numbers(name, statistic(each, probs)) for each in replicated])
+        if draws.shape[1:] != observed.shape:
+            raise InputError(
+                f"statistics[{name!r}]: has {len(observed)} values of the labels, but not of replicated ones"
             )
+        rows += [
+            {"statistic": name, "class": k if len(observed) > 1 else None} | _compared(float(observed[k]), draws[:, k])
+            for k in range(len(observed))
+        ]
     return pd.DataFrame(rows).astype({"class": "Int64"})
 
 

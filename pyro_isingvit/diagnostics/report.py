@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from ..errors import InputError
 from ..files import file_digest, storing, write, write_json
 from ..network.units import UNITS
-from ..prediction import Prediction
 from .checks import LEVEL
 from .findings import CHECK_DRAWS, ISING, LOO_DRAWS, PLAIN, PRIOR_DRAWS, Findings
 from .meaning import inclusion_meaning
@@ -184,7 +183,7 @@ def _figures(findings: Findings) -> dict[str, Figure]:
     posterior = result.posterior
     labels, shown = test.labels.cpu(), findings.shown
     ising = findings.predictions[ISING]
-    few = Prediction(*(getattr(ising, name)[shown] for name in Prediction.__dataclass_fields__))
+    few = ising[shown]
     probs = {method: prediction.probs for method, prediction in findings.predictions.items()}
     figures = {
         "training": figure_training(result.history),

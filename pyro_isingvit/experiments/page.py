@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from ..errors import InputError
 from ..files import file_digest, read_json, storing, write, write_json, write_table
+from ..yaml_text import as_yaml
 from .pictures import pictures_of, stem_of
 from .place import REPORT
 from .plan import Plan
@@ -176,4 +176,4 @@ def _plus_minus(mean: float, spread: float, digits: int) -> str:
 
 
 def _yaml(plan: Plan) -> str:
-    return yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
+    return as_yaml(plan.model_dump(mode="json", exclude_defaults=True))

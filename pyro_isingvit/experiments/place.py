@@ -6,7 +6,7 @@ run is complete; a run that is there already is left as it is until then.
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def check_free(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:
-        if (out / WORK / PLAN).is_file() and not (out / RUN).is_file():
+        if is_unfinished(out):
             raise InputError(f"out={str(out)!r} has an unfinished run: resume it, or overwrite=True starts it again")
         raise InputError(f"out={str(out)!r} exists: choose another folder or overwrite=True")
     strangers = foreign(out)
@@ -56,6 +56,11 @@ def check_free(out: Path, overwrite: bool) -> None:
             f"out={str(out)!r} exists and is not only a run: no run wrote {strangers[0]!r}, so it is not overwritten; "
             "choose another folder"
         )
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether a folder has an unfinished run, and none that is finished."""
+    return (out / WORK / PLAN).is_file() and not (out / RUN).is_file()
 
 
 def foreign(out: Path) -> list[str]:
@@ -87,9 +92,9 @@ def working(out: Path, overwrite: bool) -> Iterator[Path]:
         InputError: see `check_free`; also if the folder cannot be made, or another process is at work there.
     """
     check_free(out, overwrite)
-    made = not out.exists()
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        out.mkdir(parents=True, exist_ok=not made)
+        out.mkdir(parents=True, exist_ok=not new)
         (out / WORK).mkdir(exist_ok=True)
     except FileExistsError:
         raise InputError(f"out={str(out)!r} was made by another process meanwhile; choose another folder") from None
@@ -104,8 +109,9 @@ def working(out: Path, overwrite: bool) -> Iterator[Path]:
         except BaseException:
             if not any(work.glob("checkpoints/*/*.safetensors")):  # nothing is lost
                 shutil.rmtree(work, ignore_errors=True)
-                if made and not any(out.iterdir()):
-                    out.rmdir()
+                for folder in new:  # the innermost first
+                    with suppress(OSError):  # it has something else by now
+                        folder.rmdir()
             raise
 
 
@@ -136,7 +142,7 @@ def check_finished(folder: Path) -> None:
     """
     if (folder / RUN).is_file():
         return
-    if (folder / WORK / PLAN).is_file():
+    if is_unfinished(folder):
         raise InputError(f"run={str(folder)!r} is unfinished; 'isingvit fit --resume {folder}' goes on with it")
     raise InputError(f"run={str(folder)!r}: no {RUN} there; give a folder that 'isingvit fit' made")
 

@@ -4,21 +4,30 @@ import copy
 import hashlib
 import itertools
 import json
+import math
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import pydantic
-import yaml
 
 from ..config import Config, Seed, describe
 from ..errors import InputError
+from ..files import home
+from ..yaml_text import parse_yaml
 from .methods import Method
 from .recipes import RunConfig, known_recipe
 
 FORMAT = 8
 """Version of the result files. It is part of a run's key, so that results of other versions are not used."""
+
+LARGEST = 1_000_000
+"""Size in bytes above which a file is not taken for a plan."""
+
+MOST_CELLS = 100_000
+"""Largest number of runs of a plan that is taken for meant."""
 
 T = TypeVar("T")
 Listed = Annotated[tuple[T, ...], pydantic.Field(min_length=1)]
@@ -67,11 +76,25 @@ class Plan(Config):
         blocks: the parts of the plan.
     """
 
-    name: str
+    name: Annotated[str, pydantic.Field(pattern=r"^\w[\w .+-]{0,99}$")]  # also of its folder
     about: str = ""
     seeds: Listed[Seed] = (0,)
     set: dict[str, Any] = pydantic.Field(default={})
     blocks: Listed[Block]
+
+    @pydantic.model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        many = sum(
+            len(block.dataset)
+            * len(block.train)
+            * len(block.method)
+            * len(block.seeds or self.seeds)
+            * math.prod(len(values) for values in block.vary.values())
+            for block in self.blocks
+        )
+        if many > MOST_CELLS:
+            raise ValueError(f"blocks: {many:,} runs are more than {MOST_CELLS:,}; make several plans of them")
+        return self
 
     def cells(self) -> list["Cell"]:
         """Every run of the plan, each once, in the order of their seeds."""
@@ -118,7 +141,7 @@ class Cell(Config):
         parts = [FORMAT, self.model_dump(mode="json"), known_recipe(self.dataset, self.train)]
         settings = json.dumps(parts, sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
-        return f"{Path(self.dataset).stem}-{self.train}-{self.method.name}-{self.seed}-{digest}"
+        return f"{_safe(Path(self.dataset).stem)}-{self.train}-{self.method.name}-{self.seed}-{digest}"
 
     @pydantic.model_validator(mode="after")
     def _leaves_the_cell_alone(self) -> Self:
@@ -134,6 +157,11 @@ class Cell(Config):
     def image_size(self) -> int | None:
         """Height and width to resize to."""
         return (self.set | self.varied).get("image_size")
+
+    @property
+    def background(self) -> int:
+        """Grey level beneath transparent images."""
+        return int((self.set | self.varied).get("background", 255))
 
     @property
     def setting(self) -> str:
@@ -160,18 +188,17 @@ def read_plan(name: str | Path) -> Plan:
     Raises:
         InputError: if there is no such plan, or it is not valid.
     """
-    path = Path(name)
+    path = home(name)
     shipped = shipped_plans()
     if str(name) in shipped:
         text = shipped[str(name)]
     elif path.is_file():
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"plan={str(name)!r}: larger than {LARGEST:,} bytes, so it is no plan; give another file")
         text = path.read_text(errors="replace")
     else:
         raise InputError(f"plan={str(name)!r}: no such file; give one, or the name of one of {list(shipped)}")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"plan={str(name)!r}: not YAML ({' '.join(str(error).split())})") from None
+    values = parse_yaml(text, f"plan={str(name)!r}")
     try:
         return Plan.model_validate(values)
     except pydantic.ValidationError as error:
@@ -183,6 +210,11 @@ def shipped_plans() -> dict[str, str]:
     folder = resources.files(__package__) / "plans"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
     return {file.name.removesuffix(".yaml"): file.read_text() for file in files}
+
+
+def _safe(name: str) -> str:
+    """The start of a name, with what may not be in that of a file replaced."""
+    return re.sub(r"[^\w.+-]", "_", name)[:40]
 
 
 def _short(value: Any) -> str:

@@ -1,14 +1,21 @@
 """What to run: the configuration of a run, and one default recipe for each data set."""
 
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
 from ..config import Config
 from ..data import Images
+from ..data.folders import parts_of
+from ..draws import MOST_DRAWS
+from ..files import home
 from ..inference.config import FitConfig
 from ..network import ViTConfig
+from ..network.vit import Side
+
+Number = Annotated[int, pydantic.Field(ge=1, le=1_000_000_000)]
+"""A number of images."""
 
 
 class PriorConfig(Config):
@@ -47,6 +54,7 @@ class RunConfig(Config):
         dataset: name of a data set, or path of an ``.npz`` file, see `pyro_isingvit.read`.
         data_root: folder of the data set's files.
         image_size: height and width to resize the images to; None leaves them as they are.
+        background: grey level, 0 to 255, beneath transparent images of a folder.
         train, validation, test, balanced: how the images are split, see `pyro_isingvit.split`; ``"official"``
             takes the data set's own test, or validation, images.
         network: geometry of the network.
@@ -60,17 +68,18 @@ class RunConfig(Config):
 
     dataset: str = "digits"
     data_root: str | None = None
-    image_size: pydantic.PositiveInt | None = None
-    train: pydantic.PositiveInt = 1000
-    validation: pydantic.PositiveInt | Literal["official"] | None = None
-    test: pydantic.PositiveInt | Literal["official"] | None = None
+    image_size: Side | None = None
+    background: int = pydantic.Field(default=255, ge=0, le=255)
+    train: Number = 1000
+    validation: Number | Literal["official"] | None = None
+    test: Number | Literal["official"] | None = None
     balanced: bool = False
     network: ViTConfig
     prior: PriorConfig = PriorConfig()
     guide: GuideConfig = GuideConfig()
     select: bool = False
     fit: FitConfig = FitConfig()
-    draws: pydantic.PositiveInt = 50
+    draws: int = pydantic.Field(default=50, ge=1, le=MOST_DRAWS)
 
     @pydantic.model_validator(mode="after")
     def _pixels_to_select(self) -> Self:
@@ -146,7 +155,7 @@ def known_recipe(dataset: str, train: int | None) -> dict[str, Any] | None:
     return next((known for most, known in RECIPES.get(dataset, []) if train is None or train <= most), None)
 
 
-def recipe(dataset: str, everything: Images, train: int | None = None) -> dict[str, Any]:
+def recipe(dataset: str, everything: Images, train: int | None = None, root: str | None = None) -> dict[str, Any]:
     """The default recipe of a data set and number of training images, as nested settings of `RunConfig`.
 
     Args:
@@ -154,6 +163,8 @@ def recipe(dataset: str, everything: Images, train: int | None = None) -> dict[s
         everything: images of the data set. The network takes their size, channels and classes; the general recipe also
             depends on their number.
         train: number of training images; the recipe's own if None.
+        root: folder of the files. If it has parts for validation or test, see `pyro_isingvit.data.folders.parts_of`,
+            these are used, and what they leave is trained on.
     """
     channels, height, width = everything.shape
     known = known_recipe(dataset, train)
@@ -161,12 +172,14 @@ def recipe(dataset: str, everything: Images, train: int | None = None) -> dict[s
         patch = tuple(
             max(p for p in range(1, side + 1) if side % p == 0 and p <= max(1, side / 3.5)) for side in (height, width)
         )
-        known = {
-            "train": max(1, len(everything) * 3 // 5),
-            "test": max(1, len(everything) // 5),
+        own = set(parts_of(home(root))) - {"train"} if dataset == "folder" and root is not None else set()
+        share = (3 + len(own)) / 5
+        known = dict.fromkeys(own, "official") | {
+            "train": max(1, int(share * len(everything))),
             "network": {"patch_size": patch},
             "fit": {"steps": 3000, "batch_size": 50, "learning_rate": 1e-3},
         }
+        known.setdefault("test", max(1, len(everything) // 5))
     geometry = {"image_size": (height, width), "channels": channels, "classes": everything.classes}
     chosen = {} if train is None else {"train": train}
     return known | chosen | {"dataset": dataset, "network": geometry | known["network"]}

@@ -103,7 +103,7 @@ def run(
     out = resolved(out)
     with working(out, overwrite) as work:
         if everything is None:
-            everything = read(config.dataset, config.data_root, image_size=config.image_size)
+            everything = _everything(config)
         plan = _Plan(config=config.model_dump(mode="json"), images=everything.fingerprint, compare=compare)
         data = load(config, everything)
         begin(work, plan.model_dump())
@@ -127,7 +127,7 @@ def resume_run(folder: str | Path, data_root: str | None = None, progress: bool 
         plan = _Plan(**facts)
         config = _config(plan.config, work)
         config = config if data_root is None else config.model_copy(update={"data_root": data_root})
-        everything = read(config.dataset, config.data_root, image_size=config.image_size)
+        everything = _everything(config)
         _check_images(everything, plan.images, out)
         return _work(work, out, config, everything, load(config, everything), plan.compare, progress, interval)
 
@@ -207,7 +207,7 @@ def open_run(
     check_digests(folder, facts.files)
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    everything = read(config.dataset, config.data_root, image_size=config.image_size)
+    everything = _everything(config)
     _check_images(everything, facts.images, folder)
     return config, load(config, everything), FitResult.load(folder)
 
@@ -283,11 +283,15 @@ def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
 
     def own(part: Part, given: int | str | None) -> int | Images | None:
         if isinstance(given, str):
-            return read(config.dataset, config.data_root, part, download, config.image_size)
+            return _everything(config, part, download)
         return given
 
     test, validation = own("test", config.test), own("validation", config.validation)
     return split(everything, config.train, test, validation, config.fit.seed, config.balanced)
+
+
+def _everything(config: RunConfig, part: Part = "train", download: bool = False) -> Images:
+    return read(config.dataset, config.data_root, part, download, config.image_size, config.background)
 
 
 def check_place(out: Path) -> None:

@@ -192,13 +192,13 @@ def run_study(
     check_place(folder)
     of_each: dict[tuple[str, str], list[Cell]] = {}
     for cell in missing:
-        of_each.setdefault((cell.dataset, str(cell.image_size)), []).append(cell)
+        of_each.setdefault((cell.dataset, f"{cell.image_size} {cell.background}"), []).append(cell)
     for alike in of_each.values():  # files are downloaded and settings checked once, before any cell starts
         first, root = alike[0], _root(alike[0].dataset, roots)
-        everything = read(first.dataset, root, download=download, image_size=first.image_size)
+        everything = read(first.dataset, root, "train", download, first.image_size, first.background)
         _refuse_others(first, everything, folder)
         for cell in alike:
-            cell.run_config(recipe(cell.dataset, everything, cell.train), root)
+            cell.run_config(recipe(cell.dataset, everything, cell.train, root), root)
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
@@ -255,9 +255,9 @@ def main() -> None:
 
 def _run(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool, progress: bool) -> Result:
     root = _root(cell.dataset, roots)
-    everything = read(cell.dataset, root, download=download, image_size=cell.image_size)
+    everything = read(cell.dataset, root, "train", download, cell.image_size, cell.background)
     _refuse_others(cell, everything, folder)
-    config = cell.run_config(recipe(cell.dataset, everything, cell.train), root)
+    config = cell.run_config(recipe(cell.dataset, everything, cell.train, root), root)
     data = load(config, everything, download)
     each = list(outcomes(config, cell.method, data, progress))
     return Result(cell, config, data.test.labels, each, peak_memory(), everything.fingerprint)

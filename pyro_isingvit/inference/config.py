@@ -15,6 +15,9 @@ from .search import TemperatureSearch
 SEARCHES = {"auto": TemperatureSearch(), "sparsest": TemperatureSearch(rule="sparsest")}
 """Short names of searches for the temperature."""
 
+MOST = 1_000_000_000
+"""Largest number of steps, or of images in a batch, that is taken for meant."""
+
 
 class FitConfig(Config):
     """How `fit` trains.
@@ -43,8 +46,8 @@ class FitConfig(Config):
         InputError: if a value is out of range, or ``pilot`` and ``fine_tune`` are more than 1 together.
     """
 
-    steps: pydantic.PositiveInt = 3000
-    batch_size: pydantic.PositiveInt = 50
+    steps: int = pydantic.Field(default=3000, ge=1, le=MOST)
+    batch_size: int = pydantic.Field(default=50, ge=1, le=MOST)
     learning_rate: pydantic.PositiveFloat = 2e-3
     warmup: float = pydantic.Field(default=0.2, gt=0, lt=1)
     pilot: float = pydantic.Field(default=0.6, ge=0, le=1)

@@ -67,7 +67,7 @@ def fit(
             search goes on without the trial in which this happens, unless it is the first.
         InterruptedFitError: if the process was told to stop, once a checkpoint is saved; it is a `KeyboardInterrupt`.
     """
-    config = config or FitConfig()
+    config = FitConfig() if config is None else config
     trials = None
     saving = _Saving(checkpoint, resume, interval)
     with _training(guide, train, validation, config, progress, listeners, saving) as trainer:
@@ -83,7 +83,7 @@ def fit(
             if fine_tune:
                 guide.model.fix_masks(guide.median_masks())
                 trainer.run(fine_tune, "fine-tune")
-    posterior = Posterior.of(guide)
+    posterior = Posterior.of(guide, names=train.names)
     if trials is not None:
         posterior = posterior.calibrate(cast(Images, validation))
     return FitResult(posterior, trainer.history, trials, trainer.seconds, config.model_dump(mode="json"))
@@ -114,7 +114,7 @@ def fit_path(
         InputError: see `fit`; also if the configuration does not suit a path, or has too few steps for it.
         TrainingError: if training breaks down in the pilot phase or at the first temperature; later, the path ends.
     """
-    config = config or FitConfig()
+    config = FitConfig() if config is None else config
     search = config.temperature
     if not isinstance(search, TemperatureSearch):
         raise InputError(f"temperature={search}: a path goes through all temperatures; leave it 'auto'")
@@ -130,7 +130,7 @@ def fit_path(
             )
         stops = search.follow_path(trainer, validation, left // tried)
     table, facts = path_table(stops), config.model_dump(mode="json")
-    return FitPath(Posterior.of(guide), table, stops, trainer.history, trainer.seconds, facts)
+    return FitPath(Posterior.of(guide, names=train.names), table, stops, trainer.history, trainer.seconds, facts)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,9 @@ def _training(
         trainer = Trainer(guide, train.to(device), validation, config, everyone, checkpoints, told)
         search = wanted if isinstance(wanted, TemperatureSearch) else None
         trainer.temperature = cast(float, wanted) if search is None else search.pilot_temperature(guide, len(train))
+        before = model.fixed_masks
         with ExitStack() as at_the_end:  # all of it, whatever goes wrong
+            at_the_end.push(lambda error, *_: model.fix_masks(before) if error else None)
             at_the_end.callback(model.follow, None)
             at_the_end.callback(guide.forget)
             for listener in everyone:

@@ -53,7 +53,7 @@ class Stop(Candidate):
         guide.model.load_state_dict(of_model)
         guide.load_state_dict(of_guide)
         guide.model.temperature = self.temperature
-        return Posterior((guide,), self.row["logit_scale"])
+        return Posterior((guide,), self.row["logit_scale"], template.names)
 
 
 def candidate(guide: Guide, validation: Images, draws: int) -> Candidate:

@@ -9,6 +9,7 @@ import pydantic
 
 from ..config import Config
 from ..data import Images
+from ..draws import MOST_DRAWS
 from ..errors import TrainingError
 from ..guides import Guide
 from ..models import IsingViT
@@ -65,8 +66,8 @@ class TemperatureSearch(Config):
     pilot_images: pydantic.PositiveInt = 300
     share: float = pydantic.Field(default=0.125, gt=0, le=1)
     position: float = pydantic.Field(default=0.8, ge=0, le=1)
-    snapshots: pydantic.PositiveInt = 8
-    draws: pydantic.PositiveInt = 20
+    snapshots: int = pydantic.Field(default=8, ge=1, le=1000)
+    draws: int = pydantic.Field(default=20, ge=1, le=MOST_DRAWS)
 
     @pydantic.model_validator(mode="after")
     def _rising(self) -> Self:

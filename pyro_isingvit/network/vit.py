@@ -5,7 +5,7 @@ References:
 """
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 import torch
@@ -17,6 +17,12 @@ from ..errors import InputError
 from .sites import Linear, WeightSite, linear
 from .stem import Stem, as_floats, check_stem, stem_features
 from .units import SITES
+
+MOST_UNITS, MOST_WEIGHTS = 2**16, 2**32
+"""Largest widths and number of weights that are taken for meant."""
+
+Side = Annotated[int, pydantic.Field(ge=1, le=2**14)]
+"""A height or width in pixels."""
 
 
 class ViTConfig(Config):
@@ -45,16 +51,16 @@ class ViTConfig(Config):
         InputError: if a value is out of range, or the sizes are incompatible.
     """
 
-    image_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt] = (28, 28)
-    channels: pydantic.PositiveInt = 1
-    patch_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt] = (7, 7)
+    image_size: tuple[Side, Side] = (28, 28)
+    channels: int = pydantic.Field(default=1, ge=1, le=MOST_UNITS)
+    patch_size: tuple[Side, Side] = (7, 7)
     stem: Literal["patches", "convolutions"] = "patches"
-    classes: int = pydantic.Field(default=10, ge=2)
-    dim: pydantic.PositiveInt = 32
-    depth: pydantic.PositiveInt = 2
-    heads: pydantic.PositiveInt = 4
-    mlp_ratio: pydantic.PositiveFloat = 16
-    classifier_hidden: pydantic.PositiveInt | None = None
+    classes: int = pydantic.Field(default=10, ge=2, le=1_000_000)
+    dim: int = pydantic.Field(default=32, ge=1, le=MOST_UNITS)
+    depth: int = pydantic.Field(default=2, ge=1, le=1000)
+    heads: int = pydantic.Field(default=4, ge=1, le=MOST_UNITS)
+    mlp_ratio: float = pydantic.Field(default=16, gt=0, le=1000)
+    classifier_hidden: int | None = pydantic.Field(default=None, ge=1, le=MOST_UNITS)
     pooling: Literal["mean", "cls"] = "mean"
     position_embedding: bool = True
     dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
@@ -82,7 +88,18 @@ class ViTConfig(Config):
         check_stem(self.stem, self.image_size, self.patch_size)
         if self.hidden < 1:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves no hidden unit at dim={self.dim}; choose a larger one")
+        if self.weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"dim={self.dim}, depth={self.depth}, mlp_ratio={self.mlp_ratio}: {self.weights:,} weights are more "
+                f"than {MOST_WEIGHTS:,}; make the network smaller"
+            )
         return self
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the network's matrices."""
+        block = 4 * self.dim**2 + 2 * self.dim * self.hidden
+        return self.depth * block + self.patch_dim * self.dim + self.classifier_units * (self.dim + self.classes)
 
     @property
     def tokens(self) -> int:

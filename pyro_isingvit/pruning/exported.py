@@ -103,7 +103,7 @@ def _module() -> str:
 
 def _ours(folder: Path) -> bool:
     """Whether a folder holds what `export` and `isingvit prune` write, and nothing else."""
-    if {path.name for path in folder.iterdir()} - WRITTEN:
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - WRITTEN:
         return False
     try:
         return bool(json.loads((folder / compact.CONFIG).read_text())["format"] == compact.FORMAT)

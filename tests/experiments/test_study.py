@@ -143,7 +143,7 @@ def test_a_damaged_result_is_named(plan_file, tmp_path):
     cell = read_plan(plan_file).cells()[2]
     path = run_cell(cell, tmp_path, {})
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"not a result, or damaged .*; remove it and run the study again"):
+    with pytest.raises(InputError, match=r"cannot be read .*; restore it, or make it again"):
         read_result(path)
 
 

@@ -1,5 +1,6 @@
 """A small network on disk: the same predictions without Pyro, in torch, ONNX and Python alone; and refusals."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -95,8 +96,8 @@ def test_a_folder_works_without_pyro(exported):
 
 def test_tensors_are_read_as_the_library_reads_them(exported):
     _, folder = exported
-    ours = compact.read_safetensors(folder / "weights.safetensors")
-    theirs = safetensors.torch.load_file(folder / "weights.safetensors")
+    path = folder / "weights.safetensors"
+    ours, theirs = compact.read_safetensors(path.read_bytes(), path), safetensors.torch.load_file(path)
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -110,14 +111,30 @@ def folder(network, tmp_path):
     return tmp_path / "small"
 
 
-def change(folder, **facts):
+def change(folder, **changes):
+    """Write other facts, and the digests that they would have."""
+    path, weights = folder / "config.json", (folder / "weights.safetensors").read_bytes()
+    facts = json.loads(path.read_text()) | {"weights": hashlib.sha256(weights).hexdigest()} | changes
+    del facts["sha256"]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(facts | {"sha256": digest}))
+
+
+def edit(folder):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    path.write_text(path.read_text().replace('"pixel_mean": 0.5', '"pixel_mean": 0.4'))
 
 
 def cut_off(folder):
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
+
+
+def one_bit(folder):
+    path = folder / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
 
 
 def another_network(folder):
@@ -132,6 +149,16 @@ def far_patch(folder):
     safetensors.torch.save_file(tensors | {"patch_index": tensors["patch_index"] + 99}, path)
 
 
+def with_digest(damage):
+    """Damage of the weights by one who also writes their digest."""
+
+    def damaged(folder):
+        damage(folder)
+        change(folder)
+
+    return damaged
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -140,7 +167,7 @@ def far_patch(folder):
         (lambda f: (f / "config.json").write_text("{"), "not JSON"),
         (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "not JSON"),
         (lambda f: change(f, format="gguf"), "no network of format 'pyro_isingvit.compact'"),
-        (lambda f: change(f, version=99), "version=99, and this code reads 3"),
+        (lambda f: change(f, version=99), "version=99, and this code reads 4"),
         (lambda f: change(f, layers=[{"block": 0}]), "does not describe a network"),
         (lambda f: change(f, colour="red"), "does not describe a network"),
         (lambda f: change(f, dim=-1), "does not describe a network"),
@@ -151,10 +178,14 @@ def far_patch(folder):
         (lambda f: change(f, pixel_std=float("inf")), "does not describe a network"),
         (lambda f: change(f, layers=[{"block": 0, "heads": [[-1, 4, 4]], "hidden": 0}]), "does not describe a network"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "not JSON"),
-        (far_patch, "patch_index is out of range"),
-        (cut_off, r"weights\.safetensors: cannot be read"),
-        (lambda f: (f / "weights.safetensors").write_bytes(b"PK"), "cannot be read"),
-        (another_network, r"not the weights of config\.json"),
+        (edit, r"config\.json: was changed or damaged"),
+        (one_bit, r"weights\.safetensors: not the weights of config\.json, or damaged"),
+        (cut_off, r"weights\.safetensors: not the weights of config\.json, or damaged"),
+        (another_network, r"weights\.safetensors: not the weights of config\.json, or damaged"),
+        (with_digest(far_patch), "patch_index is out of range"),
+        (with_digest(cut_off), r"weights\.safetensors: cannot be read"),
+        (with_digest(lambda f: (f / "weights.safetensors").write_bytes(b"PK")), "cannot be read"),
+        (with_digest(another_network), r"not the weights of config\.json"),
     ],
 )
 def test_a_damaged_folder_is_named(folder, damage, message):

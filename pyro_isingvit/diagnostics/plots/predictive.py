@@ -227,14 +227,13 @@ def figure_samples(
         places = np.arange(top)
         bars.barh(places, mean, color=colors, height=0.7)
         bars.hlines(places, lower, upper, color=ACCENT, lw=2)
-        bars.set_yticks(places, [str(int(k)) for k in best], fontsize="small")
+        bars.set_yticks(places, [prediction.name_of(int(k))[:12] for k in best], fontsize="small")
         bars.set(xlim=(0, 1), ylim=(top - 0.4, -0.6))
         bars.set_xticks([0, 1])
         bars.tick_params(axis="x", labelsize="x-small", length=2)
         bare(bars)
         if truth is not None:
             wrong = int(best[0]) != truth
-            picture.set_title(
-                f"{truth}" + (" (wrong)" if wrong else ""), fontsize="small", color=ACCENT if wrong else "k"
-            )
+            title = prediction.name_of(truth)[:16] + (" (wrong)" if wrong else "")
+            picture.set_title(title, fontsize="small", color=ACCENT if wrong else "k")
     return figure
