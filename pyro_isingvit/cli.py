@@ -1,8 +1,9 @@
 """Bayesian sparsification of Vision Transformers, on the command line."""
 
 import os
-import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -69,14 +70,14 @@ def fit_command(
     """Fit an Ising Vision Transformer, evaluate it, and write a run folder. Defaults are from the data set's recipe."""
     if resume is not None:
         _only_resume(context)
-        _show(resume_run(resume, data_root, interval=checkpoint_every), resume)
+        _finish(partial(resume_run, resume, data_root, interval=checkpoint_every), resume)
         return
     out = Path("runs") / Path(dataset).stem if out is None else out
     place = resolved(out)
     if place.exists() and not overwrite:
         if is_unfinished(place):
             raise InputError(
-                f"--out={str(out)!r} has an unfinished run: give --resume {out}, or --overwrite to start again"
+                f"--out={str(out)!r} has an unfinished run: --resume {out} goes on, --overwrite starts again"
             )
         raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
     check_free(place, overwrite)
@@ -97,10 +98,14 @@ def fit_command(
     config = RunConfig(**settings | _given(own))
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
-    _show(run(config, out, everything, compare, overwrite, interval=checkpoint_every), out)
+    _finish(partial(run, config, out, everything, compare, overwrite, interval=checkpoint_every), out)
 
 
-def _show(finished: Run, out: Path) -> None:
+def _finish(start: Callable[[], Run], out: Path) -> None:
+    try:
+        finished = start()
+    except InterruptedFitError as error:  # here, as Typer has a message of its own for interrupts
+        _end(error, 128 + error.signal)
     show_run(finished)
     Console().print(f"Run folder: {out}", highlight=False, soft_wrap=True)
 
@@ -306,10 +311,6 @@ def main() -> None:
         _end(error, 2)
     except (MemoryError, RecursionError) as error:
         _end(f"not enough memory for this ({error or type(error).__name__}); make it smaller", 2)
-    except InterruptedFitError as error:
-        _end(error, 128 + error.signal)
-    except KeyboardInterrupt:
-        _end("interrupted", 128 + signal.SIGINT)
     except (TrainingError, StorageError, OSError) as error:
         _end(error, 1)
 

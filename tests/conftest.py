@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,11 +12,15 @@ from pyro_isingvit import (
     IsingSpikeSlab,
     IsingViT,
     LikelihoodGuided,
+    Posterior,
     ViT,
     ViTConfig,
+    export,
     fit,
+    prune,
 )
 from pyro_isingvit.cli import main
+from pyro_isingvit.experiments import RunConfig, run
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and on a busy machine for long
 
@@ -47,6 +52,19 @@ def pair(family=LikelihoodGuided, seed=0, **options):
 
 def quick_fit(stripes, family=LikelihoodGuided, validation=None, **settings):
     return fit(pair(family)[1], stripes, validation, FitConfig(**QUICK | settings), progress=False)
+
+
+def small_config(data, **fit):
+    settings = {"steps": 6, "batch_size": 10, "temperature": 1e-3, "device": "cpu"} | fit
+    return RunConfig(
+        dataset=str(data),
+        train=20,
+        validation=10,
+        test=10,
+        draws=3,
+        network=ViTConfig(image_size=4, patch_size=2, classes=3, dim=4, depth=1, heads=2, mlp_ratio=2),
+        fit=FitConfig(**settings),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +117,28 @@ def isingvit(tmp_path, monkeypatch, capsys):
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A file of sixty images."""
+    path = tmp_path_factory.mktemp("data") / "few.npz"
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
+    np.savez(path, images=images, labels=np.arange(60) % 3)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory):
+    """The folder of a finished run; it is not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(small_config(data), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(finished, tmp_path_factory):
+    """An exported network; it is not to be changed."""
+    folder = tmp_path_factory.mktemp("exported") / "small"
+    export(prune(Posterior.load(finished), density=0.5), folder)
+    return folder

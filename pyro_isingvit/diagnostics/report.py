@@ -59,9 +59,7 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
         InputError: if ``figures`` is a link to another place.
         StorageError: if a file cannot be written.
     """
-    pictures = folder / "figures"
-    if pictures.is_symlink():
-        raise InputError(f"{pictures}: a link to another place, where no figures are written; remove it")
+    pictures = check_pictures(folder)
     with storing(pictures):
         pictures.mkdir(parents=True, exist_ok=True)
     embedded: dict[str, dict[str, Any]] = {}
@@ -107,6 +105,18 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
     written = {each.relative_to(folder).as_posix(): file_digest(each) for each in (*files, path)}
     write_json(folder / "report.json", {"files": written})
     return path
+
+
+def check_pictures(folder: Path) -> Path:
+    """The folder of the figures of a report.
+
+    Raises:
+        InputError: if it is a link to another place.
+    """
+    pictures = folder / "figures"
+    if pictures.is_symlink():
+        raise InputError(f"{pictures}: a link to another place, where no figures are written; remove it")
+    return pictures
 
 
 def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:

@@ -251,10 +251,11 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
         InputError: see `evaluate`.
     """
     from ..diagnostics.findings import examine
-    from ..diagnostics.report import write_report
+    from ..diagnostics.report import check_pictures, write_report
 
-    again = evaluate(folder, data_root, draws)
     folder = home(folder)
+    check_pictures(folder)
+    again = evaluate(folder, data_root, draws)
     facts = _read_facts(folder).model_dump()
     findings = examine(
         again.result,

@@ -222,3 +222,12 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_fit(stripes, whole, tmp_path
     with pytest.warns(UserWarning, match="No space left on device.*the fit goes on without it"):
         result = fitted(stripes, tmp_path, interval=1000)
     assert_same(result, whole)
+
+
+@pytest.mark.parametrize("step", [5, 50])
+def test_an_interrupt_leaves_masks_as_they_were(step, stripes):
+    """In the pilot they are fixed on, in fine-tuning at the median."""
+    _, guide = pair()
+    with pytest.raises(KilledError):
+        fit(guide, stripes, stripes, settings(), False, [killer(step)])
+    assert guide.model.fixed_masks is None

@@ -1,0 +1,122 @@
+"""A run that is killed on the command line goes on, and ends with the same files."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pyro_isingvit.experiments.processes import Children
+from pyro_isingvit.experiments.runs import evaluate
+
+COMMAND = [sys.executable, "-c", "from pyro_isingvit.cli import main; main()"]
+
+SETTINGS = ("--train", "20", "--validation", "10", "--test", "10", "--patch-size", "2", "--dim", "4", "--depth", "1")
+SHORT = ("--heads", "2", "--mlp-ratio", "2", "--batch-size", "10", "--steps", "60", "--device", "cpu")
+FIT = ("fit", *SETTINGS, *SHORT, "--checkpoint-every", "0")
+
+
+def start(folder, *arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (folder.parent / "said").open("w") as said:
+        return subprocess.Popen(
+            [*COMMAND, *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=said
+        )
+
+
+def said(folder):
+    return (folder.parent / "said").read_text()
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty folder, beside which is what commands say."""
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here"
+
+
+def test_kill_9_at_any_moment(data, folder):
+    fit = (*FIT, "--dataset", str(data))
+    whole = start(folder, *fit, "--out", "whole")
+    assert whole.wait() == 0, said(folder)
+    dice, arguments = random.Random(0), (*fit, "--out", "run")
+    for kill in range(3):
+        process = start(folder, *arguments)
+        wait_for(lambda: list((folder / "run").glob("unfinished/checkpoints/*/*")), process)
+        time.sleep(dice.uniform(0, 1))
+        process.kill()
+        process.wait()
+        assert not (folder / "run" / "run.json").exists(), kill
+        arguments = ("fit", "--resume", "run", "--checkpoint-every", "0")
+    last = start(folder, *arguments)
+    assert last.wait() == 0, said(folder)
+    for name in ("posterior.safetensors", "posterior.json", "deterministic/posterior.safetensors", "trials.csv"):
+        assert (folder / "run" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
+    scores = [json.loads((folder / name / "metrics.json").read_text()) for name in ("run", "whole")]
+    for method, each in scores[0].items():
+        assert each | {"seconds": 0} == scores[1][method] | {"seconds": 0}
+    assert sorted(path.name for path in folder.iterdir()) == ["run", "whole"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_says_how_to_go_on(number, data, folder):
+    process = start(folder, *FIT, "--dataset", str(data), "--out", "run", "--steps", "100000", "--no-compare")
+    wait_for(lambda: list((folder / "run").glob("unfinished/checkpoints/*/*")), process)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    assert f"'isingvit fit --resume {folder / 'run'}' goes on from there" in said(folder)
+    assert said(folder).count("\n") == 1
+    assert start(folder, "evaluate", "run").wait() == 2
+    assert "is unfinished" in said(folder)
+
+
+def test_standard_output_may_be_closed(data, tmp_path):
+    fit = [*FIT, "--dataset", str(data), "--out", "run", "--no-compare", "--steps", "20"]
+    line = " ".join(f"'{word}'" for word in [*COMMAND, *fit]) + " | true"
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=False, capture_output=True)
+    assert evaluate(tmp_path / "run").config.fit.steps == 20
+
+
+def runs(number):
+    """Whether a process runs; one that has ended may wait for someone to note it."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def test_children_end_with_their_parent(tmp_path):
+    """Also if the parent is killed, and could not say so."""
+    child = (
+        "import os, sys, threading, time; sys.stdin.readline(); from pyro_isingvit.experiments.processes import "
+        f"end_with_parent; open({str(tmp_path / 'child')!r}, 'w').write(str(os.getpid())); "
+        "threading.Thread(target=end_with_parent, daemon=True).start(); time.sleep(600)"
+    )
+    parent = (
+        "import os, sys; from pyro_isingvit.experiments.processes import Children; "
+        f"Children().run([sys.executable, '-c', {child!r}], 'order', os.environ)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    wait = time.monotonic() + 60
+    while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
+        assert time.monotonic() < wait
+        time.sleep(0.05)
+    number = int((tmp_path / "child").read_text())
+    process.kill()
+    process.wait()
+    while runs(number):
+        assert time.monotonic() < wait
+        time.sleep(0.05)
+
+
+def test_a_child_that_ends_says_why():
+    code, said = Children().run([sys.executable, "-c", "import sys; sys.exit('no luck')"], "order", os.environ)
+    assert (code, said) == (1, "no luck\n")
