@@ -74,6 +74,7 @@ class Trainer:
         self.listeners = tuple(listeners)
         self.checkpoints, self.told = checkpoints, told or Told()
         self._done: list[str] = []  # calls of `run` that have ended
+        self._past: set[str] = set()  # those of them that ended before the checkpoint that the fit goes on from
         self._memory: dict[str, Any] = {}  # see `remember`
         self._resumed: State | None = None  # a checkpoint from which a call of `run` has yet to go on
         self._largest = torch.zeros((), device=device)  # norm of the gradients since the last row
@@ -119,7 +120,7 @@ class Trainer:
             name: by which a checkpoint knows this call, if a phase is run several times.
         """
         config, every, name = self.config, math.ceil(self.config.steps / LOGS), name or phase
-        if name in self._done:
+        if name in self._past:
             return
         total, count, first = torch.zeros((), device=self.train.images.device), 0, 0
         if self._resumed is not None:
@@ -171,6 +172,7 @@ class Trainer:
         state = self.checkpoints.load()
         if state is not None:
             self._resumed, self._done, self._memory = state, state["done"], state["memory"]
+            self._past = set(self._done)
             self.started -= state["seconds"]
 
     def _keep(self, phase: str, name: str, where: State, last: bool) -> None:

@@ -50,7 +50,7 @@ def test_kill_9_at_any_moment(data, folder):
     whole = start(folder, *fit, "--out", "whole")
     assert whole.wait() == 0, said(folder)
     dice, arguments = random.Random(0), (*fit, "--out", "run")
-    for kill in range(3):
+    for kill in range(2):
         process = start(folder, *arguments)
         wait_for(lambda: list((folder / "run").glob("unfinished/checkpoints/*/*")), process)
         time.sleep(dice.uniform(0, 1))

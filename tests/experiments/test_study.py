@@ -12,12 +12,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from pyro_isingvit import InputError
 from pyro_isingvit.experiments.page import write_study
 from pyro_isingvit.experiments.plan import Plan, read_plan
-from pyro_isingvit.experiments.study import peak_memory, read_result, run_cell, run_study
+from pyro_isingvit.experiments.study import peak_memory, read_result, results, run_cell, run_study
 
 COMMAND = [sys.executable, "-c", "from pyro_isingvit.cli import main; main()", "study"]
 
@@ -145,6 +146,20 @@ def test_a_damaged_result_is_named(plan_file, tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match=r"cannot be read .*; restore it, or make it again"):
         read_result(path)
+
+
+@pytest.mark.parametrize("content", [b"something else", None])
+def test_a_foreign_file_does_not_stop_the_report(content, plan_file, tmp_path):
+    plan = read_plan(plan_file)
+    first, second = plan.cells()[:2]
+    path = run_cell(first, tmp_path, {})
+    foreign = path.with_name(f"{second.key}.safetensors")
+    if content is None:
+        safetensors.torch.save_file({"x": torch.zeros(1)}, foreign)
+    else:
+        foreign.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"left out: .*{second.key}"):
+        assert [result.cell.key for result in results(plan, tmp_path)] == [first.key]
 
 
 def test_sizes_of_images_can_be_varied(tmp_path):

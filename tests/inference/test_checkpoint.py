@@ -74,12 +74,18 @@ def assert_same(result, other):
         assert result.trials.equals(other.trials)
 
 
+KNOWN = []
+"""The fit that was not interrupted, once it was made; the images are the same in all tests."""
+
+
 @pytest.fixture
 def whole(stripes):
-    return fitted(stripes)
+    if not KNOWN:
+        KNOWN.append(fitted(stripes))
+    return KNOWN[0]
 
 
-@pytest.mark.parametrize("step", [1, 9, 17, 18, 24, 30, 37, 46, 50])
+@pytest.mark.parametrize("step", [1, 9, 17, 24, 37, 50])
 def test_a_fit_goes_on_to_the_same_bits(step, stripes, whole, tmp_path):
     """Killed in the pilot, in each of the trials, in the Ising phase, or in fine-tuning."""
     with pytest.raises(KilledError):
@@ -91,10 +97,10 @@ def test_a_fit_goes_on_again_and_again(stripes, whole, tmp_path):
     deaths, result = 0, None
     while result is None:
         try:
-            result = fitted(stripes, tmp_path, listeners=[killer(7)], resume=True)
+            result = fitted(stripes, tmp_path, listeners=[killer(9)], resume=True)
         except KilledError:
             deaths += 1
-    assert deaths > 5
+    assert deaths > 3
     assert_same(result, whole)
 
 

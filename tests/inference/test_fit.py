@@ -202,7 +202,7 @@ def test_load_refuses_what_does_not_fit(stripes, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         FitResult.load(tmp_path / "fit")
     (tmp_path / "fit" / "posterior.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(InputError, match="format=99; this version reads 5"):
+    with pytest.raises(InputError, match="of an earlier version"):
         FitResult.load(tmp_path / "fit")
 
 
