@@ -118,7 +118,7 @@ def test_failures_are_told_and_leave_the_others_alone(tmp_path):
     [
         ("fit.stepz", 1, "fit.stepz=1: Extra inputs"),
         ("fit.steps", -3, "fit.steps=-3: Input should be"),
-        ("image_size", [4, 4], "image_size=[4, 4]: give a"),
+        ("image_size", [4, 4], "image_size=[4, 4]: must be"),
     ],
 )
 def test_a_setting_that_does_not_fit_stops_a_study_before_its_first_run(tmp_path, name, value, message):
