@@ -105,7 +105,7 @@ def test_only_a_guide_with_evidence_can_be_read_off():
     posterior = Posterior.of(pair(MeanField)[1])
     with pytest.raises(InputError, match=r"temperature=1\.0: MeanField has no estimate"):
         posterior.inclusion_probabilities(1.0)
-    with pytest.raises(InputError, match="temperature=0: must be positive"):
+    with pytest.raises(InputError, match="temperature=0: must be a positive number"):
         posterior.inclusion_probabilities(0)
 
 
