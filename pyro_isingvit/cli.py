@@ -13,7 +13,7 @@ from rich.console import Console
 from . import cli_options as option
 from .data import DATASETS, read
 from .draws import check_draws
-from .errors import InputError, InterruptedFitError, StorageError, TrainingError
+from .errors import InputError, InterruptedFitError, TrainingError
 from .experiments import RunConfig, evaluate, recipe, report, run
 from .experiments.console import show_pruned, show_run
 from .experiments.page import write_study
@@ -73,14 +73,7 @@ def fit_command(
         _finish(partial(resume_run, resume, data_root, interval=checkpoint_every), resume)
         return
     out = Path("runs") / Path(dataset).stem if out is None else out
-    place = resolved(out)
-    if place.exists() and not overwrite:
-        if is_unfinished(place):
-            raise InputError(
-                f"--out={str(out)!r} has an unfinished run: --resume {out} goes on, --overwrite starts again"
-            )
-        raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
-    check_free(place, overwrite)
+    _check_out(out, overwrite)
     everything = read(dataset, data_root, "train", download, image_size, 255 if background is None else background)
     network = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
     fit: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "pilot": pilot}
@@ -108,6 +101,18 @@ def _finish(start: Callable[[], Run], out: Path) -> None:
         _end(error, 128 + error.signal)
     show_run(finished)
     Console().print(f"Run folder: {out}", highlight=False, soft_wrap=True)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse a place before anything is read, in words of the command line."""
+    place = resolved(out)
+    if place.exists() and not overwrite:
+        if is_unfinished(place):
+            raise InputError(
+                f"--out={str(out)!r} has an unfinished run: --resume {out} goes on, --overwrite starts again"
+            )
+        raise InputError(f"--out={str(out)!r} exists: give another folder or --overwrite")
+    check_free(place, overwrite)
 
 
 def _only_resume(context: typer.Context) -> None:
@@ -311,7 +316,7 @@ def main() -> None:
         _end(error, 2)
     except (MemoryError, RecursionError) as error:
         _end(f"not enough memory for this ({error or type(error).__name__}); make it smaller", 2)
-    except (TrainingError, StorageError, OSError) as error:
+    except (TrainingError, OSError) as error:
         _end(error, 1)
 
 

@@ -6,19 +6,16 @@ of their contents, so that what was changed or damaged since is refused. Nothing
 
 import csv
 import errno
-import glob
 import hashlib
 import io
 import json
 import os
 import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pandas as pd
 import safetensors
 import safetensors.torch
@@ -32,12 +29,6 @@ DIGEST = "sha256"
 
 LARGEST = 2**26
 """Size in bytes above which a JSON file or table is not read: such files describe, and tensors are elsewhere."""
-
-LOCK = "lock"
-"""Name of the file by which a process holds a folder that it writes."""
-
-ASIDE = ".replaced"
-"""End of the name of a folder that another one takes the place of."""
 
 _HEADER, _FACTS = "pyro_isingvit", "facts"
 
@@ -98,91 +89,12 @@ def write(path: Path, data: bytes | str) -> None:
 
 def sync(folder: Path) -> None:
     """Have the disk keep the names in a folder, where the system can do that."""
-    with suppress(OSError, PermissionError):
+    with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-@contextmanager
-def drafting(folder: Path, check: Callable[[], object]) -> Iterator[Path]:
-    """Context with an empty folder beside ``folder``, which takes its place at the end, unless an exception is raised.
-
-    Drafts that were left by a process that was killed are removed.
-
-    Args:
-        folder: the folder to write.
-        check: called before the draft takes the place; raises an `InputError` if it may not, e.g. since something has
-            appeared there. The draft is then kept, and the error names it.
-
-    Raises:
-        StorageError: if the folder cannot be written. What was there is as it was.
-    """
-    with storing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{glob_name(folder)}-*.draft"):
-            with suppress(filelock.Timeout), holding(left / LOCK):
-                shutil.rmtree(left)
-        draft = folder.with_name(f".{folder.name[:100]}-{secrets.token_hex(4)}.draft")
-        draft.mkdir()
-    kept = False
-    try:
-        with storing(folder), holding(draft / LOCK):
-            yield draft
-            try:
-                check()
-            except InputError as error:
-                kept = True
-                raise InputError(f"{error}; what was to be written there is in {draft}") from None
-            (draft / LOCK).unlink(missing_ok=True)
-            take_place(draft, folder)
-    finally:
-        if not kept:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def take_place(draft: Path, folder: Path) -> None:
-    """Rename a draft to a folder. What is there is set aside first, put back if that fails, and removed last."""
-    aside = folder.with_name(f".{folder.name[:100]}-{secrets.token_hex(4)}{ASIDE}")
-    there = folder.exists()
-    if there:
-        folder.rename(aside)
-    try:
-        draft.rename(folder)
-    except BaseException:
-        if there:
-            aside.rename(folder)
-        raise
-    sync(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def put_back(folder: Path) -> None:
-    """Put back what a process that was killed had set aside, if nothing took its place; remove it otherwise."""
-    for aside in folder.parent.glob(f".{glob_name(folder)}-*{ASIDE}"):
-        with suppress(OSError):
-            if folder.exists():
-                shutil.rmtree(aside)
-            else:
-                aside.rename(folder)
-
-
-def glob_name(folder: Path) -> str:
-    """The start of the names of a folder's drafts, as a pattern."""
-    return glob.escape(folder.name[:100])
-
-
-@contextmanager
-def holding(lock: Path) -> Iterator[None]:
-    """Context that holds a lock.
-
-    Raises:
-        filelock.Timeout: at once, if another process or thread holds it.
-    """
-    with filelock.FileLock(lock, timeout=0, thread_local=False):
-        yield
 
 
 def file_digest(path: Path) -> str:

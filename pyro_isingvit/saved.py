@@ -4,21 +4,18 @@ There is no pickle, and nothing in the files is executed.
 """
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-import torch
 from pyro.infer import autoguide
 from torch import Tensor, nn
 
 from . import guides as guide_classes
 from .config import Config
 from .couplings import Coupling
-from .draws import evaluating
 from .errors import InputError, kind_of
 from .files import file_digest, read_json, read_tensors, storing, write_json, write_tensors
 from .guides import Guide
@@ -26,15 +23,13 @@ from .guides.estimators import ESTIMATORS
 from .interactions import CouplingGraph
 from .models import IsingViT, priors
 from .network import ViT, ViTConfig, WeightSite
+from .probe import changed, log_densities
 from .settings import LEARNED, describe, plain
 
 FORMAT = 6
 """Version of the format that `write` writes."""
 
 DESCRIPTION, TENSORS = "posterior.json", "posterior.safetensors"
-
-CLOSE = 1e-3
-"""Relative difference of log densities up to which they are taken for those of the same prior and guide."""
 
 
 def write(folder: Path, guides: tuple[Guide, ...], logit_scale: float, names: tuple[str, ...] = ()) -> None:
@@ -102,7 +97,9 @@ def read(folder: Path, guide: Any) -> tuple[tuple[Guide, ...], float, tuple[str,
         one.held = frozenset(member["held"])
         one.eval()
         one.model.eval()
-        _compare(one, member["log_densities"], folder)
+        other = changed(one, member["log_densities"])
+        if other:
+            raise InputError(f"folder={str(folder)!r} is not of the guide given: {other}; build it as for the fit")
         guides.append(one)
     return tuple(guides), float(facts["logit_scale"]), tuple(facts["names"])
 
@@ -128,49 +125,6 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     except RuntimeError as error:
         problem = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not the tensors of {DESCRIPTION} ({problem}); fit again") from None
-
-
-@torch.no_grad()
-def log_densities(guide: Guide) -> dict[str, float | None]:
-    """Log densities of prior and guide at fixed masks and weights, by which classes of a user's own are known again.
-
-    A family that has no distribution of single sites is left out. What is not finite is None.
-    """
-    model = guide.model
-    prior, device, found = model.prior, model.prior.zero.device, {}
-    with evaluating(model, guide), guide.hypers_at_median():
-        masks = {name: _fixed(shape, device).gt(-0.5).float() for name, shape in guide.mask_shapes.items()}
-        for site in model.sites:
-            mask = masks.get(site.name)
-            weight = 0.1 * _fixed(site.shape, device) * (1.0 if mask is None else mask)
-            try:
-                found[f"{site.name} of prior"] = prior.weight(site, mask).log_prob(weight)
-                base = prior.mask(site)
-                if base is not None:
-                    found[f"mask of {site.name} of prior"] = base.log_prob(mask)
-                found[f"{site.name} of guide"] = guide.weight(site, mask).log_prob(weight)
-            except NotImplementedError:
-                continue
-        if masks and prior.interaction is not None:
-            found["energy"] = prior.interaction.energy(masks)
-    sums = {name: float(value.sum()) for name, value in found.items()}
-    return {name: value if math.isfinite(value) else None for name, value in sums.items()}
-
-
-def _fixed(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Numbers within [-1, 1] that depend on the shape alone."""
-    return torch.arange(math.prod(shape), device=device, dtype=torch.float32).sin().reshape(shape)
-
-
-def _compare(guide: Guide, known: Mapping[str, float | None], folder: Path) -> None:
-    for name, now in log_densities(guide).items():
-        then = known.get(name)
-        same = now == then if now is None or then is None else math.isclose(now, then, rel_tol=CLOSE, abs_tol=CLOSE)
-        if not same:
-            raise InputError(
-                f"folder={str(folder)!r} is not of the guide given: the log density of {name} is {now} and was {then} "
-                "at the same values; build it as for the fit"
-            )
 
 
 _PARTS = ("network", "sites", "prior", "interaction", "guide")

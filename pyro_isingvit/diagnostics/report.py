@@ -59,19 +59,7 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
         InputError: if ``figures`` is a link to another place.
         StorageError: if a file cannot be written.
     """
-    pictures = check_pictures(folder)
-    with storing(pictures):
-        pictures.mkdir(parents=True, exist_ok=True)
-    embedded: dict[str, dict[str, Any]] = {}
-    files = []
-    for name, figure in _figures(findings).items():
-        files.append(pictures / f"{name}.png")
-        data = as_png(figure, dpi=180)
-        write(files[-1], data)
-        embedded[name] = {
-            "source": base64.b64encode(data).decode(),
-            "width": round(PIXELS * figure.get_figwidth()),
-        }
+    embedded, files = _write_figures(findings, check_pictures(folder))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_isingvit.diagnostics", "."),
         autoescape=True,
@@ -105,6 +93,23 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
     written = {each.relative_to(folder).as_posix(): file_digest(each) for each in (*files, path)}
     write_json(folder / "report.json", {"files": written})
     return path
+
+
+def _write_figures(findings: Findings, pictures: Path) -> tuple[dict[str, dict[str, Any]], list[Path]]:
+    """Write the figures; returns for each what the page embeds, by name, and their paths."""
+    with storing(pictures):
+        pictures.mkdir(parents=True, exist_ok=True)
+    embedded: dict[str, dict[str, Any]] = {}
+    files = []
+    for name, figure in _figures(findings).items():
+        files.append(pictures / f"{name}.png")
+        data = as_png(figure, dpi=180)
+        write(files[-1], data)
+        embedded[name] = {
+            "source": base64.b64encode(data).decode(),
+            "width": round(PIXELS * figure.get_figwidth()),
+        }
+    return embedded, files
 
 
 def check_pictures(folder: Path) -> Path:

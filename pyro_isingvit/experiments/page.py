@@ -10,8 +10,8 @@ from ..errors import InputError
 from ..files import file_digest, read_json, storing, write, write_json, write_table
 from ..yaml_text import as_yaml
 from .pictures import pictures_of, stem_of
-from .place import REPORT
 from .plan import Plan
+from .record import REPORT
 from .study import Result, results
 from .tables import SCORES, choices, differences, result_table, summary
 

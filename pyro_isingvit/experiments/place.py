@@ -4,6 +4,7 @@ A run folder is made at once. All work, with the checkpoints of its fits, is in 
 run is complete; a run that is there already is left as it is until then.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,11 +13,10 @@ from typing import Any
 
 import filelock
 
+from ..drafts import LOCK, holding, put_back
 from ..errors import InputError, InterruptedFitError, StorageError
-from ..files import LOCK, file_digest, holding, home, put_back, read_json, write_json
-
-RUN, REPORT = "run.json", "report.json"
-"""The files that name all others that were written."""
+from ..files import home, read_json, write_json
+from .record import REPORT, RUN
 
 WORK, PLAN = "unfinished", "unfinished.json"
 """Subfolder of the work, and the file there that says what is to be run."""
@@ -147,24 +147,16 @@ def check_finished(folder: Path) -> None:
     raise InputError(f"run={str(folder)!r}: no {RUN} there; give a folder that 'isingvit fit' made")
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder, by relative path."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK]
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-
-
-def check_digests(folder: Path, known: Mapping[str, str]) -> None:
-    """Check that files are as they were written.
+def check_place(out: Path) -> None:
+    """Check that a folder can be made there, before any work is done.
 
     Raises:
-        InputError: if one is missing or was changed.
+        InputError: if it cannot.
     """
-    for name, digest in known.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise InputError(f"{path}: missing; restore it, or fit again")
-        if file_digest(path) != digest:
-            raise InputError(f"{path}: was changed or damaged since it was written; restore it, or fit again")
+    place = next(parent for parent in out.resolve().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        reason = "cannot be written to" if place.is_dir() else "is a file"
+        raise InputError(f"out={str(out)!r}: no folder can be made there, {place} {reason}; choose another")
 
 
 @contextmanager

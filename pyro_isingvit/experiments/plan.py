@@ -159,9 +159,10 @@ class Cell(Config):
         return (self.set | self.varied).get("image_size")
 
     @property
-    def background(self) -> int:
-        """Grey level beneath transparent images."""
-        return int((self.set | self.varied).get("background", 255))
+    def reads(self) -> tuple[str, int | None, int]:
+        """Data set, size to resize to, and grey level beneath transparent images: what its images depend on."""
+        chosen = self.set | self.varied
+        return self.dataset, self.image_size, chosen.get("background", 255)
 
     @property
     def setting(self) -> str:

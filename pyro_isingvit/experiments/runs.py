@@ -1,42 +1,27 @@
 """A run, from a configuration to a folder with all of its results."""
 
 import json
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import torch
 
-from ..config import Config, describe
-from ..data import Data, Images, read, split
-from ..data.folders import Part
+from ..data import Data, Images
+from ..drafts import drafting
 from ..errors import InputError
-from ..files import drafting, home, read_json, write, write_json
+from ..files import home, write, write_json
 from ..inference.fit import fit
 from ..inference.result import FitResult
 from ..posterior import Posterior
 from ..scores import nll
+from .images import load, read_images
 from .methods import build, fit_deterministic, select_features
-from .place import (
-    RUN,
-    begin,
-    check_digests,
-    check_finished,
-    check_free,
-    continuing,
-    digests,
-    resolved,
-    working,
-)
+from .place import begin, check_finished, check_free, continuing, resolved, working
 from .recipes import RunConfig
-
-PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "numpy")
+from .record import RUN, RunFacts, Unfinished, check_digests, check_images, config_of, digests, read_facts, versions
 
 Scores = dict[str, dict[str, float]]
 """Metrics by method."""
@@ -103,8 +88,8 @@ def run(
     out = resolved(out)
     with working(out, overwrite) as work:
         if everything is None:
-            everything = _everything(config)
-        plan = _Plan(config=config.model_dump(mode="json"), images=everything.fingerprint, compare=compare)
+            everything = read_images(config)
+        plan = Unfinished(config=config.model_dump(mode="json"), images=everything.fingerprint, compare=compare)
         data = load(config, everything)
         begin(work, plan.model_dump())
         return _work(work, out, config, everything, data, compare, progress, interval)
@@ -124,31 +109,12 @@ def resume_run(folder: str | Path, data_root: str | None = None, progress: bool 
     """
     out = resolved(folder)
     with continuing(out) as (work, facts):
-        plan = _Plan(**facts)
-        config = _config(plan.config, work)
+        plan = Unfinished(**facts)
+        config = config_of(plan.config, work)
         config = config if data_root is None else config.model_copy(update={"data_root": data_root})
-        everything = _everything(config)
-        _check_images(everything, plan.images, out)
+        everything = read_images(config)
+        check_images(everything, plan.images, out)
         return _work(work, out, config, everything, load(config, everything), plan.compare, progress, interval)
-
-
-class _Plan(Config):
-    """What an unfinished run is of."""
-
-    config: dict[str, Any]
-    images: str
-    compare: bool
-
-
-class _Facts(Config):
-    """The contents of ``run.json``."""
-
-    config: dict[str, Any]
-    seed: int
-    images: str
-    classes: tuple[str, ...] | None
-    versions: dict[str, str]
-    files: dict[str, str]
 
 
 def _work(
@@ -200,41 +166,16 @@ def open_run(
     """Configuration, images and fit of a run folder; see `evaluate`."""
     folder = home(folder)
     check_finished(folder)
-    facts = _read_facts(folder)
-    config = _config(facts.config, folder / RUN)
+    facts = read_facts(folder)
+    config = config_of(facts.config, folder / RUN)
     if config.fit.seed != facts.seed:
         raise InputError(f"{folder / RUN}: seed={facts.seed}, but its fit.seed={config.fit.seed}; restore it")
     check_digests(folder, facts.files)
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    everything = _everything(config)
-    _check_images(everything, facts.images, folder)
+    everything = read_images(config)
+    check_images(everything, facts.images, folder)
     return config, load(config, everything), FitResult.load(folder)
-
-
-def _read_facts(folder: Path) -> _Facts:
-    try:
-        return _Facts(**read_json(folder / RUN))
-    except TypeError as error:  # a name that is no string
-        raise InputError(f"{folder / RUN}: {error}; fit again") from None
-    except InputError as error:
-        where = "" if str(folder) in str(error) else f"{folder / RUN}: "
-        raise InputError(f"{where}{error}") from None
-
-
-def _config(values: dict[str, Any], path: Path) -> RunConfig:
-    try:
-        return RunConfig.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise InputError(f"{path}: {describe(error)}") from None
-
-
-def _check_images(everything: Images, fingerprint: str, folder: Path) -> None:
-    if everything.fingerprint != fingerprint:
-        raise InputError(
-            f"run={str(folder)!r}: was fitted on other images ({fingerprint}, not {everything.fingerprint}), so "
-            "that its test images cannot be told from its training images; give the data_root of those, or fit again"
-        )
 
 
 def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:
@@ -256,7 +197,7 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
     folder = home(folder)
     check_pictures(folder)
     again = evaluate(folder, data_root, draws)
-    facts = _read_facts(folder).model_dump()
+    facts = read_facts(folder).model_dump()
     findings = examine(
         again.result,
         again.data,
@@ -268,48 +209,6 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
         again.selection,
     )
     return write_report(findings, folder, facts)
-
-
-def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
-    """Split the images of a run into training, validation and test images.
-
-    Args:
-        config: configuration of the run.
-        everything: training images of the data set.
-        download: whether missing files are downloaded.
-
-    Raises:
-        InputError: if the official test images cannot be read, or there are not enough images.
-    """
-
-    def own(part: Part, given: int | str | None) -> int | Images | None:
-        if isinstance(given, str):
-            return _everything(config, part, download)
-        return given
-
-    test, validation = own("test", config.test), own("validation", config.validation)
-    return split(everything, config.train, test, validation, config.fit.seed, config.balanced)
-
-
-def _everything(config: RunConfig, part: Part = "train", download: bool = False) -> Images:
-    return read(config.dataset, config.data_root, part, download, config.image_size, config.background)
-
-
-def check_place(out: Path) -> None:
-    """Check that a folder can be made there, before any work is done.
-
-    Raises:
-        InputError: if it cannot.
-    """
-    place = next(parent for parent in out.resolve().parents if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        reason = "cannot be written to" if place.is_dir() else "is a file"
-        raise InputError(f"out={str(out)!r}: no folder can be made there, {place} {reason}; choose another")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def _fit(
@@ -381,7 +280,7 @@ def _write(finished: Run, folder: Path, everything: Images) -> None:
     if result.trials is not None:
         write_figure(figure_of(plot_path(result.trials)), folder / "trials.png")
     write_figure(figure_of(plot_inclusion(result.posterior)), folder / "inclusion.png")
-    facts = _Facts(
+    facts = RunFacts(
         config=finished.config.model_dump(mode="json"),
         seed=finished.config.fit.seed,
         images=everything.fingerprint,

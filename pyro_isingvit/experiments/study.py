@@ -20,12 +20,14 @@ from ..config import Config
 from ..data import Images, read
 from ..errors import InputError
 from ..files import read_facts, read_tensors, storing, write, write_tensors
+from .images import load
 from .methods import outcomes
 from .outcome import Outcome
+from .place import check_place
 from .plan import FORMAT, Cell, Plan
 from .processes import Children, end_with_parent, peak_memory
 from .recipes import RunConfig, recipe
-from .runs import check_place, load, versions
+from .record import versions
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ def results(plan: Plan, out: Path) -> list[Result]:
                 every[path] = read_result(path)
             except InputError as error:
                 warnings.warn(f"left out: {error}", stacklevel=2)
-    known: dict[tuple[str, int | None], str] = {}
+    known: dict[tuple[Any, ...], str] = {}
     for path, result in every.items():
         cell = result.cell
-        before = known.setdefault((cell.dataset, cell.image_size), result.images)
+        before = known.setdefault(cell.reads, result.images)
         if before != result.images:
             raise InputError(
                 f"{path}: of other images of {cell.dataset!r} ({result.images}) than the results before it ({before}); "
@@ -153,8 +155,7 @@ def _refuse_others(cell: Cell, images: Images, folder: Path) -> None:
             facts = _facts(read_facts(path), path)
         except InputError:  # damaged, or of another version, which the report will say
             continue
-        same = (facts.cell.dataset, facts.cell.image_size) == (cell.dataset, cell.image_size)
-        if same and facts.images != images.fingerprint:
+        if facts.cell.reads == cell.reads and facts.images != images.fingerprint:
             raise InputError(
                 f"data_root: {cell.dataset!r} there is other images ({images.fingerprint}) than {path} is of "
                 f"({facts.images}); give the data_root of those, or another folder for the results"
@@ -190,15 +191,13 @@ def run_study(
     cells, folder = plan.cells(), out / "cells"
     missing = [cell for cell in cells if not (folder / f"{cell.key}.safetensors").exists()]
     check_place(folder)
-    of_each: dict[tuple[str, str], list[Cell]] = {}
+    of_each: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in missing:
-        of_each.setdefault((cell.dataset, f"{cell.image_size} {cell.background}"), []).append(cell)
+        of_each.setdefault(cell.reads, []).append(cell)
     for alike in of_each.values():  # files are downloaded and settings checked once, before any cell starts
-        first, root = alike[0], _root(alike[0].dataset, roots)
-        everything = read(first.dataset, root, "train", download, first.image_size, first.background)
-        _refuse_others(first, everything, folder)
+        everything = _read(alike[0], folder, roots, download)
         for cell in alike:
-            cell.run_config(recipe(cell.dataset, everything, cell.train, root), root)
+            _config(cell, everything, roots)
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
@@ -254,10 +253,8 @@ def main() -> None:
 
 
 def _run(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool, progress: bool) -> Result:
-    root = _root(cell.dataset, roots)
-    everything = read(cell.dataset, root, "train", download, cell.image_size, cell.background)
-    _refuse_others(cell, everything, folder)
-    config = cell.run_config(recipe(cell.dataset, everything, cell.train, root), root)
+    everything = _read(cell, folder, roots, download)
+    config = _config(cell, everything, roots)
     data = load(config, everything, download)
     each = list(outcomes(config, cell.method, data, progress))
     return Result(cell, config, data.test.labels, each, peak_memory(), everything.fingerprint)
@@ -274,8 +271,21 @@ def _write(result: Result, path: Path) -> None:
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
-    tensors = {"labels": result.labels} | {f"probs/{i}": o.probs.contiguous() for i, o in enumerate(result.outcomes)}
+    tensors = {"labels": result.labels} | {f"probs/{i}": o.probs for i, o in enumerate(result.outcomes)}
     write_tensors(path, tensors, facts)
+
+
+def _read(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool) -> Images:
+    """The images of a cell, which have to be those of the results in a folder."""
+    dataset, image_size, background = cell.reads
+    everything = read(dataset, _root(dataset, roots), "train", download, image_size, background)
+    _refuse_others(cell, everything, folder)
+    return everything
+
+
+def _config(cell: Cell, everything: Images, roots: Mapping[str, str]) -> RunConfig:
+    root = _root(cell.dataset, roots)
+    return cell.run_config(recipe(cell.dataset, everything, cell.train, root), root)
 
 
 def _root(dataset: str, roots: Mapping[str, str]) -> str | None:

@@ -4,34 +4,27 @@ A checkpoint is one file of tensors and JSON, see `pyro_isingvit.files`.
 """
 
 import math
-import random
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError, StorageError
 from ..files import home, read_tensors, storing, write_tensors
 from ..saved import difference
+from .state import State
 
 FORMAT = 1
 """Version of the checkpoints that this module writes and reads."""
 
 KEPT = 2
 """Number of checkpoints that are kept, so that one is left if the last is damaged."""
-
-State = dict[str, Any]
-"""Tensors, numbers and text in nested mappings and lists."""
 
 
 class Checkpoints:
@@ -104,82 +97,6 @@ class Checkpoints:
         if files:
             raise InputError(f"checkpoint={str(self.folder)!r}: no checkpoint there is whole; fit again")
         return None
-
-
-class Told:
-    """Which signal has told the process to stop, see `listening`."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def listening(wanted: bool) -> Iterator[Told]:
-    """Context in which the first interrupt (Ctrl-C) or SIGTERM is noted instead of obeyed; the second is obeyed.
-
-    This is possible in the main thread alone, and signals that the program handles itself are left to it.
-    """
-    told = Told()
-    before: dict[signal.Signals, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        told.signal = number
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-    if wanted and threading.current_thread() is threading.main_thread():
-        for one in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(one) in (signal.SIG_DFL, signal.default_int_handler):
-                before[one] = signal.signal(one, note)
-    try:
-        yield told
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-def generators(device: torch.device) -> State:
-    """The states of all generators of random numbers that training, or a user's augmentation, can use."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002, a user's code may use it
-    version_, inner, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "python": [version_, torch.tensor(inner), gauss],
-    }
-
-
-def set_generators(states: State, device: torch.device) -> None:
-    """Set what `generators` returned."""
-    torch.set_rng_state(states["torch"])
-    if states["device"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(states["device"], device)
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    version_, inner, gauss = states["python"]
-    random.setstate((version_, tuple(inner.tolist()), gauss))
-
-
-def attributes(module: nn.Module) -> State:
-    """Numbers and tensors that a module and its submodules keep beside their parameters and buffers."""
-    return {
-        name: {key: value for key, value in vars(part).items() if _is_state(value)}
-        for name, part in module.named_modules()
-    }
-
-
-def set_attributes(module: nn.Module, values: State) -> None:
-    """Set what `attributes` returned."""
-    device = next((p.device for p in module.parameters()), None)
-    for name, part in module.named_modules():
-        for key, value in values.get(name, {}).items():
-            setattr(part, key, value.to(device) if isinstance(value, Tensor) else value)
-
-
-def _is_state(value: object) -> bool:
-    if isinstance(value, Tensor):
-        return not isinstance(value, nn.Parameter) and not value.requires_grad
-    return isinstance(value, bool | int | float)
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -17,13 +17,14 @@ from ..guides import Guide
 from ..posterior import Posterior
 from ..programs import keeping_memory
 from ..saved import description
-from .checkpoint import Checkpoints, listening
+from .checkpoint import Checkpoints
 from .config import FitConfig
 from .events import Listener, ProgressBar, Started, Stopped
 from .pair import check_pair
 from .path import FitPath, path_table
 from .result import FitResult
 from .search import TemperatureSearch
+from .signals import listening
 from .trainer import Trainer
 
 

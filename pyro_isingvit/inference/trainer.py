@@ -19,11 +19,12 @@ from ..guides import Guide
 from ..network.stem import as_floats
 from ..posterior import Posterior
 from ..scores import mean_scores
-from .checkpoint import Checkpoints, State, Told, attributes, generators, set_attributes, set_generators
+from .checkpoint import Checkpoints
 from .config import FitConfig
 from .elbo import TraceGraph_ELBO
 from .events import CheckpointSaved, Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
-from .state import Batches, Snapshot
+from .signals import Told
+from .state import Batches, Snapshot, State, attributes, generators, set_attributes, set_generators
 
 LOGS = 50
 """Approximate number of rows of the history of a fit."""

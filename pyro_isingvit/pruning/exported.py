@@ -11,8 +11,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from ..drafts import drafting, put_back
 from ..errors import InputError
-from ..files import drafting, home, put_back, write
+from ..files import home, write
 from ..network import stem
 from . import compact
 from .compact import CompactViT

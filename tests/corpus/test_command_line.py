@@ -121,7 +121,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def refused(isingvit, place, arguments, message):
+def assert_refused(isingvit, place, arguments, message):
     before = contents(place)
     code, _, err = isingvit(*arguments)
     assert code == 2
@@ -132,11 +132,11 @@ def refused(isingvit, place, arguments, message):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_are_refused_and_nothing_is_touched(name, isingvit, place):
-    refused(isingvit, place, *OPTIONS[name])
+    assert_refused(isingvit, place, *OPTIONS[name])
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_plans_are_refused_and_nothing_is_touched(name, isingvit, place):
     text, message = PLANS[name]
     (place / "plan.yaml").write_text(text)
-    refused(isingvit, place, STUDY, message)
+    assert_refused(isingvit, place, STUDY, message)

@@ -139,10 +139,10 @@ def test_a_flipped_bit_is_found_or_harmless(finished, tmp_path_factory, name, pl
         evaluate(folder)
     except InputError:
         return
-    same(found.posterior, Posterior.load(finished if "/" not in name else finished / "deterministic"))
+    assert_same(found.posterior, Posterior.load(finished if "/" not in name else finished / "deterministic"))
 
 
-def same(one, other):
+def assert_same(one, other):
     for part in ("guide", "model"):
         states = [getattr(each, part).state_dict() for each in (one, other)]
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -11,9 +11,9 @@ import pytest
 
 from pyro_isingvit import InputError, Posterior, StorageError, TrainingError, export, prune
 from pyro_isingvit.diagnostics import findings
+from pyro_isingvit.drafts import ASIDE, drafting
 from pyro_isingvit.experiments import place, runs
 from pyro_isingvit.experiments.runs import evaluate, report, resume_run, run
-from pyro_isingvit.files import ASIDE, drafting
 from tests.conftest import small_config
 
 EXAMINE = findings.examine

@@ -22,6 +22,7 @@ from pyro_isingvit import (
 from pyro_isingvit.guides import ScoreFunction
 from pyro_isingvit.inference import checkpoint as checkpoint_module
 from pyro_isingvit.inference import search as search_module
+from pyro_isingvit.inference import state
 from pyro_isingvit.inference.events import CheckpointSaved, StepTaken, WentBack
 from tests.conftest import QUICK, pair
 
@@ -125,10 +126,10 @@ def test_generators_of_users_code_go_on_too():
     def numbers():
         return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
 
-    states = checkpoint_module.generators(torch.device("cpu"))
+    states = state.generators(torch.device("cpu"))
     expected = numbers()
     assert numbers() != expected
-    checkpoint_module.set_generators(states, torch.device("cpu"))
+    state.set_generators(states, torch.device("cpu"))
     assert numbers() == expected
 
 

@@ -1,0 +1,31 @@
+"""The images of a run."""
+
+from ..data import Data, Images, read, split
+from ..data.folders import Part
+from .recipes import RunConfig
+
+
+def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
+    """Split the images of a run into training, validation and test images.
+
+    Args:
+        config: configuration of the run.
+        everything: training images of the data set.
+        download: whether missing files are downloaded.
+
+    Raises:
+        InputError: if the official test images cannot be read, or there are not enough images.
+    """
+
+    def own(part: Part, given: int | str | None) -> int | Images | None:
+        if isinstance(given, str):
+            return read_images(config, part, download)
+        return given
+
+    test, validation = own("test", config.test), own("validation", config.validation)
+    return split(everything, config.train, test, validation, config.fit.seed, config.balanced)
+
+
+def read_images(config: RunConfig, part: Part = "train", download: bool = False) -> Images:
+    """Read all images of a part of a run's data set; see `pyro_isingvit.read`."""
+    return read(config.dataset, config.data_root, part, download, config.image_size, config.background)
