@@ -15,8 +15,9 @@ from .files import storing, sync
 LOCK = "lock"
 """Name of the file by which a process holds a folder that it writes."""
 
-DRAFT, ASIDE = ".draft", ".replaced"
-"""Ends of the names of a folder that is being written, and of one that another takes the place of."""
+DRAFT, ASIDE, KEPT = ".draft", ".replaced", ".kept"
+"""Ends of the names of a folder that is being written, of one that another takes the place of, and of one that could
+not take its place and is left to the user."""
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def drafting(folder: Path, check: Callable[[], object]) -> Iterator[Path]:
     Args:
         folder: the folder to write.
         check: called before the draft takes the place; raises an `InputError` if it may not, e.g. since something has
-            appeared there. The draft is then kept, and the error names it.
+            appeared there. The draft is then kept for good, and the error names it.
 
     Raises:
         StorageError: if the folder cannot be written. What was there is as it was.
@@ -40,20 +41,18 @@ def drafting(folder: Path, check: Callable[[], object]) -> Iterator[Path]:
                 shutil.rmtree(left)
         draft = _new_name(folder, DRAFT)
         draft.mkdir()
-    kept = False
     try:
         with storing(folder), holding(draft / LOCK):
             yield draft
+            (draft / LOCK).unlink(missing_ok=True)
             try:
                 check()
             except InputError as error:
-                kept = True
-                raise InputError(f"{error}; what was to be written there is in {draft}") from None
-            (draft / LOCK).unlink(missing_ok=True)
+                kept = draft.rename(_new_name(folder, KEPT))
+                raise InputError(f"{error}; what was to be written there is in {kept}") from None
             take_place(draft, folder)
     finally:
-        if not kept:
-            shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def take_place(draft: Path, folder: Path) -> None:

@@ -104,7 +104,7 @@ def test_what_is_no_run_is_never_overwritten(isingvit, tmp_path):
     (tmp_path / "precious" / "thesis.txt").write_text("all of it")
     code, _, err = isingvit("fit", *QUICK_RUN, "--out", "precious", "--overwrite")
     assert code == 2
-    assert "no run wrote 'thesis.txt', so it is not overwritten" in err
+    assert "no run of this version wrote 'thesis.txt', so it is not overwritten" in err
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "all of it"
 
 

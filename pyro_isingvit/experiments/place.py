@@ -53,8 +53,8 @@ def check_free(out: Path, overwrite: bool) -> None:
     strangers = foreign(out)
     if strangers:
         raise InputError(
-            f"out={str(out)!r} exists and is not only a run: no run wrote {strangers[0]!r}, so it is not overwritten; "
-            "choose another folder"
+            f"out={str(out)!r} exists and is not only a run: no run of this version wrote {strangers[0]!r}, so it is not "
+            "overwritten; choose another folder"
         )
 
 
@@ -72,7 +72,7 @@ def foreign(out: Path) -> list[str]:
         if (out / name).is_file():
             try:
                 known |= set(read_json(out / name)["files"])
-            except (InputError, KeyError, TypeError):
+            except (InputError, KeyError, TypeError):  # damaged, or of another version: what it wrote is not known
                 return [name]
     every = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_symlink() or not path.is_dir()]
     ours = (out / RUN).is_file() or (out / WORK / PLAN).is_file()
@@ -170,9 +170,11 @@ def _alone(out: Path) -> Iterator[Path]:
     except filelock.Timeout:
         raise InputError(f"out={str(out)!r}: another process is at work there; wait, or choose another") from None
     except StorageError as error:
-        raise StorageError(f"{error}. What was trained is kept: {_go_on(out)}") from None
+        kept = f". What was trained is kept: {_go_on(out)}" if (work / PLAN).is_file() else ""
+        raise StorageError(f"{error}{kept}") from None
     except InterruptedFitError as error:
-        raise InterruptedFitError(f"{str(error).partition(';')[0]}; {_go_on(out)}", error.signal) from None
+        how = _go_on(out) if (work / PLAN).is_file() else "nothing was saved yet"
+        raise InterruptedFitError(f"{str(error).partition(';')[0]}; {how}", error.signal) from None
 
 
 def _go_on(out: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import Images, read
-from ..errors import InputError
+from ..errors import InputError, StorageError
 from ..files import read_facts, read_tensors, storing, write, write_tensors
 from .images import load
 from .methods import outcomes
@@ -191,9 +191,9 @@ def run_study(
     cells, folder = plan.cells(), out / "cells"
     missing = [cell for cell in cells if not (folder / f"{cell.key}.safetensors").exists()]
     check_place(folder)
-    of_each: dict[tuple[Any, ...], list[Cell]] = {}
+    of_each: dict[str, list[Cell]] = {}
     for cell in missing:
-        of_each.setdefault(cell.reads, []).append(cell)
+        of_each.setdefault(repr(cell.reads), []).append(cell)  # as text, since settings are not checked yet
     for alike in of_each.values():  # files are downloaded and settings checked once, before any cell starts
         everything = _read(alike[0], folder, roots, download)
         for cell in alike:
@@ -230,15 +230,19 @@ def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int, childre
     command = [sys.executable, "-c", f"from {__name__} import main; main()"]
     code, said = children.run(command, order, os.environ | {"OMP_NUM_THREADS": threads})
     log = _log(cell, out)
-    if code or said.strip():
-        write(log, said)
-    else:
-        log.unlink(missing_ok=True)  # left by an earlier failure
+    try:
+        if code or said.strip():
+            write(log, said)
+        else:
+            log.unlink(missing_ok=True)  # left by an earlier failure
+        place = f" ({log})"
+    except StorageError:  # such as a full disk, of which the cell has told
+        place = ""
     if code == 0:
         return ""
     if code < 0:
-        return f"killed by signal {-code}; {log} has what it said"
-    return f"{(said.strip().splitlines() or ['no message'])[-1]} ({log})"
+        return f"killed by signal {-code}{place}"
+    return f"{(said.strip().splitlines() or ['no message'])[-1]}{place}"
 
 
 def _log(cell: Cell, out: Path) -> Path:

@@ -62,7 +62,7 @@ def test_a_run_is_replaced_by_another_and_leaves_nothing_beside_it(data, reporte
 def test_what_no_run_wrote_is_in_the_way(mine, data, reported):
     (reported / mine).write_text("mine")
     before = listing(reported)
-    with pytest.raises(InputError, match=f"no run wrote '{mine}', so it is not overwritten"):
+    with pytest.raises(InputError, match=f"no run of this version wrote '{mine}', so it is not overwritten"):
         run(small_config(data), reported, overwrite=True, progress=False)
     assert listing(reported) == before
 
@@ -80,7 +80,7 @@ def test_what_appears_meanwhile_is_kept_and_the_run_too(data, tmp_path, monkeypa
         return score(*arguments)
 
     monkeypatch.setattr(runs, "_scores", meanwhile)
-    with pytest.raises(InputError, match=r"no run wrote 'notes\.txt'.* what was to be written there is in") as caught:
+    with pytest.raises(InputError, match=r"no run of this version wrote 'notes\.txt'.* what was to be written there is in") as caught:
         run(small_config(data), tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     draft = str(caught.value).rpartition(" is in ")[2]
@@ -88,7 +88,8 @@ def test_what_appears_meanwhile_is_kept_and_the_run_too(data, tmp_path, monkeypa
     accuracy = evaluate(draft).scores["ising"]["accuracy"]
     (tmp_path / "run" / "notes.txt").unlink()
     assert resume_run(tmp_path / "run", progress=False).scores["ising"]["accuracy"] == accuracy
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert evaluate(draft).scores["ising"]["accuracy"] == accuracy  # named to the user, so never removed
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_two_runs_at_one_place(data, copy, tmp_path):
@@ -205,10 +206,11 @@ def test_a_full_disk_at_any_write_of_a_run(n, data, copy, full, monkeypatch):
     full(n)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of checkpoints
-        with pytest.raises(StorageError, match=r"No space left on device\); free some space on that disk"):
+        with pytest.raises(StorageError, match=r"No space left on device\); free some space on that disk") as caught:
             run(small_config(data, seed=1), copy, compare=False, overwrite=True, progress=False)
     monkeypatch.undo()
     assert evaluate(copy).scores == scores
+    assert ("--resume" in str(caught.value)) == (copy / place.WORK / place.PLAN).is_file()
 
 
 def test_what_was_trained_is_kept_where_a_picture_does_not_fit(data, tmp_path, full, monkeypatch):

@@ -1,5 +1,6 @@
 """Studies: every run once, whatever happens."""
 
+import json
 import math
 import os
 import random
@@ -15,7 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pyro_isingvit import InputError
+from pyro_isingvit import InputError, StorageError
+from pyro_isingvit.experiments import study
 from pyro_isingvit.experiments.page import write_study
 from pyro_isingvit.experiments.plan import Plan, read_plan
 from pyro_isingvit.experiments.study import peak_memory, read_result, results, run_cell, run_study
@@ -111,6 +113,53 @@ def test_failures_are_told_and_leave_the_others_alone(tmp_path):
     assert len(list((tmp_path / "cells").glob("*.safetensors"))) == 1
     with pytest.raises(InputError, match="jobs=0"):
         run_study(plan, tmp_path, {}, jobs=0)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A plan of two quick runs, and the command that runs it."""
+    small = {"fit.steps": 3, "test": 60, "validation": 60, "fit.device": "cpu", "network.dim": 8}
+    block = {"dataset": "digits", "train": 60, "method": "deterministic"}
+    plan = Plan(name="two", set=small, seeds=(0, 1), blocks=[block])
+    (tmp_path / "two.yaml").write_text(json.dumps(plan.model_dump(mode="json", exclude_unset=True)))
+    return plan, [*COMMAND, str(tmp_path / "two.yaml"), "--out", str(tmp_path / "out")]
+
+
+def test_a_full_disk_leaves_the_results_that_there_are(two, tmp_path):
+    """The disk has room for what a run says, and none for its result."""
+    (plan, command), folder = two, tmp_path / "out" / "cells"
+    done = run_cell(plan.cells()[0], tmp_path / "out", {})
+    before = done.read_bytes()
+    limited = ["bash", "-c", 'ulimit -f 2; exec "$@"', "-", *command]
+    study = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert study.returncode == 1
+    assert study.stderr.count("cannot be written (File too large)") == 1, study.stderr
+    assert [path.name for path in folder.glob("*.safetensors")] == [done.name]
+    assert not list(folder.glob("*.tmp"))
+    assert run_study(plan, tmp_path / "out", {}, progress=False) == {}
+    assert done.read_bytes() == before
+    assert len(results(plan, tmp_path / "out")) == 2
+
+
+def test_a_log_that_does_not_fit_on_the_disk_leaves_the_other_runs_alone(two, tmp_path, monkeypatch):
+    def full(*_):
+        raise StorageError("no room")
+
+    monkeypatch.setattr(study, "write", full)
+    plan = two[0].model_copy(update={"set": two[0].set | {"validation": 5000}})
+    failures = run_study(plan, tmp_path / "out", {}, progress=False)
+    assert [("validation=5000" in error) for error in failures.values()] == [True, True]
+
+
+def test_two_studies_at_one_place(two, tmp_path):
+    """Each run is made by one of the two, and both end with all of them."""
+    plan, command = two
+    studies = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for each in studies:
+        said = each.communicate()
+        assert each.returncode == 0, said
+    assert len(results(plan, tmp_path / "out")) == 2
+    assert [path.suffix for path in (tmp_path / "out" / "cells").glob("[!.]*")] == [".safetensors"] * 2
 
 
 @pytest.mark.parametrize(

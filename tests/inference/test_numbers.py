@@ -15,7 +15,7 @@ STEPS = {"pilot": (1, 5, 10), "ising": (11, 20, 32), "fine-tune": (33, 36, 40)}
 CONFIG = FitConfig(**QUICK | {"steps": 40, "pilot": 0.25, "fine_tune": 0.2})
 
 
-def into_gradient(guide, model, value, due):
+def into_gradient(guide, model, value, due, patch):
     parameter, calls = guide.loc["encoder_up"], [0]
 
     def poison(gradient):
@@ -29,7 +29,7 @@ def into_gradient(guide, model, value, due):
 def into(tensors):
     """A listener that fills a tensor of guide or model after a step."""
 
-    def start(guide, model, value, due):
+    def start(guide, model, value, due, patch):
         def listen(event):
             if event == StepTaken(due):
                 tensors(guide, model).data.fill_(value)
@@ -39,7 +39,25 @@ def into(tensors):
     return start
 
 
+def into_rate(guide, model, value, due, patch):
+    """Of all optimisers, whatever the schedule says."""
+    now, take = [0], torch.optim.Adam.step
+
+    def step(optimizer, *arguments):
+        for group in optimizer.param_groups if now[0] == due - 1 else ():
+            group["lr"] = torch.tensor(value) if torch.is_tensor(group["lr"]) else value
+        return take(optimizer, *arguments)
+
+    def listen(event):
+        if isinstance(event, StepTaken):
+            now[0] = event.step
+
+    patch.setattr(torch.optim.Adam, "step", step)
+    return listen
+
+
 PLACES = {
+    "learning rate": into_rate,
     "gradient": into_gradient,
     "mean": into(lambda guide, model: guide.loc["encoder_up"]),
     "scale": into(lambda guide, model: guide.log_scale["patch_embed"]),
@@ -60,9 +78,10 @@ def finite(guide, model):
 def test_no_posterior_is_silently_without_finite_numbers(stripes, place, value, phase):
     for step in STEPS[phase]:
         model, guide = pair()
-        listener = PLACES[place](guide, model, value, step)
         try:
-            result = fit(guide, stripes, config=CONFIG, progress=False, listeners=[listener])
+            with pytest.MonkeyPatch.context() as patch:
+                listener = PLACES[place](guide, model, value, step, patch)
+                result = fit(guide, stripes, config=CONFIG, progress=False, listeners=[listener])
         except TrainingError as error:
             said = str(error)
             assert all(part in said for part in (" at step ", "phase, temperature=", "lower learning_rate="))

@@ -25,7 +25,7 @@ def plot_loss(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set(ylabel="nats per image", yscale="log")
     ax.yaxis.set_major_formatter(ScalarFormatter())
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.legend(loc="lower left", fontsize="small", framealpha=0.8, edgecolor="none")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.08), fontsize="small", frameon=False)  # above the phases' names
     return ax
 
 
@@ -40,7 +40,7 @@ def plot_density(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.plot(history["step"], history["expected_density"], color=LIGHT, label="mean inclusion probability")
     ax.plot(history["step"], history["median_density"], color=DARK, label="share in the median-probability model")
     ax.set(ylabel="weights kept", ylim=(0, 1.03))
-    ax.legend(loc="lower left", fontsize="small", framealpha=0.8, edgecolor="none")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.08), fontsize="small", frameon=False)  # above the phases' names
     return ax
 
 
@@ -51,7 +51,7 @@ def figure_training(history: pd.DataFrame) -> Figure:
         history: `FitResult.history`.
     """
     panels = 2 if "median_density" in history else 1
-    figure = Figure(figsize=(5.8, 2.4 * panels), layout="constrained")
+    figure = Figure(figsize=(5.8, 2.7 * panels), layout="constrained")
     axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
     plot_loss(history, axes[0])
     if panels == 2:
