@@ -53,8 +53,8 @@ def check_free(out: Path, overwrite: bool) -> None:
     strangers = foreign(out)
     if strangers:
         raise InputError(
-            f"out={str(out)!r} exists and is not only a run: no run of this version wrote {strangers[0]!r}, so it is not "
-            "overwritten; choose another folder"
+            f"out={str(out)!r} exists and is not only a run: no run of this version wrote {strangers[0]!r}, so it is "
+            "not overwritten; choose another folder"
         )
 
 

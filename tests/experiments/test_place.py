@@ -80,7 +80,7 @@ def test_what_appears_meanwhile_is_kept_and_the_run_too(data, tmp_path, monkeypa
         return score(*arguments)
 
     monkeypatch.setattr(runs, "_scores", meanwhile)
-    with pytest.raises(InputError, match=r"no run of this version wrote 'notes\.txt'.* what was to be written there is in") as caught:
+    with pytest.raises(InputError, match=r"wrote 'notes\.txt'.* what was to be written there is in") as caught:
         run(small_config(data), tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     draft = str(caught.value).rpartition(" is in ")[2]
