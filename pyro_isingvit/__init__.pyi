@@ -8,6 +8,7 @@ from .guides import Guide, LikelihoodGuided, MeanField
 from .inference.config import FitConfig
 from .inference.elbo import TraceGraph_ELBO
 from .inference.fit import fit, fit_path
+from .inference.mixture import fit_mixture
 from .inference.result import FitResult
 from .inference.search import TemperatureSearch
 from .interactions import CouplingGraph
@@ -61,6 +62,7 @@ __all__ = [
     "diagnostics",
     "export",
     "fit",
+    "fit_mixture",
     "fit_path",
     "from_dataset",
     "guides",

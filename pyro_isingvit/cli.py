@@ -40,6 +40,7 @@ def fit_command(
     resume: option.Resume = None,
     checkpoint_every: option.CheckpointEvery = 60.0,
     compare: option.Compare = True,
+    members: option.Members = None,
     train: option.Train = None,
     validation: option.Validation = None,
     test: option.Test = None,
@@ -85,6 +86,7 @@ def fit_command(
     }
     own = {"dataset": dataset, "data_root": data_root, "image_size": image_size, "background": background}
     own |= {"train": train, "validation": validation, "test": test, "balanced": balanced, "select": select}
+    own["members"] = members
     settings = recipe(dataset, everything, train, data_root)
     for part, options in given.items():
         settings[part] = settings.get(part, {}) | _given(options)

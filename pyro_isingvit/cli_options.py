@@ -27,6 +27,10 @@ Resume = Annotated[
 ]
 CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoints.")]
 Compare = Annotated[bool, typer.Option(help="Also train the deterministic network of the same recipe.")]
+Members = Annotated[
+    int | None,
+    typer.Option(help="Number of members of a mixture of posteriors; 1 for a single one.", show_default="the recipe's"),
+]
 Train = Annotated[int | None, typer.Option(help="Number of training images N.")]
 Validation = Annotated[
     str | None, typer.Option(help="Number of validation images, or official: the data set's own.", show_default=False)

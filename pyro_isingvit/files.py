@@ -27,7 +27,7 @@ from .errors import InputError, StorageError
 DIGEST = "sha256"
 """Key of the digest of the rest of a JSON file."""
 
-LARGEST = 2**26
+LARGEST = 2**23
 """Size in bytes above which a JSON file or table is not read: such files describe, and tensors are elsewhere."""
 
 _HEADER, _FACTS = "pyro_isingvit", "facts"

@@ -32,7 +32,8 @@ class Posterior:
     unchanged. `Posterior.of` makes one from any guide.
 
     Attributes:
-        guides: the variational distribution, with its model; or the members of a mixture, among which draws alternate.
+        guides: the variational distribution, with its model; or those of the members of a mixture with equal weights,
+            see `members` and `fit_mixture`.
         logit_scale: factor on the logits of the posterior predictive, see `calibrate`. Training, the prior,
             log-likelihoods and the median-probability model do not use it.
         names: names of the classes, in order, which predictions have too; empty if they have none.
@@ -65,8 +66,13 @@ class Posterior:
             InputError: if this is a mixture.
         """
         if len(self.guides) > 1:
-            raise InputError(f"posterior: a mixture of {len(self.guides)} guides; use posterior.guides")
+            raise InputError(f"posterior: a mixture of {len(self.guides)} guides; use each of posterior.members")
         return self.guides[0]
+
+    @property
+    def members(self) -> tuple[Self, ...]:
+        """The posterior of each member of a mixture; of another posterior, itself. They share tensors with it."""
+        return tuple(replace(self, guides=(guide,)) for guide in self.guides)
 
     @property
     def model(self) -> IsingViT:
@@ -88,6 +94,8 @@ class Posterior:
 
     def draws(self, draws: int, seed: int = 0) -> Iterator[Draw]:
         """Independent draws of all masks and weights. The t-th draw depends on ``seed`` and t alone.
+
+        Those of a mixture go round its members.
 
         Raises:
             InputError: if ``draws`` is below 1.
@@ -132,11 +140,15 @@ class Posterior:
         Raises:
             InputError: see `predict`.
         """
-        found = predictions(partial(self.draws, draws, seed), draws, images, scales, interval, self.device)
+        every = partial(self.draws, draws, seed)
+        found = predictions(every, draws, images, scales, interval, self.device, len(self.guides))
         return [replace(prediction, names=self.names) for prediction in found]
 
     def predict_plug_in(self, images: Tensor) -> Tensor:
-        """Probabilities (n, classes) of the median-probability model with posterior mean weights, on the CPU."""
+        """Probabilities (n, classes) of the median-probability model with posterior mean weights, on the CPU.
+
+        For a mixture, the mean over its members.
+        """
         images = checked_pixels(images)
         probs = [self._plug_in(guide, images) for guide in self.guides]
         return probs[0] if len(probs) == 1 else torch.stack(probs).mean(0)
@@ -186,7 +198,8 @@ class Posterior:
     def median_masks(self) -> dict[str, Tensor]:
         """Masks of the median-probability model, by site name: 1 where the inclusion probability is at least one half.
 
-        If the masks of the model are fixed, these are returned.
+        If the masks of the model are fixed, these are returned. For a mixture, inclusion probabilities are means over
+        its members, and these masks are those of no network.
         """
         fixed = self.model.fixed_masks
         if fixed is not None:
@@ -194,23 +207,23 @@ class Posterior:
         return {name: (p >= 0.5).to(p.dtype) for name, p in self.inclusion_probabilities().items()}
 
     def densities(self) -> dict[str, float]:
-        """Share of the weights that is kept, within [0, 1]; empty if there are no masks.
+        """Number of weights that are kept, relative to that of one network; empty if there are no masks.
+
+        A share, within [0, 1]; for a mixture, the sum over its members, as all of them are needed to predict.
 
         Returns:
             ``expected_density``, the mean inclusion probability, and ``median_density``, that of the median-probability
             model.
         """
-        probabilities = self.inclusion_probabilities()
-        if not probabilities:
-            return {}
-        expected = median = total = 0.0
-        for site in self.model.sites:
-            if site.name in probabilities:
-                full = probabilities[site.name].expand(site.shape)
+        expected = median = 0.0
+        total = sum(site.numel for site in self.model.sites)
+        for member in self.members:
+            probabilities = member.inclusion_probabilities()
+            if not probabilities:
+                return {}
+            for site in self.model.sites:
+                full = probabilities.get(site.name, torch.ones(())).expand(site.shape)  # without masks, all are kept
                 expected, median = expected + float(full.sum()), median + float((full >= 0.5).sum())
-            else:  # without masks, all weights are kept
-                expected, median = expected + site.numel, median + site.numel
-            total += site.numel
         return {"expected_density": expected / total, "median_density": median / total}
 
     def calibrate(self, held_out: Images, draws: int = 20, seed: int = 0) -> Self:

@@ -15,7 +15,7 @@ from .logit_scale import most_probable_scale, scaled_log_likelihood
 BUFFER = 4_000_000
 """Largest number of logits that are held at once; images are taken in groups such that all draws fit."""
 
-_TENSORS = ("probs", "lower", "upper", "entropy", "mutual_information")
+_TENSORS = ("probs", "lower", "upper", "entropy", "mutual_information", "between")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Prediction:
         lower, upper: bounds of the central credible interval of each probability over the draws, (n, k).
         entropy: of the mean probabilities, in nats, (n,): total uncertainty.
         mutual_information: between label and weights, in nats, (n,): the part of it that more data would remove.
+        between: the part of the mutual information that is between the members of a mixture, in nats, (n,): that
+            between label and member. The rest is within members. 0 without a mixture. Estimated from the draws of each
+            member, it is too high if these are few.
         names: names of the classes, in order; empty if they have none.
     """
 
@@ -35,6 +38,7 @@ class Prediction:
     upper: Tensor
     entropy: Tensor
     mutual_information: Tensor
+    between: Tensor
     names: tuple[str, ...] = ()
 
     def __getitem__(self, index: Tensor | slice) -> "Prediction":
@@ -63,6 +67,7 @@ def predictions(
     scales: Sequence[float],
     interval: float,
     device: torch.device,
+    members: int = 1,
 ) -> list[Prediction]:
     """The prediction at each of some logit scales, from the same passes.
 
@@ -73,6 +78,7 @@ def predictions(
         scales: factors on the logits.
         interval: mass of the credible intervals, within (0, 1).
         device: device of the draws.
+        members: number of members, round which the draws go.
 
     Returns:
         One prediction for each scale, on the CPU.
@@ -88,7 +94,7 @@ def predictions(
     found: list[list[Prediction]] = [[] for _ in scales]
     for logits in _logits(every, draws, images, device):
         for parts, scale in zip(found, scales, strict=True):
-            parts.append(_summary((scale * logits).softmax(-1), levels))
+            parts.append(_summary((scale * logits).softmax(-1), levels, members))
     return [_joined(parts) for parts in found]
 
 
@@ -138,12 +144,17 @@ def _logits(every: Callable[[], Iterator[Draw]], draws: int, images: Tensor, dev
         start += group
 
 
-def _summary(probs: Tensor, levels: Tensor) -> Prediction:
+def _summary(probs: Tensor, levels: Tensor, members: int) -> Prediction:
     mean = probs.mean(0)
     entropy = torch.special.entr(mean).sum(-1)
     expected = torch.special.entr(probs).sum(-1).mean(0)
+    within = torch.zeros_like(entropy)  # the mean over members, weighted by their draws, of the entropy of each
+    for member in range(min(members, len(probs))):
+        own = probs[member::members]
+        within += torch.special.entr(own.mean(0)).sum(-1) * (len(own) / len(probs))
+    between = (entropy - within).clamp_min(0) if members > 1 else torch.zeros_like(entropy)
     lower, upper = probs.quantile(levels, 0)
-    parts = mean, lower, upper, entropy, (entropy - expected).clamp_min(0)
+    parts = mean, lower, upper, entropy, (entropy - expected).clamp_min(0), between
     return Prediction(**{name: part.cpu() for name, part in zip(_TENSORS, parts, strict=True)})
 
 

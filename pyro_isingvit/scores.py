@@ -7,6 +7,9 @@ References:
 import torch
 from torch import Tensor
 
+ISING, MEDIAN, PLAIN, ENSEMBLE = "ising", "median network", "deterministic", "ensemble"
+"""Names of what predicts, in tables of scores."""
+
 SMALLEST = 1e-12
 """Probabilities are clamped to at least this."""
 

@@ -14,10 +14,11 @@ from ..network.stem import as_floats
 from ..network.units import UNITS, is_complete
 from ..posterior import Posterior
 from ..prediction import Prediction
+from ..scores import ISING, MEDIAN, PLAIN
 from .attention import Attention, attention_maps
 from .calibration import metrics, paired_difference
 from .checks import LeaveOneOut, leave_one_out, posterior_predictive_check, prior_predictive_check
-from .inclusion import inclusion_table, threshold_table
+from .inclusion import inclusion_table, stability, threshold_table
 from .meaning import inclusion_meaning
 from .shift import outside_scores, rotate, static, under_shift
 from .units import alive_units, unit_inclusion
@@ -35,9 +36,6 @@ CHECK_DRAWS, PRIOR_DRAWS, LOO_DRAWS = 400, 100, 400
 """Numbers of draws for the posterior predictive checks, the prior predictive checks and leave-one-out."""
 
 
-ISING, MEDIAN, PLAIN = "ising", "median network", "deterministic"
-
-
 @dataclass(frozen=True)
 class Findings:
     """Every number in the report, as the functions of `pyro_isingvit.diagnostics` return it.
@@ -53,6 +51,7 @@ class Findings:
         meaning: `inclusion_meaning`.
         units: for each kind of unit, the total number, the expected number that is alive, and the number that is alive
             in the median-probability model.
+        agreement: `stability` of the members of a mixture; None without one.
         outside: `outside_scores` of test images turned by 90 degrees and of random pixels, by method.
         shift: `under_shift`, by method.
         attention: `attention_maps` of the images shown.
@@ -73,6 +72,7 @@ class Findings:
     thresholds: pd.DataFrame
     meaning: pd.DataFrame
     units: pd.DataFrame
+    agreement: pd.DataFrame | None
     outside: pd.DataFrame
     shift: Mapping[str, pd.DataFrame]
     attention: Attention
@@ -139,6 +139,7 @@ def examine(
         thresholds=threshold_table(posterior),
         meaning=inclusion_meaning(posterior),
         units=_units(posterior),
+        agreement=stability(posterior.members) if len(posterior.guides) > 1 else None,
         shown=shown,
         **found,
     )

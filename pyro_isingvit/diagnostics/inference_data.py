@@ -37,12 +37,13 @@ def to_inference_data(
     """Convert draws from a posterior, and their predictions, to the data structure of ArviZ.
 
     The draws are independent draws from the guide, not a Markov chain. The diagnostics of ArviZ for Markov chains
-    (R-hat, effective sample size, `plot_trace`, `plot_rank`, `plot_autocorr`, energy) do not apply to them.
+    (effective sample size, `plot_trace`, `plot_rank`, `plot_autocorr`, energy) do not apply to them, nor does R-hat,
+    except to a mixture: its members are the chains, and R-hat compares them.
 
     Args:
         posterior: a posterior with masks.
         data: labelled images, for ``log_likelihood``, ``posterior_predictive`` and ``observed_data``.
-        draws: number of draws, stored as one chain.
+        draws: number of draws, stored as one chain; of a mixture, the number for each member, and each has a chain.
         weights: names of sites whose weights are stored as well as their masks, e.g. ``["classifier.out"]``.
         predictions: images (n, channels, height, width) without labels, for ``predictions``.
         prior: number of draws for ``prior`` and, with data, ``prior_predictive``. They include the interaction of the
@@ -57,7 +58,8 @@ def to_inference_data(
           share a mask), ``<site>.weight`` of the sites in ``weights``, and ``density``, the share of the weights that
           is kept in each ``part`` (a block of a site, or a site without blocks);
         * ``sample_stats``: ``log_ratio``, log p - log q of each draw in nats, up to a constant and without the
-          likelihood; with ``log`` also ``elbo``, the ELBO of the power posterior in nats, and ``phase``, over ``step``;
+          likelihood; with ``log`` also ``elbo``, the ELBO of the power posterior in nats (of a mixture, by chain), and
+          ``phase``, over ``step``;
         * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``label`` over ``image``. The log-likelihood
           is in nats, neither tempered nor scaled; labels are drawn with the logit scale of the posterior;
         * ``predictions``: ``label`` over ``new_image``;
@@ -70,7 +72,11 @@ def to_inference_data(
     """
     _check(posterior, draws, weights, prior)
     labels = torch.Generator().manual_seed(seed)
-    groups = _of_posterior(posterior, data, draws, weights, predictions, seed, labels)
+    every = [
+        _of_posterior(member, data, draws, weights, predictions, seed + k, labels)
+        for k, member in enumerate(posterior.members)
+    ]
+    groups = {name: _as_chains([each[name] for each in every]) for name in every[0]}
     if log is not None:
         groups["sample_stats"] = _with_elbo(groups["sample_stats"], log.history, posterior.model.num_data or 1)
     groups |= _of_prior(posterior.model, data, prior, seed, labels) if prior else {}
@@ -131,6 +137,13 @@ def _of_prior(
     return groups
 
 
+def _as_chains(members: Sequence[xr.Dataset]) -> xr.Dataset:
+    """The same group of all members of a mixture, each of them a chain; what was observed is the same for all."""
+    if "chain" not in members[0].dims:
+        return members[0]
+    return xr.concat([each.assign_coords(chain=[k]) for k, each in enumerate(members)], "chain")
+
+
 def _check(posterior: Posterior, draws: int, weights: Sequence[str], prior: int) -> None:
     sites = [site.name for site in posterior.model.sites]
     if not posterior.guides[0].mask_shapes:
@@ -145,7 +158,12 @@ def _check(posterior: Posterior, draws: int, weights: Sequence[str], prior: int)
 
 def _with_elbo(stats: xr.Dataset, history: pd.DataFrame, num_data: int) -> xr.Dataset:
     elbo = -history["loss"] * num_data / history["temperature"]
-    stats = stats.assign(elbo=("step", elbo.to_numpy()), phase=("step", history["phase"].to_numpy(str)))
+    if "member" in history:
+        rows = history.assign(elbo=elbo).pivot(index="step", columns="member", values="elbo")
+        stats, history = stats.assign(elbo=(("chain", "step"), rows.to_numpy().T)), history[history["member"] == 0]
+    else:
+        stats = stats.assign(elbo=("step", elbo.to_numpy()))
+    stats = stats.assign(phase=("step", history["phase"].to_numpy(str)))
     return stats.assign_coords(step=history["step"].to_numpy())
 
 

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from ..errors import InputError
 from ..files import file_digest, storing, write, write_json
 from ..network.units import UNITS
+from ..scores import ISING, PLAIN
 from .checks import LEVEL
-from .findings import CHECK_DRAWS, ISING, LOO_DRAWS, PLAIN, PRIOR_DRAWS, Findings
+from .findings import CHECK_DRAWS, LOO_DRAWS, PRIOR_DRAWS, Findings
 from .meaning import inclusion_meaning
 from .plots import (
     figure_attention,

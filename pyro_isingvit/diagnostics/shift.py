@@ -107,6 +107,15 @@ def under_shift(
     return pd.DataFrame(rows)
 
 
+def outside_auroc(inside: Tensor, outside: Tensor) -> float:
+    """The probability that an image of another distribution scores higher than one of the data, ties counting half.
+
+    Args:
+        inside, outside: scores (n,) and (m,), such as `Prediction.entropy`.
+    """
+    return float(binary_auroc(*_ranked(inside, outside)))
+
+
 def outside_scores(inside: Prediction, outside: Prediction) -> pd.DataFrame:
     """How well the uncertainty of predictions separates images of another distribution from those of the data.
 
@@ -119,17 +128,23 @@ def outside_scores(inside: Prediction, outside: Prediction) -> pd.DataFrame:
         ``aupr``, the average precision with outside images as the positive class. A score that is the same for all
         images has an AUROC of one half.
     """
-    truth = torch.cat([torch.zeros(len(inside.probs)), torch.ones(len(outside.probs))]).long()
     rows = []
     for name, score in (
         ("entropy", lambda p: p.entropy),
         ("mutual_information", lambda p: p.mutual_information),
         ("confidence", lambda p: 1 - p.probs.max(-1).values),
     ):
-        # Use ranks: torchmetrics applies a sigmoid to scores outside [0, 1], which would create ties.
-        values = torch.cat([score(inside), score(outside)]).double()
-        ranks = torch.unique(values, return_inverse=True)[1].double()
-        ranks = ranks / ranks.max().clamp_min(1)
-        auroc, aupr = binary_auroc(ranks, truth), binary_average_precision(ranks, truth)
+        ranked = _ranked(score(inside), score(outside))
+        auroc, aupr = binary_auroc(*ranked), binary_average_precision(*ranked)
         rows.append({"score": name, "auroc": float(auroc), "aupr": float(aupr)})
     return pd.DataFrame(rows)
+
+
+def _ranked(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks of scores within [0, 1], and 1 for those of outside images, else 0.
+
+    Ranks, since torchmetrics applies a sigmoid to scores outside [0, 1], which would create ties.
+    """
+    ranks = torch.unique(torch.cat([inside, outside]).double(), return_inverse=True)[1].double()
+    truth = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).long()
+    return ranks / ranks.max().clamp_min(1), truth

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from ..network import ViT
 from ..posterior import Posterior
+from ..scores import ENSEMBLE, ISING, MEDIAN
 from .prune import NOTABLE_ZEROS, Pruned
 from .runs import Run
 
@@ -18,28 +19,54 @@ def show_run(finished: Run) -> None:
         f"temperature {result.posterior.model.temperature:.2g}, seed {config.fit.seed}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
-        caption="kept: share of the weights in the median-probability model\n"
+        caption="AUROC: by entropy, test images from the same turned by 90 degrees\n"
+        "kept: weights of the median-probability model, relative to one network\n"
         "expected: mean inclusion probability; a score, not an error rate: see 'isingvit report'\n"
         "logits are scaled to suit the validation images, but for those of the median network",
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)
-    for column in ("accuracy", "NLL", "ECE", "Brier", "kept", "expected", "seconds"):
+    for column in ("accuracy", "NLL", "ECE", "AUROC", "kept", "expected", "seconds"):
         table.add_column(column, justify="right")
     for method, score in finished.scores.items():
         table.add_row(
-            method,
-            f"{score['accuracy']:.2%}",
+            _name(method, config.members),
+            f"{score['accuracy']:.1%}",
             f"{score['nll']:.4f}",
             f"{score['ece']:.4f}",
-            f"{score['brier']:.4f}",
+            f"{score['auroc']:.3f}",
             f"{score['density']:.1%}",
             f"{score['expected_density']:.1%}",
             f"{score['seconds']:.0f}",
         )
     Console().print(table)
+    if config.members > 1:
+        _show_meaning(finished)
     if finished.selection is not None:
         _show_selection(finished.selection.posterior, finished.result.posterior)
+
+
+def _name(method: str, members: int) -> str:
+    if members == 1:
+        return method
+    return {ISING: f"ising, {members} members", MEDIAN: "their medians", ENSEMBLE: f"ensemble of {members}"}.get(
+        method, method
+    )
+
+
+def _show_meaning(finished: Run) -> None:
+    """Print what the scores of a mixture say, and what they do not."""
+    scores, images, members = finished.scores, len(finished.data.test), finished.config.members
+    said = f"Together, the {members} members keep {scores[ISING]['density']:.0%} of the weights of one network"
+    if ENSEMBLE in scores:
+        said += f"; the ensemble has {scores[ENSEMBLE]['density']:.0%}"
+    p = scores[ISING]["accuracy"]
+    noise = 2 * (p * (1 - p) / images) ** 0.5
+    said += (
+        f". This is one split and one seed: each accuracy is known to ±{noise:.1%} from {images} test images, and "
+        "what is kept says nothing about which weights are needed."
+    )
+    Console().print(said, highlight=False, soft_wrap=True)
 
 
 def _show_selection(selection: Posterior, used: Posterior) -> None:
@@ -57,7 +84,7 @@ def _show_selection(selection: Posterior, used: Posterior) -> None:
         "No feature has the evidence to be selected, so that the network predicts from all of them."
         if not chosen.any()
         else "The network predicts from "
-        + ("what was selected" if used.guide.held else "all features")
+        + ("what was selected" if used.guides[0].held else "all features")
         + ": its NLL on the validation images was lower than that of the other.",
     ]
     for line in lines:

@@ -3,8 +3,6 @@
 References:
     Wan et al., "Regularization of Neural Networks using DropConnect", ICML 2013.
     Molchanov, Ashukha & Vetrov, "Variational Dropout Sparsifies Deep Neural Networks", ICML 2017.
-    Lakshminarayanan, Pritzel & Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep
-    Ensembles", NeurIPS 2017.
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (temperature scaling).
     Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (magnitude pruning).
 """
@@ -12,7 +10,7 @@ References:
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import pydantic
 import torch
@@ -20,29 +18,39 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import Data
-from ..draws import seeded
 from ..errors import InputError
-from ..guides import LikelihoodGuided, PointEstimate, SparseVariationalDropout
-from ..inference.config import FitConfig
+from ..guides import SparseVariationalDropout
 from ..inference.fit import fit, fit_path
 from ..inference.path import Mark
 from ..inference.result import FitResult
 from ..logit_scale import best_logit_scale, scale_logits
-from ..models import FeatureSpikeSlab, Flat, IsingSpikeSlab, IsingViT, LogUniform, StructuredSpikeSlab
-from ..models.priors.features import FEATURES
-from ..models.priors.structured import UNIT_LEVELS
-from ..network import ViT
+from ..models import IsingViT, LogUniform
 from ..posterior import Posterior
 from ..scores import nll
+from .fits import build, build_network, fit_deterministic, fit_ensemble, fit_ising, plain
 from .outcome import Outcome, Predictor
 from .recipes import RunConfig
 
 Name = Literal[
-    "ising", "ising-path", "deterministic", "dropout", "dropconnect", "sparse-vd", "ensemble", "magnitude-pruning"
+    "ising",
+    "ising-mixture",
+    "ising-path",
+    "deterministic",
+    "dropout",
+    "dropconnect",
+    "sparse-vd",
+    "ensemble",
+    "magnitude-pruning",
 ]
 
 
-_SETTINGS = {"dropout": "rate", "dropconnect": "rate", "ensemble": "members", "magnitude-pruning": "densities"}
+_SETTINGS = {
+    "ising-mixture": "members",
+    "dropout": "rate",
+    "dropconnect": "rate",
+    "ensemble": "members",
+    "magnitude-pruning": "densities",
+}
 """Methods that have a setting of their own, and its name."""
 
 
@@ -53,6 +61,7 @@ class Method(Config):
         name: one of
 
             * ``ising``: our method. The same fit also gives its median-probability model, one network.
+            * ``ising-mixture``: a mixture of such posteriors, see `fit_mixture`.
             * ``ising-path``: the same at every point of `fit_path`.
             * ``deterministic``, ``dropout``, ``dropconnect``, ``sparse-vd``, ``ensemble``.
             * ``magnitude-pruning``: the deterministic network is cut to each density, and then trained further for a
@@ -62,7 +71,7 @@ class Method(Config):
             methods give outcomes without and with such scaling. The rule is the same for all, see
             `pyro_isingvit.logit_scale`.
         rate: rate of dropout or DropConnect.
-        members: number of networks in the ensemble.
+        members: number of networks in the ensemble, or of members of the mixture.
         densities: densities that magnitude pruning cuts to.
     """
 
@@ -83,63 +92,25 @@ def outcomes(config: RunConfig, method: Method, data: Data, progress: bool = Tru
     """Train a method as a run is configured, and predict the test images; one fit may give several outcomes."""
     if config.select:
         raise InputError("select=True: a study compares methods without a selection of features; use 'isingvit fit'")
+    if config.members != 1:
+        raise InputError(
+            f"members={config.members}: in a study, give it to a method: {{name: ising-mixture, members: 3}}"
+        )
     return _METHODS[method.name](config, method, data, progress)
 
 
-def select_features(config: RunConfig, data: Data, progress: bool = True, **saving: Any) -> FitResult:
-    """Fit masks of the features of a patch alone, at temperature 1, to the network of a run, see `FeatureSpikeSlab`.
-
-    Prior and guide have their default settings, and images are not augmented: as it was measured, see
-    `pyro_isingvit.diagnostics.inclusion_meaning`. Checkpoints are saved as ``saving`` says, see `fit`.
-    """
-    network = _network(config)
-    guide = LikelihoodGuided(IsingViT(network, FeatureSpikeSlab(network.weight_sites())))
-    settings = _plain(config.fit).model_copy(update={"augment": None, "fine_tune": 0.0})
-    return fit(guide, data.train, data.validation, settings, progress, **saving)
-
-
-def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGuided:
-    """Build the guide of a run, with its model; the initial weights are drawn with the run's seed.
-
-    Args:
-        config: configuration of the run.
-        selection: the posterior of `select_features`, whose masks are held; None to learn all masks. With it, the
-            weights of an input feature share a mask in any case.
-    """
-    network, prior = _network(config), config.prior
-    options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
-    if prior.structured or selection is not None:
-        levels = UNIT_LEVELS if prior.structured else FEATURES
-        model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), levels, **options))
-    else:
-        model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), **options))
-    guide = LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
-    guide.hold_masks({} if selection is None else selection.inclusion_probabilities())
-    return guide
-
-
-def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> PointEstimate:
-    """Build the guide of the deterministic network, without masks or uncertainty."""
-    network = _network(config)
-    model = IsingViT(network, Flat(network.weight_sites()))
-    return PointEstimate(model, dropconnect)
-
-
-def fit_deterministic(
-    config: RunConfig, data: Data, progress: bool = True, dropconnect: float = 0.0, **saving: Any
-) -> FitResult:
-    """Train the network of a run by maximum likelihood with the same recipe, from the same initial weights.
-
-    Checkpoints are saved as ``saving`` says, see `fit`.
-    """
-    guide = build_deterministic(config, dropconnect)
-    return fit(guide, data.train, data.validation, _plain(config.fit), progress, **saving)
-
-
 def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
-    result = fit(build(config), data.train, data.validation, config.fit, progress)
-    yield from _posterior(Predictor("ising"), result, config, data)
-    yield from _median(Predictor("ising"), result.posterior, result.seconds, data)
+    yield from _of_ising(Predictor("ising"), fit_ising(config, data, progress), config, data)
+
+
+def _ising_mixture(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+    result = fit_ising(config.model_copy(update={"members": method.members}), data, progress)
+    yield from _of_ising(Predictor(f"ising-mixture of {method.members}"), result, config, data)
+
+
+def _of_ising(predictor: Predictor, result: FitResult, config: RunConfig, data: Data) -> Iterator[Outcome]:
+    yield from _posterior(predictor, result, config, data)
+    yield from _median(predictor, result.posterior, result.seconds, data)
 
 
 def _ising_path(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
@@ -170,30 +141,24 @@ def _dropconnect(config: RunConfig, method: Method, data: Data, progress: bool) 
 
 
 def _sparse_vd(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
-    network = _network(config)
+    network = build_network(config)
     model = IsingViT(network, LogUniform(network.weight_sites()))
     result = fit(SparseVariationalDropout(model), data.train, data.validation, config.fit, progress)
     yield from _posterior(Predictor("sparse-vd"), result, config, data)
 
 
 def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
-    parts: list[tuple[Tensor, Tensor]] = []
-    seconds = 0.0
-    for member in range(method.members):
-        settings = config.fit.model_copy(update={"seed": config.fit.seed + 1_000_003 * member})
-        result = fit_deterministic(config.model_copy(update={"fit": settings}), data, progress)
-        parts.append(_plug_in_probs(result.posterior, data))
-        seconds += result.seconds
-    test, validation = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))
+    result = fit_ensemble(config.model_copy(update={"members": method.members}), data, progress)
+    test, validation = _plug_in_probs(result.posterior, data)
     predictor = Predictor(f"ensemble of {method.members}")
-    outcome = _point(predictor, test, validation, data, seconds, density=float(method.members))
+    outcome = _point(predictor, test, validation, data, result.seconds, density=float(method.members))
     yield outcome
     yield _scaled(outcome, validation, data)
 
 
 def _magnitude_pruning(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     whole = fit_deterministic(config, data, progress)
-    settings = _plain(config.fit).model_copy(update={"steps": max(1, config.fit.steps // 4)})
+    settings = plain(config.fit).model_copy(update={"steps": max(1, config.fit.steps // 4)})
     for density in method.densities:
         masks = magnitude_masks(whole.posterior, density)
         guide = copy.deepcopy(whole.posterior.guide)
@@ -208,6 +173,7 @@ def _magnitude_pruning(config: RunConfig, method: Method, data: Data, progress: 
 
 _METHODS: dict[str, Callable[[RunConfig, Method, Data, bool], Iterator[Outcome]]] = {
     "ising": _ising,
+    "ising-mixture": _ising_mixture,
     "ising-path": _ising_path,
     "deterministic": _deterministic,
     "dropout": _dropout,
@@ -225,15 +191,6 @@ def magnitude_masks(posterior: Posterior, density: float) -> dict[str, Tensor]:
     keep = max(1, round(density * len(every)))
     threshold = every.kthvalue(len(every) - keep + 1).values
     return {name: (weight.abs() >= threshold).to(weight.dtype) for name, weight in weights.items()}
-
-
-def _network(config: RunConfig) -> ViT:
-    with seeded(torch.device("cpu"), config.fit.seed):
-        return ViT(config.network)
-
-
-def _plain(settings: FitConfig) -> FitConfig:
-    return settings.model_copy(update={"temperature": 1.0, "target_density": None})
 
 
 def _nll(probs: Tensor, labels: Tensor) -> float:

@@ -92,7 +92,8 @@ def prune_run(
         out: the folder to write.
         level, threshold, density: see `pyro_isingvit.prune`.
         fine_tune_steps: number of steps of fine-tuning after the cut; 0 for none.
-        draws: number of posterior draws to export as an ensemble; None for a single network.
+        draws: number of posterior draws to export as an ensemble; None for the median-probability model, of a mixture
+            an ensemble of those of its members.
         formats, overwrite: see `pyro_isingvit.export`.
         data_root: folder of the data set's files, if it has moved.
         progress: whether to show a progress bar.
@@ -114,7 +115,8 @@ def prune_run(
     if fine_tune_steps:
         settings = config.fit.model_copy(update={"steps": fine_tune_steps})
         fine_tune(network, data.train, data.validation, settings, progress)
-    whole = posterior.network() if draws is None else WholeDraws(posterior, draws, seed)
+    medians = [member.network() for member in posterior.members] if draws is None else []
+    whole = medians[0] if len(medians) == 1 else Ensemble(medians or _networks_of_draws(posterior, draws or 0, seed))
     both = {"before": whole.cpu(), "after": network}
     prices = costs(both, data.test.images)
     probs = {name: predict_with(one, data.test.images) for name, one in both.items()}
@@ -128,19 +130,25 @@ def prune_run(
     return Pruned(levels, network, before, after)
 
 
-class WholeDraws(nn.Module):
-    """Draws from a posterior as dense networks that run one after the other: logits (draws, batch, classes)."""
+class Ensemble(nn.Module):
+    """Dense networks that run one after the other: logits (networks, batch, classes)."""
 
-    def __init__(self, posterior: Posterior, draws: int, seed: int) -> None:
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.networks, scale = nn.ModuleList(), posterior.logit_scale
-        for draw in posterior.draws(draws, seed):
-            network = copy.deepcopy(draw.model.network)
-            network.load_state_dict(network.state_dict() | scale_within(network, draw.weights, scale))
-            self.networks.append(network.requires_grad_(True).eval())
+        self.networks = nn.ModuleList(networks)
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([network(images) for network in self.networks])
+
+
+def _networks_of_draws(posterior: Posterior, draws: int, seed: int) -> list[nn.Module]:
+    """Draws from a posterior as dense networks, with its logit scale."""
+    networks: list[nn.Module] = []
+    for draw in posterior.draws(draws, seed):
+        network = copy.deepcopy(draw.model.network)
+        network.load_state_dict(network.state_dict() | scale_within(network, draw.weights, posterior.logit_scale))
+        networks.append(network.requires_grad_(True).eval())
+    return networks
 
 
 @torch.no_grad()

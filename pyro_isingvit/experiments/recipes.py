@@ -11,6 +11,7 @@ from ..data.folders import parts_of
 from ..draws import MOST_DRAWS
 from ..files import home
 from ..inference.config import FitConfig
+from ..inference.mixture import MOST as MOST_MEMBERS
 from ..network import ViTConfig
 from ..network.vit import Side
 
@@ -62,6 +63,7 @@ class RunConfig(Config):
         guide: the guide.
         select: whether input features are selected first, at temperature 1, by a `FeatureSpikeSlab`. The network is
             then fitted with what was selected and with all features, and the validation images choose.
+        members: number of members of a mixture of posteriors, see `fit_mixture`; 1 for a single posterior.
         fit: how to train; its seed also draws the split and the initial weights of the network.
         draws: number of posterior draws behind each prediction.
     """
@@ -78,6 +80,7 @@ class RunConfig(Config):
     prior: PriorConfig = PriorConfig()
     guide: GuideConfig = GuideConfig()
     select: bool = False
+    members: int = pydantic.Field(default=1, ge=1, le=MOST_MEMBERS)
     fit: FitConfig = FitConfig()
     draws: int = pydantic.Field(default=50, ge=1, le=MOST_DRAWS)
 

@@ -1,7 +1,7 @@
 """A run, from a configuration to a folder with all of its results."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,12 @@ from ..data import Data, Images
 from ..drafts import drafting
 from ..errors import InputError
 from ..files import home, write, write_json
-from ..inference.fit import fit
 from ..inference.result import FitResult
+from ..network.stem import as_floats
 from ..posterior import Posterior
-from ..scores import nll
+from ..scores import ENSEMBLE, ISING, MEDIAN, PLAIN, nll
+from .fits import fit_deterministic, fit_ensemble, fit_ising, select_features
 from .images import load, read_images
-from .methods import build, fit_deterministic, select_features
 from .place import begin, check_finished, check_free, continuing, resolved, working
 from .recipes import RunConfig
 from .record import RUN, RunFacts, Unfinished, check_digests, check_images, config_of, digests, read_facts, versions
@@ -36,17 +36,21 @@ class Run:
         data: images of the run.
         result: the fit, with its posterior.
         deterministic: the fit of the same network without masks or uncertainty, by the same recipe; None if it was not
-            trained. Both posteriors are calibrated on the validation images, see `Posterior.calibrate`.
+            trained. All posteriors are calibrated on the validation images, see `Posterior.calibrate`.
+        ensemble: the fits of as many such networks as a mixture has members, of which ``deterministic`` is the first;
+            None without a mixture.
         selection: the fit that selected input features, see `RunConfig.select`; None if there was none.
         scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network``
-            (median-probability model, a single network whose logits are not scaled) and, if it was trained,
-            ``deterministic``.
+            (median-probability model, whose logits are not scaled; of a mixture, the mean of those of its members) and,
+            if they were trained, ``deterministic`` and ``ensemble``. ``auroc`` is that of entropy, which should be
+            higher for the same images turned by 90 degrees.
     """
 
     config: RunConfig
     data: Data
     result: FitResult
     deterministic: FitResult | None
+    ensemble: FitResult | None
     selection: FitResult | None
     scores: Scores
 
@@ -64,8 +68,9 @@ def run(
 
     The folder gets ``run.json`` (configuration, versions, seed, class names, fingerprint of the images, SHA-256 of all
     files), ``metrics.json``, the files of `FitResult.save` (those of the deterministic network under ``deterministic``,
-    those of the selection of input features under ``selection``), and the pictures ``training.png``, ``inclusion.png``,
-    ``trials.png`` where the temperature was searched for, and ``features.png`` where features were selected.
+    of the ensemble under ``ensemble``, and of the selection of input features under ``selection``), and the pictures
+    ``training.png``, ``inclusion.png``, ``trials.png`` where the temperature was searched for, and ``features.png``
+    where features were selected.
 
     The folder is made at once; until the run is complete, it has only the subfolder ``unfinished``, with checkpoints.
     If the process is interrupted or killed, or the disk is full, `resume_run` goes on from there.
@@ -134,8 +139,14 @@ def _work(
 
     selection = select_features(config, data, progress, **saving("selection")) if config.select else None
     result = _fit(config, data, selection, progress, saving)
-    plain = _calibrated(fit_deterministic(config, data, progress, **saving("deterministic")), data) if compare else None
-    finished = Run(config, data, result, plain, selection, _scores(result, plain, data.test, config))
+    plain = ensemble = None
+    if compare and config.members > 1:
+        ensemble = fit_ensemble(config, data, progress, **saving("ensemble"))
+        plain, ensemble = _calibrated(ensemble.member(0), data), _calibrated(ensemble, data)
+    elif compare:
+        plain = _calibrated(fit_deterministic(config, data, progress, **saving("deterministic")), data)
+    scores = _scores({ISING: result, PLAIN: plain, ENSEMBLE: ensemble}, data.test, config)
+    finished = Run(config, data, result, plain, ensemble, selection, scores)
     with drafting(out, partial(check_free, out, overwrite=True)) as draft:
         _write(finished, draft, everything)
     return finished
@@ -153,11 +164,12 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
         InputError: if the folder is not a run folder or is damaged, or the data set has other images than the run.
     """
     config, data, result = open_run(folder, data_root, draws)
-    deterministic, selection = (
+    plain, ensemble, selection = (
         FitResult.load(part) if part.is_dir() else None
-        for part in (home(folder) / "deterministic", home(folder) / "selection")
+        for part in (home(folder) / name for name in ("deterministic", "ensemble", "selection"))
     )
-    return Run(config, data, result, deterministic, selection, _scores(result, deterministic, data.test, config))
+    scores = _scores({ISING: result, PLAIN: plain, ENSEMBLE: ensemble}, data.test, config)
+    return Run(config, data, result, plain, ensemble, selection, scores)
 
 
 def open_run(
@@ -224,7 +236,7 @@ def _fit(
         chosen["ising of selected"] = selection.posterior  # without any feature there would be nothing to predict from
     fits = []
     for name, each in chosen.items():
-        found = fit(build(config, each), data.train, data.validation, config.fit, progress, **saving(name))
+        found = fit_ising(config, data, progress, each, **saving(name))
         fits.append(_calibrated(found, data))
     best = fits[0]
     if len(fits) > 1:
@@ -242,25 +254,36 @@ def _calibrated(result: FitResult, data: Data) -> FitResult:
     return replace(result, posterior=result.posterior.calibrate(data.validation))
 
 
-def _metrics(probs: torch.Tensor, test: Images) -> dict[str, float]:
+def _scores(fits: Mapping[str, FitResult | None], test: Images, config: RunConfig) -> Scores:
+    """Metrics on the test images of each fit that there is, and of the median-probability model."""
     from ..diagnostics.calibration import metrics  # torchmetrics takes seconds to import
+    from ..diagnostics.shift import outside_auroc, rotate
 
-    return metrics(probs, test.labels)
-
-
-def _scores(result: FitResult, plain: FitResult | None, test: Images, config: RunConfig) -> Scores:
-    shares = result.posterior.densities()
-    density, expected = shares["median_density"], shares["expected_density"]
-    both = {"density": density, "expected_density": expected, "seconds": result.seconds}
-    alone = {"density": density, "expected_density": density, "seconds": result.seconds}
-    mixture = result.posterior.predict(test.images, config.draws, seed=config.fit.seed).probs
-    scores = {
-        "ising": _metrics(mixture, test) | both,
-        "median network": _metrics(result.posterior.predict_plug_in(test.images), test) | alone,
-    }
-    if plain is not None:
-        whole = {"density": 1.0, "expected_density": 1.0, "seconds": plain.seconds}
-        scores["deterministic"] = _metrics(plain.posterior.predict(test.images, 1).probs, test) | whole
+    turned = rotate(as_floats(test.images), 90).clamp(0, 1)
+    scores: Scores = {}
+    for method, result in fits.items():
+        if result is None:
+            continue
+        posterior = result.posterior
+        draws = config.draws if method == ISING else len(posterior.guides)
+        shares = posterior.densities() or dict.fromkeys(("median_density", "expected_density"), float(draws))
+        density, expected = shares["median_density"], shares["expected_density"]
+        inside, outside = (posterior.predict(images, draws, seed=config.fit.seed) for images in (test.images, turned))
+        scores[method] = metrics(inside.probs, test.labels) | {
+            "auroc": outside_auroc(inside.entropy, outside.entropy),
+            "density": density,
+            "expected_density": expected,
+            "seconds": result.seconds,
+        }
+        if method == ISING:
+            probs, of_turned = posterior.predict_plug_in(test.images), posterior.predict_plug_in(turned)
+            entropies = (torch.special.entr(each).sum(-1) for each in (probs, of_turned))
+            scores[MEDIAN] = metrics(probs, test.labels) | {
+                "auroc": outside_auroc(*entropies),
+                "density": density,
+                "expected_density": density,
+                "seconds": result.seconds,
+            }
     return scores
 
 
@@ -270,10 +293,11 @@ def _write(finished: Run, folder: Path, everything: Images) -> None:
 
     result = finished.result
     result.save(folder)
-    if finished.deterministic is not None:
-        finished.deterministic.save(folder / "deterministic")
+    parts = {"deterministic": finished.deterministic, "ensemble": finished.ensemble, "selection": finished.selection}
+    for name, part in parts.items():
+        if part is not None:
+            part.save(folder / name)
     if finished.selection is not None:
-        finished.selection.save(folder / "selection")
         write_figure(figure_features(finished.selection.posterior), folder / "features.png")
     write(folder / "metrics.json", json.dumps(finished.scores, indent=2) + "\n")
     write_figure(figure_training(result.history), folder / "training.png")

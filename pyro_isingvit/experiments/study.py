@@ -20,12 +20,12 @@ from ..config import Config
 from ..data import Images, read
 from ..errors import InputError, StorageError
 from ..files import read_facts, read_tensors, storing, write, write_tensors
+from ..processes import Children, end_with_parent, peak_memory
 from .images import load
 from .methods import outcomes
 from .outcome import Outcome
 from .place import check_place
 from .plan import FORMAT, Cell, Plan
-from .processes import Children, end_with_parent, peak_memory
 from .recipes import RunConfig, recipe
 from .record import versions
 

@@ -170,7 +170,7 @@ def _training(
     saving: _Saving | None = None,
 ) -> Iterator[Trainer]:
     """Context with a trainer on the device, and with random state, held density and temperature set for the fit."""
-    _check_kinds(guide, train, validation, config)
+    check_kinds(guide=guide, train=train, validation=validation, config=config)
     checkpoints = saving.checkpoints(guide, train, validation, config) if saving is not None else None
     device, model = config.torch_device(), guide.model
     model.to(device).train()
@@ -227,15 +227,24 @@ def _sparsifies(guide: Guide) -> bool:
     return bool(guide.mask_shapes) or guide.sparsifies
 
 
-def _check_kinds(guide: Any, train: Any, validation: Any, config: Any) -> None:
-    for name, value, kind, fix in (
-        ("guide", guide, Guide, "a Guide of the model, e.g. LikelihoodGuided(model)"),
-        ("train", train, Images, "Images"),
-        ("validation", validation, Images | None, "Images, or None"),
-        ("config", config, FitConfig, "a FitConfig"),
-    ):
+def check_kinds(**arguments: object) -> None:
+    """Check that some arguments of `fit`, by name, are of the right kinds.
+
+    Raises:
+        InputError: if one is not.
+    """
+    for name, value in arguments.items():
+        kind, fix = _KINDS[name]
         if not isinstance(value, kind):
             raise InputError(f"{name}={kind_of(value)}: fit(guide, train, validation, config) takes {fix} here")
+
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "guide": (Guide, "a Guide of the model, e.g. LikelihoodGuided(model)"),
+    "train": (Images, "Images"),
+    "validation": (Images | None, "Images, or None"),
+    "config": (FitConfig, "a FitConfig"),
+}
 
 
 def _check(guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:

@@ -1,7 +1,7 @@
 """What `fit` returns: the posterior, and the log of the fit."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,6 +28,7 @@ class FitResult:
             T, in nats per image), accuracy and nll (nats per image) of the median-probability model (in the pilot
             phase, with all masks on) on validation (else training) images, expected_density, median_density, seconds
             since the start. After a search for the temperature, it is the history of the training that was chosen.
+            Of a mixture, it has the rows of all members, and their numbers in the column ``member``.
         trials: the trials of a search for the temperature, one row for each, see `TemperatureSearch` and
             `path.path_table`; ``chosen`` marks the one whose temperature was chosen. None without a search.
         seconds: duration of the fit.
@@ -39,6 +40,20 @@ class FitResult:
     trials: pd.DataFrame | None = None
     seconds: float = 0.0
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def member(self, member: int) -> Self:
+        """The result of one member of a mixture, by number from 0: its posterior, history and seconds.
+
+        Raises:
+            InputError: if this is no mixture, or has no such member.
+        """
+        every = self.posterior.members
+        if "member" not in self.history or not 0 <= member < len(every):
+            raise InputError(
+                f"member={member}: this result has {len(every)}" + ("; it is no mixture" * (len(every) == 1))
+            )
+        own = self.history[self.history["member"] == member].drop(columns="member").reset_index(drop=True)
+        return replace(self, posterior=every[member], history=own, seconds=float(own["seconds"].iloc[-1]))
 
     def save(self, folder: str | Path) -> None:
         """Write the files of `Posterior.save`, and ``fit.json``, ``history.csv``, and ``trials.csv`` if there are any.

@@ -127,7 +127,7 @@ class TemperatureSearch(Config):
                 part.load_state_dict(state)
         return stops
 
-    def run(self, trainer: "Trainer", validation: Images, steps: int) -> pd.DataFrame:
+    def run(self, trainer: "Trainer", validation: Images, steps: int) -> pd.DataFrame | None:
         """Run the trials and the Ising phase, steps 2 and 3 of the search.
 
         Args:
@@ -136,15 +136,26 @@ class TemperatureSearch(Config):
             steps: number of steps of the Ising phase.
 
         Returns:
-            The `path_table` of the trials from cold to hot, where the column ``chosen`` marks the one that was chosen.
+            The trials, see `try_temperatures`.
 
         Raises:
             TrainingError: if training breaks down in the first trial or in the Ising phase. A later trial that breaks
                 down is not chosen.
         """
-        trials = _Trials(self, trainer, validation, steps).run()
+        trials = self.try_temperatures(trainer, validation, steps)
         trainer.run(steps, "ising")
         return trials
+
+    def try_temperatures(self, trainer: "Trainer", validation: Images, steps: int) -> pd.DataFrame | None:
+        """Run the trials, and go back to where they began, at the temperature that was chosen.
+
+        Arguments and errors are those of `run`.
+
+        Returns:
+            The `path_table` of the trials from cold to hot, where the column ``chosen`` marks the one that was chosen;
+            None if there were none, since another fit has found the temperature.
+        """
+        return _Trials(self, trainer, validation, steps).run()
 
 
 class _Trials:

@@ -3,9 +3,9 @@
 from .compact import CompactViT
 from .cost import Cost, costs
 from .cut import shrink
-from .decide import decide, prune
-from .ensemble import prune_draws
+from .decide import decide
 from .exported import export
+from .networks import prune, prune_draws
 from .tune import fine_tune
 
 __all__ = ["CompactViT", "Cost", "costs", "decide", "export", "fine_tune", "prune", "prune_draws", "shrink"]

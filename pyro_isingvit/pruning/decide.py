@@ -17,8 +17,6 @@ from ..errors import InputError
 from ..network import ViT
 from ..network.units import LEVELS, UNITS, is_complete, is_part, units_at
 from ..posterior import Posterior
-from .compact import CompactViT
-from .cut import shrink
 
 Key = TypeVar("Key", bound=str)
 
@@ -44,53 +42,13 @@ class Decision:
     kept: dict[str, Tensor]
 
 
-def prune(
-    posterior: Posterior,
-    level: Level | Sequence[Level] = DEFAULT_LEVELS,
-    threshold: float = 0.5,
-    density: float | Mapping[Level, float] | None = None,
-) -> CompactViT:
-    """Cut a network down to what its posterior keeps: the result is plain torch, without Pyro.
-
-    At level ``"weight"``, single weights are kept or dropped; at the other levels, whole units. The mean contribution
-    of a unit that is cut stays as a bias. It is taken at the centre of the LayerNorm before the unit or, for a patch
-    feature, for a plain image of ``pixel_mean``. The convolutions of a stem are not cut.
-
-    Within units that are kept, a weight is kept if its inclusion probability reaches the threshold. With a density, the
-    weights of the median-probability model are kept, except at level ``"weight"``, where the density decides. A weight
-    that is kept takes its posterior mean given that it is kept. Finally all dead parts are removed, whatever the level
-    (see `shrink`).
-
-    Args:
-        posterior: a posterior with masks. If the masks are fixed (by ``fine_tune``), what they drop is cut, and what
-            they keep stays unless the density has no room for it.
-        level: one or several levels to decide on: ``"weight"``, ``"hidden"`` (units of the MLPs), ``"head_dim"`` (units
-            of queries and keys, and of values), ``"head"``, ``"block"``, ``"patch"`` (features of a patch),
-            ``"classifier_hidden"`` (hidden units of the classifier).
-        threshold: keep what is alive with at least this probability, see `pyro_isingvit.diagnostics.unit_inclusion`.
-        density: in place of a threshold, the largest share to keep of the weights that belong to the levels. The most
-            probable units are kept; units of all kinds and blocks are ranked together, single weights among themselves.
-            Weights that the median-probability model drops stay dropped, except at level ``"weight"``. A mapping gives
-            a share for each level, by name, and replaces ``level``.
-
-    Returns:
-        The network in evaluation mode, on the CPU.
-
-    Raises:
-        InputError: if a value is out of range, the guide has no masks, or nothing is left of the network.
-    """
-    decision = decide(posterior, level, threshold, density)
-    weights = posterior.mean_weights(decision.masks)
-    return shrink(posterior.model.network, weights, decision.kept)
-
-
 def decide(
     posterior: Posterior,
     level: Level | Sequence[Level] = DEFAULT_LEVELS,
     threshold: float = 0.5,
     density: float | Mapping[Level, float] | None = None,
 ) -> Decision:
-    """Decide what to keep of a network by its posterior; see `prune` for arguments and errors."""
+    """Decide what to keep of a network by its posterior, which is no mixture; see `prune` for arguments and errors."""
     levels = _levels(level if not isinstance(density, Mapping) else tuple(density))
     _check(posterior, levels, threshold, density)
     shares: Mapping[Level, float | None] = density if isinstance(density, Mapping) else dict.fromkeys(levels, density)

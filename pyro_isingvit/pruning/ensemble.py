@@ -1,58 +1,27 @@
-"""Draws from a posterior, cut and padded to the same shape, as one network."""
+"""Networks that were cut from one geometry, padded to the same shape, as one network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..posterior import Posterior
 from .compact import CompactViT
-from .cut import Cut, Head, Part, assemble, scale_within, take_apart
-from .decide import DEFAULT_LEVELS, Level, decide
+from .cut import Cut, Head, Part, assemble
 
 _SHARED = ("stem.", "patch_index")
 """Prefixes of the names of parameters and buffers that all members share."""
 
 
-def prune_draws(
-    posterior: Posterior,
-    draws: int = 10,
-    level: Level | Sequence[Level] = DEFAULT_LEVELS,
-    threshold: float = 0.5,
-    density: float | Mapping[Level, float] | None = None,
-    seed: int = 0,
-) -> CompactViT:
-    """Cut draws from a posterior and stack them into one network, an ensemble.
-
-    Each draw loses the units that `prune` decides to cut, and its own dead parts. Single weights are those of the draw;
-    at level ``"weight"``, those that `prune` drops are dropped too. The logits include the posterior's logit scale.
-
-    Args:
-        posterior, level, threshold, density: see `prune`.
-        draws: number of draws, which are the members of the ensemble.
-        seed: seed of the draws.
-
-    Returns:
-        The ensemble in evaluation mode, on the CPU.
+def stacked(cuts: Sequence[Cut]) -> CompactViT:
+    """One network of one cut; an ensemble of several.
 
     Raises:
-        InputError: see `prune`.
+        InputError: if nothing is left of a network, or the convolutions of their stems differ, as an ensemble has one
+            stem.
     """
-    if draws < 2:
-        raise InputError(f"draws={draws}: an ensemble has at least two; prune makes a single network")
-    decision = decide(posterior, level, threshold, density)
-    network, cuts = posterior.model.network, []
-    out = posterior.mean_weights({name: torch.zeros_like(mask) for name, mask in decision.masks.items()})
-    for draw in posterior.draws(draws, seed):
-        weights = draw.weights
-        if "weight" in decision.levels:
-            weights = weights | {
-                name: torch.where(mask > 0, weights[name], out[name]) for name, mask in decision.masks.items()
-            }
-        cuts.append(take_apart(network, scale_within(network, weights, posterior.logit_scale), decision.kept))
-    return _stack([assemble(one) for one in _alike(cuts)])
+    return assemble(cuts[0]) if len(cuts) == 1 else _stack([assemble(one) for one in _alike(cuts)])
 
 
 def _alike(cuts: Sequence[Cut]) -> list[Cut]:
@@ -71,6 +40,9 @@ def _alike(cuts: Sequence[Cut]) -> list[Cut]:
 def _stack(networks: Sequence[CompactViT]) -> CompactViT:
     """Stack networks of the same configuration into one."""
     states = [network.state_dict() for network in networks]
+    for name, first in states[0].items():
+        if name.startswith("stem.") and not all(torch.equal(first, state[name]) for state in states):
+            raise InputError(f"posterior: its members differ in {name}, and an ensemble has one; prune each of them")
     ensemble = CompactViT(replace(networks[0].config, members=len(networks)))
     ensemble.load_state_dict(
         {

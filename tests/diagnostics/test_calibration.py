@@ -88,7 +88,7 @@ def test_selective_accuracy():
 
 def prediction(entropy):
     probs = torch.stack([1 - entropy / 2, entropy / 2], -1)
-    return Prediction(probs, probs, probs, entropy, torch.zeros_like(entropy))
+    return Prediction(probs, probs, probs, entropy, torch.zeros_like(entropy), torch.zeros_like(entropy))
 
 
 def test_outside_scores_against_scikit_learn():

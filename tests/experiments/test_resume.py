@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from pyro_isingvit.experiments.processes import Children
 from pyro_isingvit.experiments.runs import evaluate
+from pyro_isingvit.processes import Children
 
 COMMAND = [sys.executable, "-c", "from pyro_isingvit.cli import main; main()"]
 
@@ -96,12 +96,12 @@ def runs(number):
 def test_children_end_with_their_parent(tmp_path):
     """Also if the parent is killed, and could not say so."""
     child = (
-        "import os, sys, threading, time; sys.stdin.readline(); from pyro_isingvit.experiments.processes import "
+        "import os, sys, threading, time; sys.stdin.readline(); from pyro_isingvit.processes import "
         f"end_with_parent; open({str(tmp_path / 'child')!r}, 'w').write(str(os.getpid())); "
         "threading.Thread(target=end_with_parent, daemon=True).start(); time.sleep(600)"
     )
     parent = (
-        "import os, sys; from pyro_isingvit.experiments.processes import Children; "
+        "import os, sys; from pyro_isingvit.processes import Children; "
         f"Children().run([sys.executable, '-c', {child!r}], 'order', os.environ)"
     )
     process = subprocess.Popen([sys.executable, "-c", parent])

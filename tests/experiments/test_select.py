@@ -10,8 +10,9 @@ from pyro_isingvit import InputError, Posterior
 from pyro_isingvit.data import Images
 from pyro_isingvit.experiments import RunConfig, evaluate, report, run
 from pyro_isingvit.experiments.console import show_run
+from pyro_isingvit.experiments.fits import build
 from pyro_isingvit.experiments.images import load
-from pyro_isingvit.experiments.methods import Method, build, outcomes
+from pyro_isingvit.experiments.methods import Method, outcomes
 
 
 def config_of(**settings):

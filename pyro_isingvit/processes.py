@@ -1,6 +1,7 @@
-"""Processes of a study, none of which outlives it."""
+"""Processes of a study or of a mixture, none of which outlives it."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,17 +12,20 @@ from typing import Any
 
 
 class Children:
-    """The processes of a study that run. Each ends when this one does, see `end_with_parent`."""
+    """Processes that run. Each ends when this one does, see `end_with_parent`."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
     def run(self, command: list[str], order: str, environment: Mapping[str, str]) -> tuple[int, str]:
-        """Run a command, which reads a line; returns its exit code and what it wrote to standard error."""
+        """Run a command, which reads a line; returns its exit code and what it wrote to standard error.
+
+        Interrupts from the terminal do not reach it; see `stop`.
+        """
         with tempfile.TemporaryFile("w+") as said:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": said}
-            with subprocess.Popen(command, env=environment, text=True, **pipes) as child:
+            with subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes) as child:
                 self._running.add(child)
                 if self._stopped:
                     child.kill()
@@ -36,11 +40,11 @@ class Children:
             said.seek(0)
             return code, said.read()
 
-    def stop(self) -> None:
-        """End all processes, and those that start later."""
+    def stop(self, number: int = signal.SIGKILL) -> None:
+        """End all processes by a signal, and those that start later."""
         self._stopped = True
         for child in list(self._running):
-            child.kill()
+            child.send_signal(number)
 
 
 def end_with_parent() -> None:

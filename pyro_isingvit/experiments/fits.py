@@ -1,0 +1,103 @@
+"""The fits of a run: what it builds, and how it trains that."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..data import Data
+from ..draws import seeded
+from ..guides import Guide, LikelihoodGuided, PointEstimate
+from ..inference.config import FitConfig
+from ..inference.fit import fit
+from ..inference.mixture import fit_mixture, member_seed
+from ..inference.result import FitResult
+from ..models import FeatureSpikeSlab, Flat, IsingSpikeSlab, IsingViT, StructuredSpikeSlab
+from ..models.priors.features import FEATURES
+from ..models.priors.structured import UNIT_LEVELS
+from ..network import ViT
+from ..posterior import Posterior
+from .recipes import RunConfig
+
+
+def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGuided:
+    """Build the guide of a run, with its model; the initial weights are drawn with the run's seed.
+
+    Args:
+        config: configuration of the run.
+        selection: the posterior of `select_features`, whose masks are held; None to learn all masks. With it, the
+            weights of an input feature share a mask in any case.
+    """
+    network, prior = build_network(config), config.prior
+    options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
+    if prior.structured or selection is not None:
+        levels = UNIT_LEVELS if prior.structured else FEATURES
+        model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), levels, **options))
+    else:
+        model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), **options))
+    guide = LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
+    guide.hold_masks({} if selection is None else selection.inclusion_probabilities())
+    return guide
+
+
+def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> PointEstimate:
+    """Build the guide of the deterministic network, without masks or uncertainty."""
+    network = build_network(config)
+    model = IsingViT(network, Flat(network.weight_sites()))
+    return PointEstimate(model, dropconnect)
+
+
+def build_network(config: RunConfig) -> ViT:
+    """Build the network of a run; its weights are drawn with the run's seed."""
+    with seeded(torch.device("cpu"), config.fit.seed):
+        return ViT(config.network)
+
+
+def fit_ising(
+    config: RunConfig, data: Data, progress: bool = True, selection: Posterior | None = None, **saving: Any
+) -> FitResult:
+    """Fit the posterior of a run, a mixture if it has several members.
+
+    Checkpoints are saved as ``saving`` says, see `fit`.
+    """
+    if config.members == 1:
+        return fit(build(config, selection), data.train, data.validation, config.fit, progress, **saving)
+    every = _for_members(config, lambda own: build(own, selection))
+    return fit_mixture(every, config.members, data.train, data.validation, config.fit, progress, **saving)
+
+
+def fit_deterministic(
+    config: RunConfig, data: Data, progress: bool = True, dropconnect: float = 0.0, **saving: Any
+) -> FitResult:
+    """Train the network of a run by maximum likelihood with the same recipe, from the same initial weights."""
+    guide = build_deterministic(config, dropconnect)
+    return fit(guide, data.train, data.validation, plain(config.fit), progress, **saving)
+
+
+def fit_ensemble(config: RunConfig, data: Data, progress: bool = True, **saving: Any) -> FitResult:
+    """Train a deterministic network from the initial weights of each member of a run; the first is that of the run."""
+    every = _for_members(config, build_deterministic)
+    return fit_mixture(every, config.members, data.train, data.validation, plain(config.fit), progress, **saving)
+
+
+def select_features(config: RunConfig, data: Data, progress: bool = True, **saving: Any) -> FitResult:
+    """Fit masks of the features of a patch alone, at temperature 1, to the network of a run, see `FeatureSpikeSlab`.
+
+    Prior and guide have their default settings, and images are not augmented: as it was measured, see
+    `pyro_isingvit.diagnostics.inclusion_meaning`. Checkpoints are saved as ``saving`` says, see `fit`.
+    """
+    network = build_network(config)
+    guide = LikelihoodGuided(IsingViT(network, FeatureSpikeSlab(network.weight_sites())))
+    settings = plain(config.fit).model_copy(update={"augment": None, "fine_tune": 0.0})
+    return fit(guide, data.train, data.validation, settings, progress, **saving)
+
+
+def plain(settings: FitConfig) -> FitConfig:
+    """Settings without what is of posteriors with masks alone."""
+    return settings.model_copy(update={"temperature": 1.0, "target_density": None})
+
+
+def _for_members(config: RunConfig, make: Callable[[RunConfig], Guide]) -> Callable[[], Guide]:
+    """A function that makes the guide of one member after another, each with its own seed."""
+    seeds = iter([member_seed(config.fit.seed, k) for k in range(config.members)])
+    return lambda: make(config.model_copy(update={"fit": config.fit.model_copy(update={"seed": next(seeds)})}))

@@ -1,0 +1,322 @@
+"""Mixtures of posteriors: members that are fitted alike, from other first weights, in other batches, with other draws.
+
+References:
+    Lakshminarayanan, Pritzel & Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
+    NeurIPS 2017.
+"""
+
+import os
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import cloudpickle
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..data import Images
+from ..draws import seeded
+from ..errors import InputError, InterruptedFitError, TrainingError, check_count
+from ..files import home
+from ..guides import Guide
+from ..processes import Children, end_with_parent
+from ..saved import description, difference
+from .config import FitConfig
+from .events import Event, StepTaken, WentBack
+from .fit import check_kinds, fit
+from .result import FitResult
+from .search import TemperatureSearch
+from .signals import listening
+from .trainer import Trainer
+
+MOST = 1000
+"""Number of members above which ``members`` is taken for a mistake."""
+
+
+def fit_mixture(
+    build: Callable[[], Guide],
+    members: int,
+    train: Images,
+    validation: Images | None = None,
+    config: FitConfig | None = None,
+    progress: bool = True,
+    share: float = 1.0,
+    jobs: int | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    interval: float = 60.0,
+) -> FitResult:
+    """Fit the members of a mixture of posteriors, with equal weights.
+
+    They differ in first weights, batches and draws. A search for the temperature is made once, by the first member;
+    the others wait for what it finds, at the end of their pilot phases.
+
+    Args:
+        build: makes a guide with its model, new ones each time. It is called once for each member, with the random
+            state of the member's seed, which is that of the configuration for the first.
+        members: number of members.
+        train, validation, config: see `fit`. The mixture as a whole is calibrated after a search.
+        progress: whether to show a progress bar.
+        share: share of the training images, within (0, 1], that each member draws for itself, without replacement.
+        jobs: number of processes at a time, which share the threads; None for as many as there are members to fit (at
+            most two for each thread), or 1 on a GPU. With 1, members are fitted in this process, one after the other.
+            Results depend on it, in the last bits, as they do on the number of threads.
+        checkpoint, resume, interval: see `fit`; each member has a folder of its own in that of the checkpoints.
+
+    Returns:
+        The posterior of the mixture, see `Posterior.members`, and the log of the fit: ``history`` has a column
+        ``member``, ``trials`` are those of the first member, and ``seconds`` is the time that passed here.
+
+    Raises:
+        InputError, TrainingError, InterruptedFitError: see `fit`; also if ``build`` returns a guide twice, or guides
+            of different kinds.
+    """
+    start = time.perf_counter()
+    config = FitConfig() if config is None else config
+    check_kinds(train=train, validation=validation, config=config)
+    check_count("members", members, MOST)
+    if jobs is not None:
+        check_count("jobs", jobs, MOST)
+    if not 0 < share <= 1:
+        raise InputError(f"share={share}: each member draws this share of the training images, above 0 and up to 1")
+    if resume and checkpoint is None:
+        raise InputError("resume=True with checkpoint=None: give the folder of the checkpoints")
+    folder = None if checkpoint is None else home(checkpoint)
+    seeds = [member_seed(config.seed, k) for k in range(members)]
+    guides = _built(build, seeds)
+    with tempfile.TemporaryDirectory(prefix="isingvit-") as scratch, _bar(Path(scratch), members, config, progress):
+        orders = [
+            _Order(
+                k,
+                guides[k],
+                _drawn(train, share, seeds[k]),
+                validation,
+                _config_of(k, seeds[k], config, Path(scratch)),
+                None if folder is None else folder / str(k),
+                resume,
+                interval,
+                Path(scratch),
+            )
+            for k in range(members)
+        ]
+        with _naming(folder):
+            results = _fit_all(orders, jobs)
+    return _together(results, validation, config, time.perf_counter() - start)
+
+
+def member_seed(seed: int, member: int) -> int:
+    """Seed of a member of a mixture, from 0, whose fit has a seed; the first member has the same."""
+    return seed + 1_000_003 * member
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a member's process has to do: the arguments of `fit`."""
+
+    member: int
+    guide: Guide
+    train: Images
+    validation: Images | None
+    config: FitConfig
+    checkpoint: Path | None
+    resume: bool
+    interval: float
+    scratch: Path
+
+    def fit(self) -> FitResult:
+        saving: dict[str, Any] = {"checkpoint": self.checkpoint, "resume": self.resume, "interval": self.interval}
+        steps = _steps(self.scratch, "r+")
+
+        def listen(event: Event) -> None:
+            if isinstance(event, StepTaken | WentBack):
+                steps[self.member] = event.step
+
+        return fit(self.guide, self.train, self.validation, self.config, False, [listen], **saving)
+
+
+def _built(build: Callable[[], Guide], seeds: Sequence[int]) -> list[Guide]:
+    """The guide of each member, checked."""
+    guides: list[Guide] = []
+    for seed in seeds:
+        with seeded(torch.device("cpu"), seed):
+            guide = build()
+        check_kinds(guide=guide)
+        if any(guide is other or guide.model is other.model for other in guides):
+            raise InputError("build: it returned a guide or model that it had returned before; make new ones each time")
+        other = difference(description(guide), description(guides[0])) if guides else None
+        if other:
+            raise InputError(f"build: the guides that it returned are of different kinds: {other}")
+        guides.append(guide)
+    return guides
+
+
+def _drawn(train: Images, share: float, seed: int) -> Images:
+    """The images of a member."""
+    if share == 1:
+        return train
+    number = max(1, round(share * len(train)))
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:number]
+    return train[chosen.sort().values]
+
+
+def _config_of(member: int, seed: int, config: FitConfig, scratch: Path) -> FitConfig:
+    """The configuration of a member."""
+    changes: dict[str, Any] = {"seed": seed}
+    if isinstance(config.temperature, TemperatureSearch):
+        search = _First if member == 0 else _Follower
+        changes["temperature"] = search(**config.temperature.model_dump(), found=scratch / "temperature")
+    return config.model_copy(update=changes)
+
+
+class _First(TemperatureSearch):
+    """The search of the first member, which tells the others what it has found."""
+
+    found: Path
+
+    def try_temperatures(self, trainer: Trainer, validation: Images, steps: int) -> pd.DataFrame | None:
+        trials = super().try_temperatures(trainer, validation, steps)
+        draft = self.found.with_suffix(".draft")
+        draft.write_text(repr(trainer.temperature))
+        draft.replace(self.found)
+        return trials
+
+
+class _Follower(TemperatureSearch):
+    """In place of a search, the temperature that the first member has found, or is about to find."""
+
+    found: Path
+
+    def try_temperatures(self, trainer: Trainer, validation: Images, steps: int) -> pd.DataFrame | None:
+        while not self.found.exists():
+            if trainer.told.signal is not None:  # the end of the pilot phase is saved
+                raise InterruptedFitError("stopped at the end of the pilot phase", trainer.told.signal)
+            time.sleep(0.05)
+        trainer.temperature = float(self.found.read_text())
+        return None
+
+
+def _fit_all(orders: Sequence[_Order], jobs: int | None) -> list[FitResult]:
+    """Fit members, in this process or in some of their own."""
+    threads = torch.get_num_threads()
+    if jobs is None:
+        alone = threads == 1 or orders[0].config.torch_device().type != "cpu"
+        jobs = 1 if alone else min(len(orders), 2 * threads)
+    if jobs == 1 or len(orders) == 1:
+        return [order.fit() for order in orders]
+    children = Children()
+    with listening(orders[0].checkpoint is not None) as told, ThreadPoolExecutor(jobs) as pool:
+        each = [pool.submit(_in_a_process, order, children, max(1, threads // jobs)) for order in orders]
+        try:
+            while wait(each, 0.1, FIRST_EXCEPTION).not_done:
+                if told.signal is not None:
+                    children.stop(told.signal)  # each saves a checkpoint
+                    break
+                for one in each:
+                    if one.done():
+                        one.result()
+            return [one.result() for one in each]
+        except BaseException as error:
+            children.stop()
+            if told.signal is not None and not isinstance(error, InterruptedFitError):
+                raise InterruptedFitError("stopped", told.signal) from None
+            raise
+
+
+def _in_a_process(order: _Order, children: Children, threads: int) -> FitResult:
+    """Fit a member in a process of its own; see `main`."""
+    path = order.scratch / str(order.member)
+    path.write_bytes(cloudpickle.dumps(order))
+    known = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", f"from {__name__} import main; main()"]
+    code, said = children.run(command, str(path), os.environ | known)
+    done = path.with_suffix(".done")
+    if not done.exists():
+        last = (said.strip().splitlines() or ["it said nothing"])[-1]
+        raise TrainingError(f"member {order.member}: its process ended with code {code} ({last})")
+    found, notes = cloudpickle.loads(done.read_bytes())
+    for note in notes:
+        warnings.warn(f"member {order.member}: {note}", stacklevel=2)
+    if isinstance(found, FitResult):
+        return found
+    kind, message, number = found
+    if kind is InterruptedFitError:
+        raise InterruptedFitError(message, number)
+    raise kind(f"member {order.member}: {message}")
+
+
+def main() -> None:
+    """Entry point of a member's process, which reads from standard input the path of its order."""
+    path = Path(sys.stdin.readline().strip())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    order = cloudpickle.loads(path.read_bytes())
+    found: Any
+    with warnings.catch_warnings(record=True) as notes:
+        try:
+            found = order.fit()
+        except InterruptedFitError as error:
+            found = InterruptedFitError, str(error), error.signal
+        except (InputError, TrainingError, OSError) as error:
+            found = type(error), str(error), None
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(cloudpickle.dumps((found, [str(note.message) for note in notes])))
+    draft.replace(path.with_suffix(".done"))
+
+
+def _together(results: Sequence[FitResult], validation: Images | None, config: FitConfig, seconds: float) -> FitResult:
+    """The result of a mixture from those of its members."""
+    guides = tuple(result.posterior.guide for result in results)
+    posterior = replace(results[0].posterior, guides=guides, logit_scale=1.0)
+    trials = results[0].trials
+    if trials is not None:
+        posterior = posterior.calibrate(cast(Images, validation))
+    history = pd.concat([result.history.assign(member=k) for k, result in enumerate(results)], ignore_index=True)
+    return FitResult(posterior, history, trials, seconds, config.model_dump(mode="json"))
+
+
+@contextmanager
+def _naming(folder: Path | None) -> Iterator[None]:
+    """Context in which an interrupt says how to go on with the mixture, in place of one member."""
+    try:
+        yield
+    except InterruptedFitError as error:
+        what = str(error).partition(";")[0]
+        raise InterruptedFitError(f"{what}; go on from the checkpoints in {folder}", error.signal) from None
+
+
+def _steps(scratch: Path, mode: Any) -> Any:
+    """The number of steps that each member has taken, which all processes see."""
+    path = scratch / "steps"
+    return np.memmap(path, np.int64, mode, shape=(path.stat().st_size // 8,) if mode == "r+" else None)
+
+
+@contextmanager
+def _bar(scratch: Path, members: int, config: FitConfig, progress: bool) -> Iterator[None]:
+    """Context with a progress bar of the steps of all members."""
+    (scratch / "steps").write_bytes(bytes(8 * members))
+    steps = _steps(scratch, "r+")
+
+    class Bar(Progress):
+        def get_renderables(self) -> Any:
+            for task in self.task_ids:
+                self.update(task, completed=int(steps.sum()))
+            yield from super().get_renderables()
+
+    bar = Bar(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress)
+    bar.add_task(f"{members} members", total=members * config.steps)
+    with suppress(OSError, ValueError, SystemExit):  # closed or full
+        bar.start()
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError, SystemExit):
+            bar.stop()
