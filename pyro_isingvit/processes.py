@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,22 @@ class Children:
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
-    def run(self, command: list[str], order: str, environment: Mapping[str, str]) -> tuple[int, str]:
-        """Run a command, which reads a line; returns its exit code and what it wrote to standard error.
+    def run(self, module: str, order: str, threads: int) -> tuple[int, str]:
+        """Run the function ``main`` of a module in a new process of Python, which imports from where this one does.
 
         Interrupts from the terminal do not reach it; see `stop`.
+
+        Args:
+            module: name of the module.
+            order: a line that the function reads from standard input.
+            threads: number of threads of torch.
+
+        Returns:
+            Its exit code, and what it wrote to standard error.
         """
+        command = [sys.executable, "-P", "-c", f"from {module} import main; main()"]  # -P: not from the current folder
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
         with tempfile.TemporaryFile("w+") as said:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": said}
             with subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes) as child:

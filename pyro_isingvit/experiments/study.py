@@ -1,7 +1,6 @@
 """Studies: each run of a plan is a process that writes one file, so a study can be interrupted and started again."""
 
 import json
-import os
 import sys
 import threading
 import warnings
@@ -226,9 +225,7 @@ def run_study(
 def _process(cell: Cell, out: Path, roots: Mapping[str, str], jobs: int, children: Children) -> str:
     """Run a cell in a process; returns its error message, if any. The log gets what it wrote to standard error."""
     order = json.dumps({"cell": cell.model_dump(mode="json"), "out": str(out), "roots": dict(roots)})
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // jobs))
-    command = [sys.executable, "-c", f"from {__name__} import main; main()"]
-    code, said = children.run(command, order, os.environ | {"OMP_NUM_THREADS": threads})
+    code, said = children.run(__name__, order, max(1, torch.get_num_threads() // jobs))
     log = _log(cell, out)
     try:
         if code or said.strip():

@@ -5,7 +5,6 @@ References:
     NeurIPS 2017.
 """
 
-import os
 import sys
 import tempfile
 import threading
@@ -236,9 +235,7 @@ def _in_a_process(order: _Order, children: Children, threads: int) -> FitResult:
     """Fit a member in a process of its own; see `main`."""
     path = order.scratch / str(order.member)
     path.write_bytes(cloudpickle.dumps(order))
-    known = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", f"from {__name__} import main; main()"]
-    code, said = children.run(command, str(path), os.environ | known)
+    code, said = children.run(__name__, str(path), threads)
     done = path.with_suffix(".done")
     if not done.exists():
         last = (said.strip().splitlines() or ["it said nothing"])[-1]

@@ -94,22 +94,27 @@ def runs(number):
 
 
 def test_children_end_with_their_parent(tmp_path):
-    """Also if the parent is killed, and could not say so."""
-    child = (
-        "import os, sys, threading, time; sys.stdin.readline(); from pyro_isingvit.processes import "
-        f"end_with_parent; open({str(tmp_path / 'child')!r}, 'w').write(str(os.getpid())); "
-        "threading.Thread(target=end_with_parent, daemon=True).start(); time.sleep(600)"
+    """Also if the parent is killed, and could not say so. They do not import from the folder they are in."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "child.py").write_text(
+        "import os, sys, threading, time\n"
+        "from pyro_isingvit.processes import end_with_parent\n"
+        "def main():\n"
+        "    open(sys.stdin.readline().strip(), 'w').write(str(os.getpid()))\n"
+        "    threading.Thread(target=end_with_parent, daemon=True).start()\n"
+        "    time.sleep(600)\n"
     )
-    parent = (
-        "import os, sys; from pyro_isingvit.processes import Children; "
-        f"Children().run([sys.executable, '-c', {child!r}], 'order', os.environ)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", parent])
+    (tmp_path / "queue.py").write_text("raise ValueError('a file of the user')")
+    parent = "from pyro_isingvit.processes import Children; print(Children().run('child', 'pid', 1))"
+    path = os.pathsep.join([str(tmp_path / "modules"), *filter(None, sys.path)])
+    command = [sys.executable, "-P", "-c", parent]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
     wait = time.monotonic() + 60
-    while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < wait
+        assert process.poll() is None
         time.sleep(0.05)
-    number = int((tmp_path / "child").read_text())
+    number = int((tmp_path / "pid").read_text())
     process.kill()
     process.wait()
     while runs(number):
@@ -117,6 +122,7 @@ def test_children_end_with_their_parent(tmp_path):
         time.sleep(0.05)
 
 
-def test_a_child_that_ends_says_why():
-    code, said = Children().run([sys.executable, "-c", "import sys; sys.exit('no luck')"], "order", os.environ)
-    assert (code, said) == (1, "no luck\n")
+def test_a_child_that_ends_says_why(tmp_path, monkeypatch):
+    (tmp_path / "child.py").write_text("def main():\n    raise SystemExit('no luck')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert Children().run("child", "order", 1) == (1, "no luck\n")
