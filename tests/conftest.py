@@ -28,7 +28,20 @@ TINY = ViTConfig(image_size=4, patch_size=2, classes=3, dim=4, depth=2, heads=2,
 
 QUICK = {"steps": 60, "batch_size": 20, "learning_rate": 2e-2, "temperature": 1e-2, "device": "cpu"}
 
-QUICK_RUN = ("--train", "100", "--test", "50", "--steps", "60", "--device", "cpu")
+QUICK_RUN = (
+    "--train",
+    "100",
+    "--test",
+    "50",
+    "--steps",
+    "60",
+    "--members",
+    "1",
+    "--temperature",
+    "auto",
+    "--device",
+    "cpu",
+)
 """Options of `isingvit fit`."""
 
 PLAN = """

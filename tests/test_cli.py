@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pyro_isingvit import FitResult
@@ -39,6 +40,37 @@ def test_a_run_folder_holds_everything(isingvit, tmp_path):
     assert facts["versions"].keys() >= {"python", "torch", "pyro-ppl"}
     for picture in ("inclusion.png", "training.png", "trials.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_mixture_from_end_to_end(isingvit, tmp_path):
+    """Beside an ensemble of as many networks, of which the deterministic network is the first; report and pruning."""
+    options = *QUICK_RUN, "--members", 2, "--temperature", 1e-3, "--out"
+    code, out, _ = isingvit("fit", *options, "run")
+    assert code == 0
+    assert "…" not in out
+    said = " ".join(out.split())
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert list(scores) == ["ising", "median network", "deterministic", "ensemble"]
+    for words in (
+        f"ising, 2 members {scores['ising']['accuracy']:.2%}",
+        f"their medians {scores['median network']['accuracy']:.2%}",
+        f"ensemble of 2 {scores['ensemble']['accuracy']:.2%}",
+        f"the 2 members keep {scores['ising']['density']:.0%} of the weights of one network; the ensemble has 200%",
+        "from 50 test images",
+    ):
+        assert words in said
+    again = evaluate("run")
+    assert again.scores == scores
+    assert len(again.result.posterior.guides) == len(again.ensemble.posterior.guides) == 2
+    isingvit("fit", *options, "one", "--members", 1)
+    alone, first = evaluate("one").deterministic.posterior, again.deterministic.posterior
+    assert torch.equal(alone.predict_plug_in(again.data.test.images), first.predict_plug_in(again.data.test.images))
+    assert alone.logit_scale == first.logit_scale
+    assert isingvit("report", "run")[0] == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "How the members of the mixture agree" in page
+    assert isingvit("prune", "run", "--out", "small")[0] == 0
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["members"] == 2
 
 
 def test_a_run_whose_images_have_changed_is_not_evaluated(isingvit, tmp_path):

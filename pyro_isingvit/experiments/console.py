@@ -31,7 +31,7 @@ def show_run(finished: Run) -> None:
     for method, score in finished.scores.items():
         table.add_row(
             _name(method, config.members),
-            f"{score['accuracy']:.1%}",
+            f"{score['accuracy']:.2%}",
             f"{score['nll']:.4f}",
             f"{score['ece']:.4f}",
             f"{score['auroc']:.3f}",

@@ -40,6 +40,10 @@ def data(stripes):
     ("name", "methods"),
     [
         ("ising", [f"ising{of}{how}" for of in ("", ", median network") for how in ("", ", temperature-scaled")]),
+        (
+            "ising-mixture",
+            [f"ising-mixture of 2{of}{how}" for of in ("", ", median network") for how in ("", ", temperature-scaled")],
+        ),
         ("deterministic", ["deterministic", "deterministic, temperature-scaled"]),
         ("dropout", ["dropout 0.1", "dropout 0.1, temperature-scaled"]),
         ("dropconnect", ["dropconnect 0.1", "dropconnect 0.1, temperature-scaled"]),
@@ -49,9 +53,10 @@ def data(stripes):
     ],
 )
 def test_every_method_learns_and_says_what_it_kept(data, name, methods):
-    own = {"ensemble": {"members": 2}, "magnitude-pruning": {"densities": (0.3, 0.6)}}
+    own = {"ising-mixture": {"members": 2}, "ensemble": {"members": 2}, "magnitude-pruning": {"densities": (0.3, 0.6)}}
     method = Method(name=name, **own.get(name, {}))
-    cold = {"temperature": 1e-4} if name in ("ising", "sparse-vd") else {}  # too sure of images that are not all right
+    average = name in ("ising", "ising-mixture", "sparse-vd")
+    cold = {"temperature": 1e-4} if average else {}  # too sure of images that are not all right
     each = list(outcomes(config_of(**cold), method, data, progress=False))
     assert [str(outcome.predictor) for outcome in each] == methods
     for outcome in each:
@@ -63,7 +68,7 @@ def test_every_method_learns_and_says_what_it_kept(data, name, methods):
     if name != "magnitude-pruning":
         for plain, scaled in zip(each[::2], each[1::2], strict=True):
             assert not torch.equal(plain.probs, scaled.probs)
-            assert torch.equal(plain.probs.argmax(-1), scaled.probs.argmax(-1)) or name in ("ising", "sparse-vd")
+            assert torch.equal(plain.probs.argmax(-1), scaled.probs.argmax(-1)) or average
             assert scaled.validation_nll < plain.validation_nll
 
 
