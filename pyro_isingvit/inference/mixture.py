@@ -93,7 +93,7 @@ def fit_mixture(
     folder = None if checkpoint is None else home(checkpoint)
     seeds = [member_seed(config.seed, k) for k in range(members)]
     guides = _built(build, seeds)
-    with tempfile.TemporaryDirectory(prefix="isingvit-") as scratch, _bar(Path(scratch), members, config, progress):
+    with tempfile.TemporaryDirectory(prefix="isingvit-") as scratch, _bar(Path(scratch), guides, config, progress):
         orders = [
             _Order(
                 k,
@@ -297,8 +297,9 @@ def _steps(scratch: Path, mode: Any) -> Any:
 
 
 @contextmanager
-def _bar(scratch: Path, members: int, config: FitConfig, progress: bool) -> Iterator[None]:
+def _bar(scratch: Path, guides: Sequence[Guide], config: FitConfig, progress: bool) -> Iterator[None]:
     """Context with a progress bar of the steps of all members."""
+    members, title = len(guides), f"{len(guides)} × {type(guides[0]).__name__}"
     (scratch / "steps").write_bytes(bytes(8 * members))
     steps = _steps(scratch, "r+")
 
@@ -309,7 +310,7 @@ def _bar(scratch: Path, members: int, config: FitConfig, progress: bool) -> Iter
             yield from super().get_renderables()
 
     bar = Bar(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), disable=not progress)
-    bar.add_task(f"{members} members", total=members * config.steps)
+    bar.add_task(title, total=members * config.steps)
     with suppress(OSError, ValueError, SystemExit):  # closed or full
         bar.start()
     try:
