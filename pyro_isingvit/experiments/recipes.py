@@ -110,7 +110,7 @@ RECIPES: dict[str, list[tuple[float, dict[str, Any]]]] = {
                 "test": 1000,
                 "members": 3,
                 "network": {"patch_size": 4, "mlp_ratio": 8},
-                "fit": _DIGITS | {"steps": 2000, "temperature": 5e-4},
+                "fit": _DIGITS | {"steps": 2600, "temperature": 5e-4},
             },
         ),
         (math.inf, {"train": 1000, "test": 500, "network": {"patch_size": 4, "mlp_ratio": 8}, "fit": _DIGITS}),

@@ -299,7 +299,7 @@ def _steps(scratch: Path, mode: Any) -> Any:
 @contextmanager
 def _bar(scratch: Path, guides: Sequence[Guide], config: FitConfig, progress: bool) -> Iterator[None]:
     """Context with a progress bar of the steps of all members."""
-    members, title = len(guides), f"{len(guides)} × {type(guides[0]).__name__}"
+    members, title = len(guides), f"{len(guides)} of {type(guides[0]).__name__}"
     (scratch / "steps").write_bytes(bytes(8 * members))
     steps = _steps(scratch, "r+")
 

@@ -163,7 +163,7 @@ def test_members_can_have_shares_of_the_images(stripes):
 def test_progress_counts_the_steps_of_all_members(stripes, capsys):
     config = FitConfig(**QUICK | {"steps": 4})
     fit_mixture(build, 2, stripes, config=config, jobs=2)
-    assert "2 × LikelihoodGuided" in capsys.readouterr().out
+    assert "2 of LikelihoodGuided" in capsys.readouterr().out
 
 
 def test_bad_arguments(stripes, tmp_path):
