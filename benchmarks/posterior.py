@@ -20,7 +20,7 @@ import torch
 
 from pyro_isingvit import IsingSpikeSlab, IsingViT, LikelihoodGuided, Posterior, ViT, ViTConfig
 from pyro_isingvit.draws import BATCH
-from pyro_isingvit.experiments.study import peak_memory
+from pyro_isingvit.processes import peak_memory
 
 PUBLISHED = ViTConfig(dim=64, heads=8)
 """The published MNIST geometry, of some 300,000 weights."""

@@ -20,7 +20,8 @@ from pyro_isingvit import InputError, StorageError
 from pyro_isingvit.experiments import study
 from pyro_isingvit.experiments.page import write_study
 from pyro_isingvit.experiments.plan import Plan, read_plan
-from pyro_isingvit.experiments.study import peak_memory, read_result, results, run_cell, run_study
+from pyro_isingvit.experiments.study import read_result, results, run_cell, run_study
+from pyro_isingvit.processes import peak_memory
 
 COMMAND = [sys.executable, "-c", "from pyro_isingvit.cli import main; main()", "study"]
 
