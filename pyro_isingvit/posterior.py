@@ -98,14 +98,14 @@ class Posterior:
         Those of a mixture go round its members.
 
         Raises:
-            InputError: if ``draws`` is below 1.
+            InputError: if ``draws`` is below 1, or a mixture has more members.
         """
-        check_draws(draws)
+        self._check_draws(draws)
         return (guide_draw(self.guides[t % len(self.guides)], draw_seed(seed, t)) for t in range(draws))
 
     def mask_draws(self, draws: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
         """Independent draws of all masks alone, by site name; arguments and errors are those of `draws`."""
-        check_draws(draws)
+        self._check_draws(draws)
         return (mask_draw(self.guides[t % len(self.guides)], draw_seed(seed, t)) for t in range(draws))
 
     def predict(self, images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0) -> Prediction:
@@ -198,10 +198,12 @@ class Posterior:
     def median_masks(self) -> dict[str, Tensor]:
         """Masks of the median-probability model, by site name: 1 where the inclusion probability is at least one half.
 
-        If the masks of the model are fixed, these are returned. For a mixture, inclusion probabilities are means over
-        its members, and these masks are those of no network.
+        If the masks of the model are fixed, these are returned.
+
+        Raises:
+            InputError: if this is a mixture.
         """
-        fixed = self.model.fixed_masks
+        fixed = self.guide.model.fixed_masks
         if fixed is not None:
             return {name: mask.clone() for name, mask in fixed.items()}
         return {name: (p >= 0.5).to(p.dtype) for name, p in self.inclusion_probabilities().items()}
@@ -233,7 +235,7 @@ class Posterior:
 
         Args:
             held_out: images that the posterior was not trained on.
-            draws: number of draws.
+            draws: number of draws; for a mixture, rounded up to as many for each member.
             seed: seed of the draws.
 
         Raises:
@@ -253,6 +255,7 @@ class Posterior:
         classes = network_logits(self.model, held_out.images[:1], {}).shape[-1]
         if classes != held_out.classes:
             raise InputError(f"held_out.classes={held_out.classes}: the network has {classes}")
+        draws = -(-draws // len(self.guides)) * len(self.guides)  # as many for each member
         every = partial(self.draws, draws, seed)
         scale, logits = calibration(every, draws, held_out.images, held_out.labels, self.device)
         return replace(self, logit_scale=scale), logits
@@ -279,6 +282,11 @@ class Posterior:
                 class of your own is needed and ``guide`` is not given.
         """
         return cls(*saved.read(home(folder), guide))
+
+    def _check_draws(self, draws: int) -> None:
+        check_draws(draws)
+        if draws < len(self.guides):
+            raise InputError(f"draws={draws}: a mixture of {len(self.guides)} members needs at least one of each")
 
     def _plug_in(self, guide: Guide, images: Tensor) -> Tensor:
         weights = self._median_weights(guide)

@@ -1,7 +1,6 @@
 """Processes of a study or of a mixture, none of which outlives it."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -50,11 +49,14 @@ class Children:
             said.seek(0)
             return code, said.read()
 
-    def stop(self, number: int = signal.SIGKILL) -> None:
-        """End all processes by a signal, and those that start later."""
+    def stop(self, number: int | None = None) -> None:
+        """End all processes, by a signal if a number is given, and those that start later at once."""
         self._stopped = True
         for child in list(self._running):
-            child.send_signal(number)
+            if number is None:
+                child.kill()
+            else:
+                child.send_signal(number)
 
 
 def end_with_parent() -> None:

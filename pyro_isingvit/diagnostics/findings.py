@@ -151,13 +151,13 @@ def _units(posterior: Posterior) -> pd.DataFrame:
     for unit, known in UNITS.items():
         if is_complete(known, names):
             probs = unit_inclusion(posterior, unit)
-            median = alive_units(posterior, unit)
+            alive = [int(alive_units(member, unit).sum()) for member in posterior.members]
             rows.append(
                 {
                     "unit": unit,
                     "total": probs.size,
                     "expected": float(probs.sum()),
-                    "median": int(median.sum()),
+                    "median": sum(alive) / len(alive),
                 }
             )
     return pd.DataFrame(rows)

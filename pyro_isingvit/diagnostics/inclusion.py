@@ -73,8 +73,8 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
         One row for each site and block, with columns ``site``; ``layer``, missing where the site has no blocks;
         ``weights``, how many there are; ``expected``, the mean inclusion probability; ``lower`` and ``upper``, the
         central credible interval of the share of the weights that is kept; ``median``, that share in the
-        median-probability model; ``reads_as``, whether inclusion there is a ``"probability"`` whose reliability was
-        measured, or a ``"score"``, see `inclusion_meaning`.
+        median-probability model (of a mixture, the mean over those of its members); ``reads_as``, whether inclusion
+        there is a ``"probability"`` whose reliability was measured, or a ``"score"``, see `inclusion_meaning`.
 
     Raises:
         InputError: if the posterior has no masks, ``interval`` is not within (0, 1), or ``draws`` is below 1.
@@ -83,6 +83,7 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
         raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
     check_draws(draws)
     inside = _probabilities(posterior)
+    by_member = [member.inclusion_probabilities() for member in posterior.members]
     masked = [site for site in posterior.model.sites if site.name in inside]
     shares: dict[str, list[Tensor]] = {site.name: [] for site in masked}
     for masks in posterior.mask_draws(draws, seed):
@@ -93,7 +94,7 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
     rows = []
     for order, site in enumerate(masked):
         expected = _by_block(site, inside[site.name])
-        median = _by_block(site, (inside[site.name] >= 0.5).float())
+        median = torch.stack([_by_block(site, (each[site.name] >= 0.5).float()) for each in by_member]).mean(0)
         lower, upper = torch.stack(shares[site.name]).quantile(levels, 0)
         for layer in range(len(expected)):
             rows.append(
@@ -125,6 +126,8 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
 def threshold_table(posterior: Posterior, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
     """Density, and the error rates that a fit claims, if weights are kept whose inclusion reaches a threshold.
 
+    For a mixture, the weights are those of all members.
+
     The claimed rates follow from the inclusion probabilities. They are error rates only where `inclusion_meaning` says
     that these are probabilities; where it says that they are scores, true rates can be ten times as high.
 
@@ -141,9 +144,9 @@ def threshold_table(posterior: Posterior, thresholds: Sequence[float] = THRESHOL
     Raises:
         InputError: if the posterior has no masks, or a threshold is out of range.
     """
-    inside = _probabilities(posterior)
-    flat = [inside[s.name].cpu().double().expand(s.shape).flatten() for s in posterior.model.sites if s.name in inside]
-    probs = torch.cat(flat)
+    every = [_probabilities(member) for member in posterior.members]
+    sites = [site for site in posterior.model.sites if site.name in every[0]]
+    probs = torch.cat([own[s.name].cpu().double().expand(s.shape).flatten() for own in every for s in sites])
     rows = []
     for threshold in thresholds:
         if not 0 <= threshold <= 1:

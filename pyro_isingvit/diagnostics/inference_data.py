@@ -71,6 +71,8 @@ def to_inference_data(
             `Prior.draw_masks`.
     """
     _check(posterior, draws, weights, prior)
+    if log is not None and log.history.get("member", pd.Series([0])).nunique() != len(posterior.guides):
+        raise InputError("log: of another number of members than the posterior; see FitResult.member")
     labels = torch.Generator().manual_seed(seed)
     every = [
         _of_posterior(member, data, draws, weights, predictions, seed + k, labels)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ..errors import InputError
 from ..files import file_digest, storing, write, write_json
 from ..network.units import UNITS
-from ..scores import ISING, PLAIN
+from ..scores import ENSEMBLE, ISING, PLAIN
 from .checks import LEVEL
 from .findings import CHECK_DRAWS, LOO_DRAWS, PRIOR_DRAWS, Findings
 from .meaning import inclusion_meaning
@@ -147,6 +147,15 @@ def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
                     + f" two standard errors ({se:{form}}) of the difference.",
                 )
             )
+    if ENSEMBLE in findings.scores:
+        other = findings.scores[ENSEMBLE]
+        said.append(
+            (
+                None,
+                f"An ensemble of as many deterministic networks has {other['accuracy']:.2%} and an NLL of "
+                f"{other['nll']:.4f}, and {other['density']:.0%} of one network's weights for {ising['density']:.0%}.",
+            )
+        )
     failed = findings.checks["fails"]
     expected = LEVEL * len(failed)
     said.append(

@@ -10,8 +10,8 @@ from ..draws import seeded
 from ..guides import Guide, LikelihoodGuided, PointEstimate
 from ..inference.config import FitConfig
 from ..inference.fit import fit
-from ..inference.mixture import fit_mixture, member_seed
-from ..inference.result import FitResult
+from ..inference.mixture import fit_mixture
+from ..inference.result import FitResult, member_seed
 from ..models import FeatureSpikeSlab, Flat, IsingSpikeSlab, IsingViT, StructuredSpikeSlab
 from ..models.priors.features import FEATURES
 from ..models.priors.structured import UNIT_LEVELS
@@ -58,7 +58,7 @@ def fit_ising(
 ) -> FitResult:
     """Fit the posterior of a run, a mixture if it has several members.
 
-    Checkpoints are saved as ``saving`` says, see `fit`.
+    What ``saving`` says of checkpoints, see `fit`, and of the processes of a mixture, see `fit_mixture`, is passed on.
     """
     if config.members == 1:
         return fit(build(config, selection), data.train, data.validation, config.fit, progress, **saving)

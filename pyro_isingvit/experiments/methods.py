@@ -104,7 +104,7 @@ def _ising(config: RunConfig, method: Method, data: Data, progress: bool) -> Ite
 
 
 def _ising_mixture(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
-    result = fit_ising(config.model_copy(update={"members": method.members}), data, progress)
+    result = fit_ising(config.model_copy(update={"members": method.members}), data, progress, jobs=1)
     yield from _of_ising(Predictor(f"ising-mixture of {method.members}"), result, config, data)
 
 
@@ -148,7 +148,7 @@ def _sparse_vd(config: RunConfig, method: Method, data: Data, progress: bool) ->
 
 
 def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
-    result = fit_ensemble(config.model_copy(update={"members": method.members}), data, progress)
+    result = fit_ensemble(config.model_copy(update={"members": method.members}), data, progress, jobs=1)
     test, validation = _plug_in_probs(result.posterior, data)
     predictor = Predictor(f"ensemble of {method.members}")
     outcome = _point(predictor, test, validation, data, result.seconds, density=float(method.members))

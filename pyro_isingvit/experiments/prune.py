@@ -109,6 +109,8 @@ def prune_run(
     check(out, formats, overwrite)
     config, data, result = open_run(folder, data_root)
     chosen: dict[str, Any] = {"level": level, "threshold": threshold, "density": density}
+    if fine_tune_steps and len(result.posterior.guides) > 1:
+        raise InputError(f"fine_tune={fine_tune_steps}: the run is a mixture, and one network is trained; fit 1 member")
     seed = config.fit.seed
     posterior = result.posterior
     network = prune(posterior, **chosen) if draws is None else prune_draws(posterior, draws, **chosen, seed=seed)

@@ -286,7 +286,9 @@ def _read(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool) ->
 
 def _config(cell: Cell, everything: Images, roots: Mapping[str, str]) -> RunConfig:
     root = _root(cell.dataset, roots)
-    return cell.run_config(recipe(cell.dataset, everything, cell.train, root), root)
+    settings = recipe(cell.dataset, everything, cell.train, root)
+    settings.pop("members", None)  # how many there are is a setting of the methods
+    return cell.run_config(settings, root)
 
 
 def _root(dataset: str, roots: Mapping[str, str]) -> str | None:

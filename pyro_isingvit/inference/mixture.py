@@ -25,15 +25,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..data import Images
 from ..draws import seeded
-from ..errors import InputError, InterruptedFitError, TrainingError, check_count
-from ..files import home
+from ..errors import InputError, InterruptedFitError, TrainingError, check_count, check_positive, kind_of
+from ..files import home, storing
 from ..guides import Guide
 from ..processes import Children, end_with_parent
 from ..saved import description, difference
 from .config import FitConfig
 from .events import Event, StepTaken, WentBack
 from .fit import check_kinds, fit
-from .result import FitResult
+from .result import FitResult, member_seed
 from .search import TemperatureSearch
 from .signals import listening
 from .trainer import Trainer
@@ -86,14 +86,20 @@ def fit_mixture(
     check_count("members", members, MOST)
     if jobs is not None:
         check_count("jobs", jobs, MOST)
-    if not 0 < share <= 1:
-        raise InputError(f"share={share}: each member draws this share of the training images, above 0 and up to 1")
+    if not callable(build):
+        raise InputError(f"build={kind_of(build)}: give a function that makes a guide with its model")
+    check_positive("share", share, "0.5")
+    if share > 1:
+        raise InputError(f"share={share}: each member draws this share of the training images, at most 1")
     if resume and checkpoint is None:
         raise InputError("resume=True with checkpoint=None: give the folder of the checkpoints")
     folder = None if checkpoint is None else home(checkpoint)
     seeds = [member_seed(config.seed, k) for k in range(members)]
     guides = _built(build, seeds)
-    with tempfile.TemporaryDirectory(prefix="isingvit-") as scratch, _bar(Path(scratch), guides, config, progress):
+    with (
+        tempfile.TemporaryDirectory(prefix="isingvit-", ignore_cleanup_errors=True) as scratch,
+        _bar(Path(scratch), guides, config, progress),
+    ):
         orders = [
             _Order(
                 k,
@@ -109,13 +115,10 @@ def fit_mixture(
             for k in range(members)
         ]
         with _naming(folder):
-            results = _fit_all(orders, jobs)
-    return _together(results, validation, config, time.perf_counter() - start)
-
-
-def member_seed(seed: int, member: int) -> int:
-    """Seed of a member of a mixture, from 0, whose fit has a seed; the first member has the same."""
-    return seed + 1_000_003 * member
+            results, together = _fit_all(orders, jobs)
+    each = [result.seconds for result in results]  # with those before an interruption
+    seconds = max(time.perf_counter() - start, max(each) if together else sum(each))
+    return _together(results, validation, config, seconds)
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class _Order:
 
     def fit(self) -> FitResult:
         saving: dict[str, Any] = {"checkpoint": self.checkpoint, "resume": self.resume, "interval": self.interval}
-        steps = _steps(self.scratch, "r+")
+        steps = _steps(self.scratch)
 
         def listen(event: Event) -> None:
             if isinstance(event, StepTaken | WentBack):
@@ -173,7 +176,8 @@ def _config_of(member: int, seed: int, config: FitConfig, scratch: Path) -> FitC
     changes: dict[str, Any] = {"seed": seed}
     if isinstance(config.temperature, TemperatureSearch):
         search = _First if member == 0 else _Follower
-        changes["temperature"] = search(**config.temperature.model_dump(), found=scratch / "temperature")
+        known = config.temperature.model_dump(include=set(TemperatureSearch.model_fields))
+        changes["temperature"] = search(**known, found=scratch / "temperature")
     return config.model_copy(update=changes)
 
 
@@ -204,47 +208,55 @@ class _Follower(TemperatureSearch):
         return None
 
 
-def _fit_all(orders: Sequence[_Order], jobs: int | None) -> list[FitResult]:
-    """Fit members, in this process or in some of their own."""
+def _fit_all(orders: Sequence[_Order], jobs: int | None) -> tuple[list[FitResult], bool]:
+    """Fit members, in this process or in some of their own; returns results, and whether they ran side by side."""
     threads = torch.get_num_threads()
     if jobs is None:
         alone = threads == 1 or orders[0].config.torch_device().type != "cpu"
-        jobs = 1 if alone else min(len(orders), 2 * threads)
-    if jobs == 1 or len(orders) == 1:
-        return [order.fit() for order in orders]
+        jobs = 1 if alone else 2 * threads
+    jobs = min(jobs, len(orders))
+    if jobs == 1:
+        return [order.fit() for order in orders], False
     children = Children()
     with listening(orders[0].checkpoint is not None) as told, ThreadPoolExecutor(jobs) as pool:
         each = [pool.submit(_in_a_process, order, children, max(1, threads // jobs)) for order in orders]
         try:
             while wait(each, 0.1, FIRST_EXCEPTION).not_done:
                 if told.signal is not None:
-                    children.stop(told.signal)  # each saves a checkpoint
-                    break
+                    children.stop(told.signal)
+                    wait(each)  # each saves a checkpoint
                 for one in each:
                     if one.done():
                         one.result()
-            return [one.result() for one in each]
+            if told.signal is not None:
+                raise InterruptedFitError("stopped after the last step", told.signal)
+            done = [one.result() for one in each]
         except BaseException as error:
             children.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
             if told.signal is not None and not isinstance(error, InterruptedFitError):
                 raise InterruptedFitError("stopped", told.signal) from None
             raise
+    for order, (_, notes) in zip(orders, done, strict=True):
+        for kind, note in notes:
+            warnings.warn(f"member {order.member}: {note}", kind, stacklevel=3)
+    return [result for result, _ in done], True
 
 
-def _in_a_process(order: _Order, children: Children, threads: int) -> FitResult:
-    """Fit a member in a process of its own; see `main`."""
+def _in_a_process(order: _Order, children: Children, threads: int) -> tuple[FitResult, list[tuple[type, str]]]:
+    """Fit a member in a process of its own, see `main`; returns what it warned of, too."""
     path = order.scratch / str(order.member)
-    path.write_bytes(cloudpickle.dumps(order))
+    with storing(path):
+        path.write_bytes(cloudpickle.dumps(order))
     code, said = children.run(__name__, str(path), threads)
     done = path.with_suffix(".done")
     if not done.exists():
         last = (said.strip().splitlines() or ["it said nothing"])[-1]
         raise TrainingError(f"member {order.member}: its process ended with code {code} ({last})")
     found, notes = cloudpickle.loads(done.read_bytes())
-    for note in notes:
-        warnings.warn(f"member {order.member}: {note}", stacklevel=2)
+    done.unlink()
     if isinstance(found, FitResult):
-        return found
+        return found, notes
     kind, message, number = found
     if kind is InterruptedFitError:
         raise InterruptedFitError(message, number)
@@ -256,6 +268,7 @@ def main() -> None:
     path = Path(sys.stdin.readline().strip())
     threading.Thread(target=end_with_parent, daemon=True).start()
     order = cloudpickle.loads(path.read_bytes())
+    path.unlink()
     found: Any
     with warnings.catch_warnings(record=True) as notes:
         try:
@@ -265,7 +278,7 @@ def main() -> None:
         except (InputError, TrainingError, OSError) as error:
             found = type(error), str(error), None
     draft = path.with_suffix(".draft")
-    draft.write_bytes(cloudpickle.dumps((found, [str(note.message) for note in notes])))
+    draft.write_bytes(cloudpickle.dumps((found, [(note.category, str(note.message)) for note in notes])))
     draft.replace(path.with_suffix(".done"))
 
 
@@ -286,14 +299,14 @@ def _naming(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except InterruptedFitError as error:
-        what = str(error).partition(";")[0]
-        raise InterruptedFitError(f"{what}; go on from the checkpoints in {folder}", error.signal) from None
+        what, _, where = str(error).partition("; ")
+        kept = where if where.startswith("no ") else f"go on from the checkpoints in {folder}"
+        raise InterruptedFitError(f"{what}; {kept}", error.signal) from None
 
 
-def _steps(scratch: Path, mode: Any) -> Any:
+def _steps(scratch: Path) -> Any:
     """The number of steps that each member has taken, which all processes see."""
-    path = scratch / "steps"
-    return np.memmap(path, np.int64, mode, shape=(path.stat().st_size // 8,) if mode == "r+" else None)
+    return np.memmap(scratch / "steps", np.int64, "r+")
 
 
 @contextmanager
@@ -301,7 +314,7 @@ def _bar(scratch: Path, guides: Sequence[Guide], config: FitConfig, progress: bo
     """Context with a progress bar of the steps of all members."""
     members, title = len(guides), f"{len(guides)} of {type(guides[0]).__name__}"
     (scratch / "steps").write_bytes(bytes(8 * members))
-    steps = _steps(scratch, "r+")
+    steps = _steps(scratch)
 
     class Bar(Progress):
         def get_renderables(self) -> Any:

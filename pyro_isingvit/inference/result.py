@@ -18,6 +18,11 @@ from ..saved import DESCRIPTION
 LOG, HISTORY, TRIALS = "fit.json", "history.csv", "trials.csv"
 
 
+def member_seed(seed: int, member: int) -> int:
+    """Seed of a member of a mixture, from 0, whose fit has a seed; the first member has the same."""
+    return seed + 1_000_003 * member
+
+
 @dataclass(frozen=True)
 class FitResult:
     """A fitted posterior, and how the fit went.
@@ -53,7 +58,13 @@ class FitResult:
                 f"member={member}: this result has {len(every)}" + ("; it is no mixture" * (len(every) == 1))
             )
         own = self.history[self.history["member"] == member].drop(columns="member").reset_index(drop=True)
-        return replace(self, posterior=every[member], history=own, seconds=float(own["seconds"].iloc[-1]))
+        facts = {
+            "history": own,
+            "trials": self.trials if member == 0 else None,
+            "seconds": float(own["seconds"].iloc[-1]),
+            "config": {**self.config, "seed": member_seed(self.config["seed"], member)},
+        }
+        return replace(self, posterior=every[member], **facts)
 
     def save(self, folder: str | Path) -> None:
         """Write the files of `Posterior.save`, and ``fit.json``, ``history.csv``, and ``trials.csv`` if there are any.

@@ -83,12 +83,15 @@ def prune_draws(
         raise InputError(f"draws={draws}: an ensemble has at least two; prune makes a single network")
     members = posterior.members
     decisions = [decide(member, level, threshold, density) for member in members]
+    dropped = [
+        member.mean_weights({name: torch.zeros_like(mask) for name, mask in decision.masks.items()})
+        for member, decision in zip(members, decisions, strict=True)
+    ]
     cuts = []
     for t, draw in enumerate(posterior.draws(draws, seed)):
         decision, weights, network = decisions[t % len(members)], draw.weights, draw.model.network
         if "weight" in decision.levels:
-            none = {name: torch.zeros_like(mask) for name, mask in decision.masks.items()}
-            out = members[t % len(members)].mean_weights(none)
+            out = dropped[t % len(members)]
             weights = weights | {
                 name: torch.where(mask > 0, weights[name], out[name]) for name, mask in decision.masks.items()
             }

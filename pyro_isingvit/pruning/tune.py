@@ -51,7 +51,7 @@ def fine_tune(
     if not isinstance(network, CompactViT):
         raise InputError(f"network={type(network).__name__}: give a CompactViT, as prune and shrink make them")
     if network.config.members > 1:
-        raise InputError(f"network: an ensemble of {network.config.members}; only a network of prune is fine-tuned")
+        raise InputError(f"network: an ensemble of {network.config.members}; only a single network is fine-tuned")
     settings = (config or FitConfig()).model_copy(update={"temperature": 1.0, "target_density": None})
     before, sites = copy.deepcopy(network.state_dict()), matrices(network)
     model = IsingViT(cast(ViT, network), Flat(sites))

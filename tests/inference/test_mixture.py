@@ -28,7 +28,7 @@ from pyro_isingvit import (
 )
 from pyro_isingvit.diagnostics import stability
 from pyro_isingvit.diagnostics.inference_data import to_inference_data
-from pyro_isingvit.inference.mixture import member_seed
+from pyro_isingvit.inference.result import member_seed
 from pyro_isingvit.pruning import prune_draws
 from tests.conftest import QUICK, TINY, pair
 
@@ -171,7 +171,10 @@ def test_bad_arguments(stripes, tmp_path):
     kinds = iter([LikelihoodGuided, MeanField])
     for options, message in (
         ({"members": 0}, "members=0: must be an integer from 1"),
-        ({"share": 0.0}, r"share=0\.0: each member draws"),
+        ({"share": 0.0}, r"share=0\.0: must be a positive number"),
+        ({"share": 1.5}, r"share=1\.5: each member draws"),
+        ({"share": "half"}, "share='half': must be a positive number"),
+        ({"build": None}, "build=NoneType: give a function"),
         ({"jobs": 0}, "jobs=0: must be an integer from 1"),
         ({"resume": True}, "resume=True with checkpoint=None"),
         ({"build": lambda: one}, "build: it returned a guide or model that it had returned before"),

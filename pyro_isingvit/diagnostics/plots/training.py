@@ -13,15 +13,15 @@ PHASE_SHADES = {"path": "#e3ebf3", "ising": "#f1f5f9", "fine-tune": "#dde7f1"}
 
 
 def plot_loss(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Training loss, and the NLL of held-out images, against steps; phases are shaded.
+    """Training loss, and the NLL of held-out images, against steps, by member; phases are shaded.
 
     Args:
         history: `FitResult.history`; the loss and the NLL are in nats per image.
         ax: axes to draw on; those of a new figure if None.
     """
     ax = _phases(history, ax)
-    ax.plot(history["step"], history["loss"], color=LIGHT, label="training loss (with the KL divergence of the guide)")
-    ax.plot(history["step"], history["nll"], color=DARK, label="NLL of held-out images, one network")
+    _lines(ax, history, "loss", LIGHT, "training loss (with the KL divergence of the guide)")
+    _lines(ax, history, "nll", DARK, "NLL of held-out images, one network")
     ax.set(ylabel="nats per image", yscale="log")
     ax.yaxis.set_major_formatter(ScalarFormatter())
     ax.yaxis.set_minor_formatter(NullFormatter())
@@ -37,8 +37,8 @@ def plot_density(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax: axes to draw on; those of a new figure if None.
     """
     ax = _phases(history, ax)
-    ax.plot(history["step"], history["expected_density"], color=LIGHT, label="mean inclusion probability")
-    ax.plot(history["step"], history["median_density"], color=DARK, label="share in the median-probability model")
+    _lines(ax, history, "expected_density", LIGHT, "mean inclusion probability")
+    _lines(ax, history, "median_density", DARK, "share in the median-probability model")
     ax.set(ylabel="weights kept", ylim=(0, 1.03))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1.08), fontsize="small", frameon=False)  # above the phases' names
     return ax
@@ -100,6 +100,13 @@ def plot_path(table: pd.DataFrame, score: str = "nll", ax: Axes | None = None) -
     ax.minorticks_off()
     ax.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return bare(ax)
+
+
+def _lines(ax: Axes, history: pd.DataFrame, name: str, color: str, label: str) -> None:
+    """A line of a column of a history; of a mixture, one for each member."""
+    members = history["member"] if "member" in history else pd.Series(0, history.index)
+    for k, rows in history.groupby(members):
+        ax.plot(rows["step"], rows[name], color=color, label=label if k == 0 else None)
 
 
 def _phases(history: pd.DataFrame, ax: Axes | None) -> Axes:
