@@ -175,7 +175,7 @@ def _training(
     device, model = config.torch_device(), guide.model
     model.to(device).train()
     guide.to(device).train()
-    _check(guide, train, validation, config)
+    check_together(guide, train, validation, config)
     with (
         _holding(guide, config.target_density),
         seeded(device, config.seed),
@@ -247,7 +247,12 @@ _KINDS: dict[str, tuple[Any, str]] = {
 }
 
 
-def _check(guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
+def check_together(guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
+    """Check that arguments of `fit` fit together, on the device where the guide is.
+
+    Raises:
+        InputError: if they do not.
+    """
     model = guide.model
     searched = isinstance(config.temperature, TemperatureSearch)
     if searched and validation is None:

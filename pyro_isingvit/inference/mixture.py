@@ -32,7 +32,7 @@ from ..processes import Children, end_with_parent
 from ..saved import description, difference
 from .config import FitConfig
 from .events import Event, StepTaken, WentBack
-from .fit import check_kinds, fit
+from .fit import check_kinds, check_together, fit
 from .result import FitResult, member_seed
 from .search import TemperatureSearch
 from .signals import listening
@@ -96,6 +96,8 @@ def fit_mixture(
     folder = None if checkpoint is None else home(checkpoint)
     seeds = [member_seed(config.seed, k) for k in range(members)]
     guides = _built(build, seeds)
+    config.torch_device()
+    check_together(guides[0], train, validation, config)
     with (
         tempfile.TemporaryDirectory(prefix="isingvit-", ignore_cleanup_errors=True) as scratch,
         _bar(Path(scratch), guides, config, progress),

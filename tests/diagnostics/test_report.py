@@ -39,7 +39,7 @@ from pyro_isingvit.network.units import UNITS
 def folder(tmp_path_factory):
     torch.set_num_threads(1)
     everything = read("digits")
-    settings = recipe("digits", everything) | {"train": 60, "test": 40, "validation": 400, "draws": 4}
+    settings = recipe("digits", everything) | {"train": 60, "test": 40, "validation": 400, "draws": 4, "members": 1}
     settings["fit"] = settings["fit"] | {"steps": 60, "temperature": 1e-3, "device": "cpu"}
     settings["network"] = settings["network"] | {"dim": 8, "heads": 2, "mlp_ratio": 2}
     out = tmp_path_factory.mktemp("runs") / "digits"

@@ -190,8 +190,6 @@ def test_bad_arguments(stripes, tmp_path):
 def test_what_goes_wrong_in_a_process_is_told(stripes):
     with pytest.raises(TrainingError, match=r"member \d: .*lower learning_rate="):
         mixture(stripes, members=2, jobs=2, learning_rate=1e30)
-    with pytest.raises(InputError, match=r"member \d: temperature: a search"):
-        mixture(stripes, members=2, jobs=2, **SEARCH)
 
 
 SCRIPT = """
