@@ -1,6 +1,7 @@
 """Damaged folders of runs and of exported networks: every file, in every way."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -47,6 +48,17 @@ def folder(finished, tmp_path):
 def test_a_damaged_file_of_a_run_is_named(name, damage, folder):
     DAMAGE[damage](folder / name)
     with pytest.raises(InputError, match=name.rpartition("/")[2].replace(".", r"\.")) as caught:
+        evaluate(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith("json") and name != "metrics.json"])
+def test_a_number_that_was_edited_by_hand_is_found(name, folder):
+    text = (folder / name).read_text()
+    edited = re.sub(r": (\d+)", lambda match: f": {int(match[1]) + 1}", text, count=1)
+    assert edited != text
+    (folder / name).write_text(edited)
+    with pytest.raises(InputError, match=r"json: (was changed or damaged|not the file)") as caught:
         evaluate(folder)
     assert "\n" not in str(caught.value)
 
