@@ -178,3 +178,17 @@ def test_a_guide_that_is_not_the_posterior_is_found_out(result, stripes):
     loo = leave_one_out(result, stripes, draws=200)
     assert loo.k_hat > 0.7
     assert not loo.reliable
+
+
+def test_a_statistic_without_a_value_is_missing_and_no_failure():
+    """In the labels themselves, or in so many replications that no interval is left."""
+    labels, replicated = torch.arange(60) % 3, torch.randint(3, (400, 60))
+    probs = torch.full((60, 3), 1 / 3)
+    statistics = {
+        "no such class": lambda labels, probs: (labels == 7).double().mean() / (labels == 7).double().mean(),
+        "a number": lambda labels, probs: 0.5,
+    }
+    table = predictive_check(labels, replicated, probs, statistics).set_index("statistic")
+    assert table.loc["no such class", ["observed", "lower", "upper", "p_value"]].isna().all()
+    assert not table["fails"].any()
+    assert table.loc["a number", "observed"] == 0.5
