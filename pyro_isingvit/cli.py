@@ -86,7 +86,7 @@ def fit_command(
     }
     own = {"dataset": dataset, "data_root": data_root, "image_size": image_size, "background": background}
     own |= {"train": train, "validation": validation, "test": test, "balanced": balanced, "select": select}
-    own["members"] = members
+    own |= {"members": members}
     settings = recipe(dataset, everything, train, data_root)
     for part, options in given.items():
         settings[part] = settings.get(part, {}) | _given(options)

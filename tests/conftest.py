@@ -97,13 +97,17 @@ def tiny_model(tiny_network: ViT) -> IsingViT:
     return IsingViT(tiny_network, IsingSpikeSlab(tiny_network.weight_sites(), coupling=0.5), num_data=60)
 
 
-@pytest.fixture
-def stripes() -> Images:
+def striped(names=()):
     """Sixty noisy 4x4 images: class k has row k bright."""
     labels = torch.arange(60) % 3
     images = 0.3 * torch.rand(60, 1, 4, 4)
     images[torch.arange(60), 0, labels] += 0.6
-    return Images(images, labels, 3)
+    return Images(images, labels, 3, names=names)
+
+
+@pytest.fixture
+def stripes() -> Images:
+    return striped()
 
 
 @pytest.fixture

@@ -132,30 +132,7 @@ def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
         Pairs of a flag and a sentence. The flag is True for a favourable finding, False for an unfavourable one, and
         None for a difference within two standard errors.
     """
-    said: list[tuple[bool | None, str]] = []
-    ising = findings.scores[ISING]
-    if findings.difference is not None:
-        plain, gaps = findings.scores[PLAIN], findings.difference.set_index("score")
-        for key, name, form, better in (("accuracy", "Accuracy", ".2%", 1), ("nll", "NLL", ".4f", -1)):
-            gap, se = gaps.loc[key, "difference"], gaps.loc[key, "se"]
-            clear = abs(gap) > 2 * se
-            said.append(
-                (
-                    bool(gap * better > 0) if clear else None,
-                    f"{name} {ising[key]:{form}}, the deterministic network's {plain[key]:{form}}: "
-                    + (("better" if gap * better > 0 else "worse") + ", by more than" if clear else "within")
-                    + f" two standard errors ({se:{form}}) of the difference.",
-                )
-            )
-    if ENSEMBLE in findings.scores:
-        other = findings.scores[ENSEMBLE]
-        said.append(
-            (
-                None,
-                f"An ensemble of as many deterministic networks has {other['accuracy']:.2%} and an NLL of "
-                f"{other['nll']:.4f}, and {other['density']:.0%} of one network's weights for {ising['density']:.0%}.",
-            )
-        )
+    said = _comparisons(findings)
     failed = findings.checks["fails"]
     expected = LEVEL * len(failed)
     said.append(
@@ -188,6 +165,35 @@ def verdicts(findings: Findings) -> list[tuple[bool | None, str]]:
         if PLAIN in rows:
             text += f", that of the deterministic network with {rows[PLAIN]:.3f}"
         said.append((bool(rows[ISING] >= rows.max()), text + "."))
+    return said
+
+
+def _comparisons(findings: Findings) -> list[tuple[bool | None, str]]:
+    """The posterior beside what was trained by the same recipe; see `verdicts`."""
+    said: list[tuple[bool | None, str]] = []
+    ising = findings.scores[ISING]
+    if findings.difference is not None:
+        plain, gaps = findings.scores[PLAIN], findings.difference.set_index("score")
+        for key, name, form, better in (("accuracy", "Accuracy", ".2%", 1), ("nll", "NLL", ".4f", -1)):
+            gap, se = gaps.loc[key, "difference"], gaps.loc[key, "se"]
+            clear = abs(gap) > 2 * se
+            said.append(
+                (
+                    bool(gap * better > 0) if clear else None,
+                    f"{name} {ising[key]:{form}}, the deterministic network's {plain[key]:{form}}: "
+                    + (("better" if gap * better > 0 else "worse") + ", by more than" if clear else "within")
+                    + f" two standard errors ({se:{form}}) of the difference.",
+                )
+            )
+    if ENSEMBLE in findings.scores:
+        other = findings.scores[ENSEMBLE]
+        said.append(
+            (
+                None,
+                f"An ensemble of as many deterministic networks has {other['accuracy']:.2%} and an NLL of "
+                f"{other['nll']:.4f}, and {other['density']:.0%} of one network's weights for {ising['density']:.0%}.",
+            )
+        )
     return said
 
 

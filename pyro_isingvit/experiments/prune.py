@@ -117,8 +117,11 @@ def prune_run(
     if fine_tune_steps:
         settings = config.fit.model_copy(update={"steps": fine_tune_steps})
         fine_tune(network, data.train, data.validation, settings, progress)
-    medians = [member.network() for member in posterior.members] if draws is None else []
-    whole = medians[0] if len(medians) == 1 else Ensemble(medians or _networks_of_draws(posterior, draws or 0, seed))
+    if draws is None:
+        networks = [member.network() for member in posterior.members]
+    else:
+        networks = _networks_of_draws(posterior, draws, seed)
+    whole = networks[0] if len(networks) == 1 else Ensemble(networks)
     both = {"before": whole.cpu(), "after": network}
     prices = costs(both, data.test.images)
     probs = {name: predict_with(one, data.test.images) for name, one in both.items()}

@@ -1,34 +1,25 @@
 """A run, from a configuration to a folder with all of its results."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..data import Data, Images
 from ..drafts import drafting
 from ..errors import InputError
 from ..files import home, write, write_json
 from ..inference.result import FitResult
-from ..network.stem import as_floats
 from ..posterior import Posterior
-from ..scores import ENSEMBLE, ISING, MEDIAN, PLAIN, nll
+from ..scores import ENSEMBLE, ISING, PLAIN, nll
 from .fits import fit_deterministic, fit_ensemble, fit_ising, select_features
 from .images import load, read_images
 from .place import begin, check_finished, check_free, continuing, resolved, working
 from .recipes import RunConfig
 from .record import RUN, RunFacts, Unfinished, check_digests, check_images, config_of, digests, read_facts, versions
-
-Scores = dict[str, dict[str, float]]
-"""Metrics by method."""
-
-
-FOREIGN = 1000
-"""Largest number of test images that are turned, to see whether a posterior tells them from the others."""
+from .scoring import Scores, score_fits
 
 
 @dataclass(frozen=True)
@@ -149,7 +140,7 @@ def _work(
         plain, ensemble = _calibrated(ensemble.member(0), data), _calibrated(ensemble, data)
     elif compare:
         plain = _calibrated(fit_deterministic(config, data, progress, **saving("deterministic")), data)
-    scores = _scores({ISING: result, PLAIN: plain, ENSEMBLE: ensemble}, data.test, config)
+    scores = score_fits({ISING: result, PLAIN: plain, ENSEMBLE: ensemble}, data.test, config)
     finished = Run(config, data, result, plain, ensemble, selection, scores)
     with drafting(out, partial(check_free, out, overwrite=True)) as draft:
         _write(finished, draft, everything)
@@ -172,7 +163,7 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
         FitResult.load(part) if part.is_dir() else None
         for part in (home(folder) / name for name in ("deterministic", "ensemble", "selection"))
     )
-    scores = _scores({ISING: result, PLAIN: plain, ENSEMBLE: ensemble}, data.test, config)
+    scores = score_fits({ISING: result, PLAIN: plain, ENSEMBLE: ensemble}, data.test, config)
     return Run(config, data, result, plain, ensemble, selection, scores)
 
 
@@ -256,40 +247,6 @@ def _validation_nll(posterior: Posterior, validation: Images, config: RunConfig)
 
 def _calibrated(result: FitResult, data: Data) -> FitResult:
     return replace(result, posterior=result.posterior.calibrate(data.validation))
-
-
-def _scores(fits: Mapping[str, FitResult | None], test: Images, config: RunConfig) -> Scores:
-    """Metrics on the test images of each fit that there is, and of the median-probability model."""
-    from ..diagnostics.calibration import metrics  # torchmetrics takes seconds to import
-    from ..diagnostics.shift import outside_auroc, rotate
-
-    few = test.images[:FOREIGN]
-    turned = rotate(as_floats(few), 90).clamp(0, 1)
-    scores: Scores = {}
-    for method, result in fits.items():
-        if result is None:
-            continue
-        posterior = result.posterior
-        draws = config.draws if method == ISING else len(posterior.guides)
-        shares = posterior.densities() or dict.fromkeys(("median_density", "expected_density"), float(draws))
-        density, expected = shares["median_density"], shares["expected_density"]
-        inside, outside = (posterior.predict(images, draws, seed=config.fit.seed) for images in (test.images, turned))
-        scores[method] = metrics(inside.probs, test.labels) | {
-            "auroc": outside_auroc(inside.entropy[:FOREIGN], outside.entropy),
-            "density": density,
-            "expected_density": expected,
-            "seconds": result.seconds,
-        }
-        if method == ISING:
-            probs, of_turned = posterior.predict_plug_in(test.images), posterior.predict_plug_in(turned)
-            entropies = (torch.special.entr(each).sum(-1) for each in (probs[:FOREIGN], of_turned))
-            scores[MEDIAN] = metrics(probs, test.labels) | {
-                "auroc": outside_auroc(*entropies),
-                "density": density,
-                "expected_density": density,
-                "seconds": result.seconds,
-            }
-    return scores
 
 
 def _write(finished: Run, folder: Path, everything: Images) -> None:

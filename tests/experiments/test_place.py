@@ -73,13 +73,13 @@ def test_what_systems_leave_is_not_in_the_way(data, reported):
 
 
 def test_what_appears_meanwhile_is_kept_and_the_run_too(data, tmp_path, monkeypatch):
-    score = runs._scores
+    score = runs.score_fits
 
     def meanwhile(*arguments):
         (tmp_path / "run" / "notes.txt").write_text("mine")
         return score(*arguments)
 
-    monkeypatch.setattr(runs, "_scores", meanwhile)
+    monkeypatch.setattr(runs, "score_fits", meanwhile)
     with pytest.raises(InputError, match=r"wrote 'notes\.txt'.* what was to be written there is in") as caught:
         run(small_config(data), tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"

@@ -30,7 +30,7 @@ from pyro_isingvit.diagnostics import stability
 from pyro_isingvit.diagnostics.inference_data import to_inference_data
 from pyro_isingvit.inference.result import member_seed
 from pyro_isingvit.pruning import prune_draws
-from tests.conftest import QUICK, TINY, pair
+from tests.conftest import QUICK, TINY, pair, striped
 
 SEARCH = {"steps": 40, "pilot": 0.5, "temperature": TemperatureSearch(factors=(0.05, 0.5, 5.0), draws=3)}
 
@@ -49,12 +49,8 @@ def mixture(stripes, members=3, jobs=1, validation=None, **settings):
 def three():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        labels = torch.arange(60) % 3
-        images = 0.3 * torch.rand(60, 1, 4, 4)
-        images[torch.arange(60), 0, labels] += 0.6
-    from pyro_isingvit import Images
-
-    return mixture(Images(images, labels, 3, names=("a", "b", "c")))
+        images = striped(("a", "b", "c"))
+    return mixture(images)
 
 
 def states(posterior):
