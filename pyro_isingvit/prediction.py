@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .data.images import checked_pixels
-from .draws import BATCH, Draw, check_draws
+from .draws import BATCH, check_draws
 from .errors import InputError
 from .logit_scale import most_probable_scale, scaled_log_likelihood
 
@@ -16,6 +16,13 @@ BUFFER = 4_000_000
 """Largest number of logits that are held at once; images are taken in groups such that all draws fit."""
 
 _TENSORS = ("probs", "lower", "upper", "entropy", "mutual_information", "between")
+
+
+class HasLogits(Protocol):
+    """What gives logits, such as a `Draw`."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) of a batch of images."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Prediction:
 
 
 def predictions(
-    every: Callable[[], Iterator[Draw]],
+    every: Callable[[], Iterator[HasLogits]],
     draws: int,
     images: Tensor,
     scales: Sequence[float],
@@ -99,7 +106,7 @@ def predictions(
 
 
 def calibration(
-    every: Callable[[], Iterator[Draw]], draws: int, images: Tensor, labels: Tensor, device: torch.device
+    every: Callable[[], Iterator[HasLogits]], draws: int, images: Tensor, labels: Tensor, device: torch.device
 ) -> tuple[float, Tensor | None]:
     """The logit scale that suits held-out images, see `most_probable_scale`.
 
@@ -127,7 +134,9 @@ def calibration(
     return most_probable_scale(torch.cat(parts, 1)), logits if len(parts) == 1 else None
 
 
-def _logits(every: Callable[[], Iterator[Draw]], draws: int, images: Tensor, device: torch.device) -> Iterator[Tensor]:
+def _logits(
+    every: Callable[[], Iterator[HasLogits]], draws: int, images: Tensor, device: torch.device
+) -> Iterator[Tensor]:
     """Logits (draws, group, classes) of one group of images after another."""
     start, group, buffer = 0, 1, None
     while start < len(images):

@@ -26,8 +26,10 @@ from ..inference.result import FitResult
 from ..logit_scale import best_logit_scale, scale_logits
 from ..models import IsingViT, LogUniform
 from ..posterior import Posterior
+from ..prediction import calibration, predictions
 from ..scores import nll
 from .fits import build, build_network, fit_deterministic, fit_ensemble, fit_ising, plain
+from .opponents import Candidate, Opponent, ivon, laplace, swag
 from .outcome import Outcome, Predictor
 from .recipes import RunConfig
 
@@ -41,8 +43,12 @@ Name = Literal[
     "sparse-vd",
     "ensemble",
     "magnitude-pruning",
+    "ivon",
+    "laplace",
+    "swag",
 ]
-
+DRAWS = 20
+"""Number of draws of an opponent by which its logits are scaled, as for `Posterior.calibrate`."""
 
 _SETTINGS = {
     "ising-mixture": "members",
@@ -66,6 +72,9 @@ class Method(Config):
             * ``deterministic``, ``dropout``, ``dropconnect``, ``sparse-vd``, ``ensemble``.
             * ``magnitude-pruning``: the deterministic network is cut to each density, and then trained further for a
               quarter of the steps.
+            * ``ivon``, ``laplace`` (of the last layer), ``swag``: see `pyro_isingvit.experiments.opponents`. Each is
+              trained with a few settings of its own, of which the validation images choose one. The first two need the
+              extra ``opponents``.
 
             The logits of ``ising-path`` and ``magnitude-pruning`` are scaled to suit the validation images; the other
             methods give outcomes without and with such scaling. The rule is the same for all, see
@@ -156,6 +165,40 @@ def _ensemble(config: RunConfig, method: Method, data: Data, progress: bool) -> 
     yield _scaled(outcome, validation, data)
 
 
+def _opponent(name: Name, train: Opponent) -> Callable[[RunConfig, Method, Data, bool], Iterator[Outcome]]:
+    """Outcomes with the setting of least scaled NLL of the validation images; the time is that of all settings."""
+
+    def run(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
+        device, seconds = config.fit.torch_device(), 0.0
+        data = Data(*(part.to(device) for part in (data.train, data.validation, data.test)))
+        best: list[Outcome] | None = None
+        for candidate in train(config, data, progress):
+            seconds += candidate.seconds
+            pair = _candidate(Predictor(name), candidate, config, data)
+            if best is None or pair[1].validation_nll < best[1].validation_nll:
+                best = pair
+        assert best is not None
+        for outcome in best:
+            yield replace(outcome, seconds=seconds)
+
+    return run
+
+
+def _candidate(predictor: Predictor, candidate: Candidate, config: RunConfig, data: Data) -> list[Outcome]:
+    """Outcomes without and with scaled logits, as for our posteriors."""
+    seed, device = config.fit.seed, data.train.images.device
+    images, labels = data.validation.images, data.validation.labels
+    scale, _ = calibration(lambda: candidate.draws(DRAWS, seed), DRAWS, images, labels, device)
+    test, validation = (
+        predictions(lambda: candidate.draws(config.draws, seed), config.draws, part.images, (1.0, scale), 0.9, device)
+        for part in (data.test, data.validation)
+    )
+    return [
+        _point(replace(predictor, scaled=scaled), at_test.probs, at_validation.probs, data, 0.0, mark=candidate.setting)
+        for scaled, at_test, at_validation in zip((False, True), test, validation, strict=True)
+    ]
+
+
 def _magnitude_pruning(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
     whole = fit_deterministic(config, data, progress)
     settings = plain(config.fit).model_copy(update={"steps": max(1, config.fit.steps // 4)})
@@ -181,6 +224,9 @@ _METHODS: dict[str, Callable[[RunConfig, Method, Data, bool], Iterator[Outcome]]
     "sparse-vd": _sparse_vd,
     "ensemble": _ensemble,
     "magnitude-pruning": _magnitude_pruning,
+    "ivon": _opponent("ivon", ivon),
+    "laplace": _opponent("laplace", laplace),
+    "swag": _opponent("swag", swag),
 }
 
 
@@ -257,6 +303,12 @@ def _plug_in(predictor: Predictor, result: FitResult, data: Data) -> Iterator[Ou
 
 
 def _point(
-    predictor: Predictor, test: Tensor, validation: Tensor, data: Data, seconds: float, density: float = 1.0
+    predictor: Predictor,
+    test: Tensor,
+    validation: Tensor,
+    data: Data,
+    seconds: float,
+    density: float = 1.0,
+    mark: str = "",
 ) -> Outcome:
-    return Outcome(predictor, test, _nll(validation, data.validation.labels), density, density, 1.0, seconds)
+    return Outcome(predictor, test, _nll(validation, data.validation.labels), density, density, 1.0, seconds, mark)

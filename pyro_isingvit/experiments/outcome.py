@@ -42,7 +42,8 @@ class Outcome:
             that predictions average over.
         temperature: temperature of the posterior; 1 for methods without one.
         seconds: seconds of training.
-        mark: for a point of a path, its marks in `path_table`: ``least_nll``, ``sparsest``, or both.
+        mark: for a point of a path, its marks in `path_table`: ``least_nll``, ``sparsest``, or both. For a method that
+            chooses a setting of its own on the validation images, that setting.
     """
 
     predictor: Predictor

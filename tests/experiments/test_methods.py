@@ -50,6 +50,9 @@ def data(stripes):
         ("sparse-vd", ["sparse-vd", "sparse-vd, temperature-scaled"]),
         ("ensemble", ["ensemble of 2", "ensemble of 2, temperature-scaled"]),
         ("magnitude-pruning", ["magnitude-pruning", "magnitude-pruning"]),
+        ("ivon", ["ivon", "ivon, temperature-scaled"]),
+        ("laplace", ["laplace", "laplace, temperature-scaled"]),
+        ("swag", ["swag", "swag, temperature-scaled"]),
     ],
 )
 def test_every_method_learns_and_says_what_it_kept(data, name, methods):
