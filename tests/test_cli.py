@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pyro_isingvit import FitResult
+from pyro_isingvit import FitResult, InputError
 from pyro_isingvit.experiments.runs import evaluate
 from pyro_isingvit.files import sealed
 from tests.conftest import QUICK_RUN
@@ -191,6 +192,12 @@ def test_an_official_test_set_and_cifar100(isingvit, tmp_path, monkeypatch):
     assert "cifar-100: 100 training and 200 test images" in out
     config = evaluate(tmp_path / "runs" / "cifar-100").config
     assert (config.test, config.network.classes) == ("official", 100)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "root")
+    write_cifar100(tmp_path / "root", monkeypatch, inverted=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"cifar-100.: had other test images \(200 of 3x32x32, \w+, not 200 of"):
+        evaluate(tmp_path / "runs" / "cifar-100")
 
 
 @pytest.mark.parametrize(

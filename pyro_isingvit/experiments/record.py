@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 
 from ..config import Config, describe
-from ..data import Images
+from ..data import Data, Images
 from ..drafts import LOCK
 from ..errors import InputError
 from ..files import file_digest, read_json
@@ -26,6 +26,7 @@ class Unfinished(Config):
 
     config: dict[str, Any]
     images: str
+    official: dict[str, str] = {}
     compare: bool
 
 
@@ -35,6 +36,7 @@ class RunFacts(Config):
     config: dict[str, Any]
     seed: int
     images: str
+    official: dict[str, str] = {}
     classes: tuple[str, ...] | None
     versions: dict[str, str]
     files: dict[str, str]
@@ -78,6 +80,26 @@ def check_images(everything: Images, fingerprint: str, folder: Path) -> None:
             f"run={str(folder)!r}: was fitted on other images ({fingerprint}, not {everything.fingerprint}), so "
             "that its test images cannot be told from its training images; give the data_root of those, or fit again"
         )
+
+
+def official_parts(config: RunConfig, data: Data) -> dict[str, str]:
+    """Fingerprints of the parts of a run that are the data set's own validation or test images, by name."""
+    parts = {"validation": data.validation, "test": data.test}
+    return {name: part.fingerprint for name, part in parts.items() if getattr(config, name) == "official"}
+
+
+def check_official(config: RunConfig, data: Data, known: Mapping[str, str], folder: Path) -> None:
+    """Check that the data set's own validation and test images are those of a run, as far as that knows them.
+
+    Raises:
+        InputError: if they are not.
+    """
+    for name, fingerprint in official_parts(config, data).items():
+        if known.get(name, fingerprint) != fingerprint:
+            raise InputError(
+                f"run={str(folder)!r}: had other {name} images ({known[name]}, not {fingerprint}); give the data_root "
+                "of those, or fit again"
+            )
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,19 @@ from .fits import fit_deterministic, fit_ensemble, fit_ising, select_features
 from .images import load, read_images
 from .place import begin, check_finished, check_free, continuing, resolved, working
 from .recipes import RunConfig
-from .record import RUN, RunFacts, Unfinished, check_digests, check_images, config_of, digests, read_facts, versions
+from .record import (
+    RUN,
+    RunFacts,
+    Unfinished,
+    check_digests,
+    check_images,
+    check_official,
+    config_of,
+    digests,
+    official_parts,
+    read_facts,
+    versions,
+)
 from .scoring import Scores, score_fits
 
 
@@ -89,8 +101,13 @@ def run(
     with working(out, overwrite) as work:
         if everything is None:
             everything = read_images(config)
-        plan = Unfinished(config=config.model_dump(mode="json"), images=everything.fingerprint, compare=compare)
         data = load(config, everything)
+        plan = Unfinished(
+            config=config.model_dump(mode="json"),
+            images=everything.fingerprint,
+            official=official_parts(config, data),
+            compare=compare,
+        )
         begin(work, plan.model_dump())
         return _work(work, out, config, everything, data, compare, progress, interval)
 
@@ -113,8 +130,8 @@ def resume_run(folder: str | Path, data_root: str | None = None, progress: bool 
         config = config_of(plan.config, work)
         config = config if data_root is None else config.model_copy(update={"data_root": data_root})
         everything = read_images(config)
-        check_images(everything, plan.images, out)
-        return _work(work, out, config, everything, load(config, everything), plan.compare, progress, interval)
+        data = _same_images(config, everything, plan, out)
+        return _work(work, out, config, everything, data, plan.compare, progress, interval)
 
 
 def _work(
@@ -181,8 +198,15 @@ def open_run(
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
     everything = read_images(config)
-    check_images(everything, facts.images, folder)
-    return config, load(config, everything), FitResult.load(folder)
+    return config, _same_images(config, everything, facts, folder), FitResult.load(folder)
+
+
+def _same_images(config: RunConfig, everything: Images, known: Unfinished | RunFacts, folder: Path) -> Data:
+    """The images of a run, once it is sure that they are the same as before."""
+    check_images(everything, known.images, folder)
+    data = load(config, everything)
+    check_official(config, data, known.official, folder)
+    return data
 
 
 def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:
@@ -270,6 +294,7 @@ def _write(finished: Run, folder: Path, everything: Images) -> None:
         config=finished.config.model_dump(mode="json"),
         seed=finished.config.fit.seed,
         images=everything.fingerprint,
+        official=official_parts(finished.config, finished.data),
         classes=everything.names,
         versions=versions(),
         files=digests(folder),

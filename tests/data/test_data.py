@@ -67,7 +67,7 @@ def test_a_truncated_archive_is_named(tmp_path, keep):
         read("mnist", tmp_path)
 
 
-def write_cifar100(root, monkeypatch, per_class=2):
+def write_cifar100(root, monkeypatch, per_class=2, inverted=True):
     """A small archive in CIFAR-100's own format, with checksums that torchvision is told of."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
@@ -77,7 +77,7 @@ def write_cifar100(root, monkeypatch, per_class=2):
     names = [f"class {k}" for k in range(100)]
     contents = {
         "train": {"data": data, "fine_labels": labels.tolist(), "coarse_labels": (labels // 5).tolist()},
-        "test": {"data": 255 - data, "fine_labels": labels[::-1].tolist()},
+        "test": {"data": 255 - data if inverted else 255 - data[::-1], "fine_labels": labels[::-1].tolist()},
         "meta": {"fine_label_names": names, "coarse_label_names": names[:20]},
     }
     for name, content in contents.items():
