@@ -27,7 +27,7 @@ from ..network.stem import as_floats
 from .fits import build_network, fit_deterministic
 from .recipes import RunConfig
 
-IVON_SETTINGS = ((0.3, 10.0), (1.0, 100.0), (1.0, 1000.0), (3.0, 1000.0))
+IVON_SETTINGS = ((0.3, 10.0), (1.0, 100.0), (1.0, 1000.0), (0.3, 1000.0))
 """Learning rate of IVON, and its effective sample size as a multiple of the number of training images."""
 
 IVON_CURVATURE = 1.0, 0.9999
