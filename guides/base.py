@@ -20,6 +20,9 @@ from pyro_isingvit.network import Linear, WeightSite
 from pyro_isingvit.programs import announce_parameters, full_precision
 from pyro_isingvit.settings import Described
 
+SMALLEST = 1e-8
+"""Distance of a probability from 0 or 1 below which single precision does not tell log odds apart."""
+
 INITIAL_HYPER_SCALE = 0.1
 """Initial posterior scale of the prior's own latent variables, in unconstrained space."""
 
@@ -211,6 +214,14 @@ class Guide(Described, nn.Module):
     def inclusion_probabilities(self) -> dict[str, Tensor]:
         """Posterior probability of each mask being 1, by site name, in the shape of the masks."""
         return {site.name: self.mask(site).mean.detach() for site in self.model.sites if site.name in self.mask_shapes}
+
+    @torch.no_grad()
+    def inclusion_log_odds(self) -> dict[str, Tensor]:
+        """Posterior log odds of each mask being 1, by site name, in the shape of the masks; finite.
+
+        They rank masks whose probabilities round to 0 or 1.
+        """
+        return {name: p.double().logit(eps=SMALLEST) for name, p in self.inclusion_probabilities().items()}
 
     def inclusion_at(self, temperature: float) -> dict[str, Tensor]:
         """Inclusion probabilities that follow from the evidence at a given temperature, by site name.

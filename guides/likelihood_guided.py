@@ -227,6 +227,19 @@ class LikelihoodGuided(MeanField):
         return ratio.sum_to_size(self.mask_shapes[site.name])
 
     @torch.no_grad()
+    def inclusion_log_odds(self) -> dict[str, Tensor]:
+        """The log odds that the masks move towards: of masks that are not held, not clamped to `LOGIT_BOUND`."""
+        known, fields = super().inclusion_log_odds(), self.prior_fields()
+        free = [site for site in self.model.sites if site.name in self.mask_shapes and site.name not in self.held]
+        targets = {
+            site.name: self._evidence(
+                site, self._prior_slab(site), self.estimator.curvature(site), self._mask_temperatures[site.name]
+            )
+            for site in free
+        }
+        return known | {name: (target + fields[name]).double() for name, target in targets.items()}
+
+    @torch.no_grad()
     def inclusion_at(self, temperature: float) -> dict[str, Tensor]:
         if self.fixed_scale is not None:
             raise InputError(

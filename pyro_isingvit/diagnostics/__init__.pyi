@@ -14,14 +14,16 @@ from .inclusion import inclusion_dataset, inclusion_table, stability, threshold_
 from .inference_data import to_inference_data
 from .meaning import inclusion_meaning, measured_reliability
 from .report import verdicts, write_report
-from .selection import inclusion_reliability, selection_table
+from .select import Selection, select
 from .shift import outside_scores, under_shift
+from .truth import inclusion_reliability, selection_table
 from .units import alive_units, unit_inclusion
 
 __all__ = [
     "Attention",
     "Findings",
     "LeaveOneOut",
+    "Selection",
     "alive_units",
     "attention_maps",
     "examine",
@@ -40,6 +42,7 @@ __all__ = [
     "prior_predictive_check",
     "read_netcdf",
     "reliability_table",
+    "select",
     "selection_table",
     "selective_accuracy",
     "stability",

@@ -1,0 +1,381 @@
+"""Selection of masks with control of the false discovery rate, by the posterior or by a null that the data provide.
+
+References:
+    Barber & Candes, "Controlling the False Discovery Rate via Knockoffs", Annals of Statistics 2015.
+    Efron, Tibshirani, Storey & Tusher, "Empirical Bayes Analysis of a Microarray Experiment", JASA 2001 (two groups).
+    Meinshausen & Buhlmann, "Stability Selection", JRSS B 2010.
+    Newton, Noueiry, Sarkar & Ahlquist, "Detecting Differential Gene Expression with a Semiparametric
+    Hierarchical Mixture Method", Biostatistics 2004.
+    Shah & Samworth, "Variable Selection with Error Control: Another Look at Stability Selection", JRSS B 2013.
+    Storey, "A Direct Approach to False Discovery Rates", JRSS B 2002.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data import Images
+from ..errors import InputError, check_count, kind_of
+from ..posterior import Posterior
+from .inclusion import inclusion_dataset
+from .meaning import INPUT, check_masks, inclusion_meaning
+
+By = Literal["posterior", "shadow", "null", "stability"]
+"""Ways to control the false discovery rate, see `select`."""
+
+Refit = Callable[[Images], Posterior]
+"""A function that fits a posterior, with masks like those of another, to images."""
+
+FITS = {"null": 1, "stability": 10}
+"""Number of refits, by default."""
+
+FEWEST_HALVES = 4
+"""Smallest number of fits on half-samples whose frequencies are used."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Masks that were selected, at a nominal false discovery rate.
+
+    Attributes:
+        selected: whether each mask of the site is selected; booleans in the shape of its masks.
+        table: one row for each mask, in order, with its coordinates; ``score``, by which it was judged (see
+            `select`); ``selected``.
+        site: name of the site.
+        by: the method.
+        fdr: the nominal false discovery rate.
+        estimated: false discovery rate of the selection as the method estimates it; 0 if nothing is selected.
+        assumes: on what the control of the error rate depends, in a sentence or two.
+    """
+
+    selected: Tensor
+    table: pd.DataFrame
+    site: str
+    by: By
+    fdr: float
+    estimated: float
+    assumes: str
+
+    def __str__(self) -> str:
+        """The number selected, the error rates, and what they depend on."""
+        return (
+            f"{int(self.selected.sum())} of {self.selected.numel()} masks of {self.site} selected by {self.by}; false "
+            f"discovery rate {self.estimated:.2g} estimated, {self.fdr:g} nominal. {self.assumes}"
+        )
+
+
+def select(
+    posterior: Posterior,
+    fdr: float = 0.1,
+    by: By = "posterior",
+    *,
+    train: Images | None = None,
+    refit: Refit | None = None,
+    fits: int | None = None,
+    site: str = INPUT,
+    seed: int = 0,
+) -> Selection:
+    """Select as many masks of a site as a nominal false discovery rate permits.
+
+    The false discovery rate is the expected share of irrelevant masks among those selected.
+
+    * ``"posterior"``: those of highest inclusion probability p, as long as the mean of 1 - p over them is at most
+      ``fdr``. It needs no further fit. The score is p. It is right where inclusion probabilities are, see
+      `inclusion_meaning`.
+    * ``"shadow"``: the model is fitted once to images with as many channels again, which are those of other images, in
+      random order. Each input feature competes with its shadow, and the knockoff+ rule finds the threshold. The score
+      is the difference between the two log odds. It is right if irrelevant features are independent of relevant ones.
+    * ``"null"``: the model is fitted to randomly permuted labels. The score is the smallest rate at which a mask is
+      selected, by the tails of the log odds of ``posterior`` and of these fits. It also applies to inner sites.
+    * ``"stability"``: the model is fitted to random halves of the images, two that complete each other at a time. The
+      score is the share of the fits with an inclusion probability of at least one half. It is right if irrelevant
+      masks are selected equally often, and the bound is often far from tight.
+
+    Args:
+        posterior: a posterior with masks. A mixture whose members were fitted on halves (``fit_mixture(share=0.5)``)
+            needs no refits for ``"stability"``.
+        fdr: nominal false discovery rate, within (0, 1).
+        by: the method.
+        train: the images that the posterior was fitted to; all methods but ``"posterior"`` need them.
+        refit: fits a posterior with the same masks to given images, whose number of channels, for ``"shadow"``, is
+            twice that of ``train``; all methods but ``"posterior"`` need it.
+        fits: number of refits; 1 for ``"null"`` and 10 for ``"stability"`` if None.
+        site: name of the site; ``"shadow"`` needs one mask for each input feature, as of a `FeatureSpikeSlab`.
+        seed: seed of permutations and halves.
+
+    Returns:
+        The selection, which says what its error rate depends on.
+
+    Raises:
+        InputError: if an argument is out of range, missing or superfluous, the posterior has no masks at the site, or
+            there are too few masks for ``"shadow"``, which selects none or at least ``1 / fdr``.
+
+    Example: with all features kept, log odds rank them best (docs/inclusion.md).
+
+        >>> def refit(images):  # doctest: +SKIP
+        ...     network = ViT(ViTConfig(image_size=8, patch_size=4, channels=images.shape[0]))
+        ...     prior = FeatureSpikeSlab(network.weight_sites(), inclusion=0.999)
+        ...     guide = LikelihoodGuided(IsingViT(network, prior))
+        ...     return fit(guide, images, config=FitConfig(temperature=0.1)).posterior
+        >>> select(refit(train), fdr=0.1, by="shadow", train=train, refit=refit)  # doctest: +SKIP
+    """
+    if by not in get_args(By):
+        raise InputError(f"by={by!r}: choose one of {list(get_args(By))}")
+    if not 0 < fdr < 1:
+        raise InputError(f"fdr={fdr}: a rate lies strictly between 0 and 1, e.g. 0.1")
+    check_masks(posterior)
+    probs = _at(posterior, site)
+    if fits is not None and by not in FITS:
+        raise InputError(f"fits={fits}: by={by!r} takes no number of fits; leave it out")
+    free = by == "stability" and refit is None and len(posterior.members) >= FEWEST_HALVES
+    if by == "posterior" or free:
+        if train is not None or refit is not None:
+            raise InputError(f"by={by!r} needs no refit and no images; leave out train and refit")
+    elif train is None or refit is None:
+        raise InputError(f"by={by!r} fits again: give train, the training images, and refit, a function of images")
+    number = check_fits(by, fits)
+    if by == "posterior":
+        chosen = _by_posterior(posterior, probs, fdr, site)
+    elif free:
+        chosen = _by_stability(torch.stack([_at(member, site) for member in posterior.members]), fdr)
+    else:
+        assert train is not None
+        assert refit is not None
+        again = _Refits(refit, train, site, seed)
+        if by == "shadow":
+            chosen = _by_shadow(again, probs, fdr)
+        elif by == "null":
+            chosen = _by_null(_log_odds(posterior, site), again.to_permuted_labels(number), fdr)
+        else:
+            chosen = _by_stability(again.to_halves(number), fdr)
+    return _selection(posterior, site, by, fdr, chosen)
+
+
+def check_fits(by: str, fits: int | None) -> int:
+    """The number of refits; raises an `InputError` if it is out of range."""
+    number = FITS.get(by, 1) if fits is None else fits
+    check_count("fits", number, 10_000)
+    if by == "stability" and (number < FEWEST_HALVES or number % 2):
+        raise InputError(f"fits={number}: give an even number, at least {FEWEST_HALVES}; halves come in pairs")
+    return number
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Scores and selected masks, flat, with the estimated error rate and what it assumes."""
+
+    scores: Tensor
+    selected: Tensor
+    estimated: float
+    assumes: str
+
+
+@dataclass(frozen=True)
+class _Refits:
+    """Fits to images that are changed at random."""
+
+    refit: Refit
+    train: Images
+    site: str
+    seed: int
+
+    def to_shadows(self, masks: Tensor) -> Tensor:
+        """Log odds (2, features) of input features and of their shadows."""
+        order = torch.randperm(len(self.train), generator=self._generator())
+        shadows = self.train.images[order.to(self.train.images.device)]
+        both = replace(self.train, images=torch.cat([self.train.images, shadows], 1), source="")
+        return self._log_odds(both, (1, 2 * masks.numel())).view(2, -1)
+
+    def to_permuted_labels(self, fits: int) -> Tensor:
+        """Log odds (all masks of all fits,) where no label depends on its image."""
+        generator, every = self._generator(), []
+        for _ in range(fits):
+            order = torch.randperm(len(self.train), generator=generator).to(self.train.labels.device)
+            every.append(self._log_odds(replace(self.train, labels=self.train.labels[order], source="")))
+        return torch.cat(every)
+
+    def to_halves(self, fits: int) -> Tensor:
+        """Inclusion probabilities (fits, masks) of fits to halves of the images."""
+        return torch.stack([_at(self._fitted(half), self.site).flatten() for half in self._halves(fits)])
+
+    def _halves(self, fits: int) -> Iterator[Images]:
+        generator = self._generator()
+        for _ in range(fits // 2):
+            order = torch.randperm(len(self.train), generator=generator).to(self.train.labels.device)
+            half = len(order) // 2
+            yield self.train[order[:half]]
+            yield self.train[order[half : 2 * half]]
+
+    def _log_odds(self, images: Images, shape: tuple[int, ...] | None = None) -> Tensor:
+        found = _log_odds(self._fitted(images), self.site)
+        if shape is not None and tuple(found.shape) != shape:
+            raise InputError(
+                f"refit: masks of {self.site} of shape {tuple(found.shape)}, not {shape}: with shadows the images have "
+                f"{images.shape[0]} channels; build the network for images.shape[0] channels"
+            )
+        return found.flatten()
+
+    def _fitted(self, images: Images) -> Posterior:
+        found = self.refit(images)
+        if not isinstance(found, Posterior):
+            raise InputError(f"refit: returned {kind_of(found)}; return a Posterior, as fit(...).posterior")
+        return found
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+
+def _by_posterior(posterior: Posterior, probs: Tensor, fdr: float, site: str) -> _Chosen:
+    scores = probs.flatten()
+    selected, estimated = _while_mean_is_below(1 - scores, fdr)
+    meaning = inclusion_meaning(posterior).set_index("site").loc[site]
+    right = meaning["reads_as"] == "probability"
+    assumes = f"Assumes that the inclusion probabilities are right{'' if right else ', which they are not'}. "
+    return _Chosen(scores, selected, estimated, assumes + str(meaning["says"]))
+
+
+def _by_shadow(again: _Refits, masks: Tensor, fdr: float) -> _Chosen:
+    if again.site != INPUT or masks.dim() != 2 or masks.shape[0] != 1:
+        raise InputError(
+            f"site={again.site!r} with masks of shape {tuple(masks.shape)}: shadows need one mask for each input "
+            f"feature, at {INPUT}, as of a FeatureSpikeSlab; use by='null' for other masks"
+        )
+    if masks.numel() < 1 / fdr:
+        raise InputError(
+            f"fdr={fdr}: the knockoff+ rule selects none, or at least {math.ceil(1 / fdr)}, and there are "
+            f"{masks.numel()} masks; use fdr={1 / masks.numel():.2g} or higher, or another method"
+        )
+    own, shadow = again.to_shadows(masks)
+    selected, estimated = knockoff_plus(own - shadow, fdr)
+    assumes = (
+        "Assumes that irrelevant features are independent of the relevant ones, as their shadows are. Features that "
+        "are correlated with relevant ones are selected too often."
+    )
+    return _Chosen(own - shadow, selected, estimated, assumes)
+
+
+def _by_null(log_odds: Tensor, null: Tensor, fdr: float) -> _Chosen:
+    scores = tail_rates(log_odds.flatten(), null)
+    selected = scores <= fdr
+    estimated = float(scores[selected].max()) if selected.any() else 0.0
+    assumes = (
+        "Assumes that the log odds of an irrelevant mask are distributed as in a fit to permuted labels, which "
+        "fits noise alone, and that higher log odds speak for relevance."
+    )
+    return _Chosen(scores, selected, estimated, assumes)
+
+
+def _by_stability(probs: Tensor, fdr: float) -> _Chosen:
+    kept = probs.flatten(1) >= 0.5
+    frequency = kept.double().mean(0)
+    selected, estimated = stable(frequency, float(kept.double().sum(1).mean()), fdr)
+    assumes = (
+        "Assumes that irrelevant masks are exchangeable, and no more often selected than at random, and that "
+        "what half of the images select matters. The estimate is an upper bound."
+    )
+    return _Chosen(frequency, selected, estimated, assumes)
+
+
+def knockoff_plus(statistics: Tensor, fdr: float) -> tuple[Tensor, float]:
+    """Select by statistics whose signs are fair coins for what is irrelevant: the knockoff+ rule.
+
+    Args:
+        statistics: (n,), positive where there is evidence of relevance.
+        fdr: nominal false discovery rate.
+
+    Returns:
+        Booleans (n,), and the estimated false discovery rate at the threshold: ``(1 + below) / above``.
+    """
+    for threshold in statistics.abs().unique():
+        if threshold > 0:
+            above, below = int((statistics >= threshold).sum()), int((statistics <= -threshold).sum())
+            if above and (1 + below) / above <= fdr:
+                return statistics >= threshold, (1 + below) / above
+    return torch.zeros_like(statistics, dtype=torch.bool), 0.0
+
+
+def tail_rates(scores: Tensor, null: Tensor) -> Tensor:
+    """False discovery rates of all that score as high, ``pi_0 (1 - F_0) / (1 - F)``, by empirical distributions.
+
+    In the two-groups model this is the mean local false discovery rate of what is selected. (Local rates themselves,
+    from an isotonic or spline estimate of the densities, had realised rates of .14 or .02 at a nominal .1.) The share
+    ``pi_0`` of what is irrelevant is that of the scores below the median of the null, over a half, and at most 1.
+    One more score is counted below that median, and one more of the null above each threshold, so that the estimates
+    err upwards.
+
+    Args:
+        scores: (n,), higher where there is evidence of relevance.
+        null: (m,), scores where nothing is relevant.
+
+    Returns:
+        Smallest rate at which each score is selected, within [0, 1], (n,).
+    """
+    scores, null = scores.double(), null.double()
+    irrelevant = min(1.0, (1 + int((scores <= null.median()).sum())) / (len(scores) / 2))
+    thresholds, inverse = scores.unique(return_inverse=True)
+    above = len(scores) - torch.searchsorted(scores.sort().values, thresholds)
+    null_above = len(null) - torch.searchsorted(null.sort().values, thresholds)
+    rates = irrelevant * (1 + null_above) / (1 + len(null)) / (above / len(scores))
+    return rates.cummin(0).values.clamp(0, 1)[inverse]
+
+
+def stable(frequency: Tensor, selected: float, fdr: float) -> tuple[Tensor, float]:
+    """Stability selection, at the lowest threshold at which its bound is at most a share of what is selected.
+
+    With q of p masks selected in a fit, on average, the expected number of irrelevant masks whose frequency reaches
+    a threshold above one half is at most ``q ** 2 / ((2 threshold - 1) p)``.
+
+    Args:
+        frequency: share of the fits in which each mask is selected, (p,).
+        selected: q, the mean number of masks that a fit selects.
+        fdr: nominal false discovery rate.
+
+    Returns:
+        Booleans (p,), and the bound as a share of their number.
+    """
+    for threshold in frequency[frequency > 0.5].unique():
+        chosen = frequency >= threshold
+        bound = selected**2 / ((2 * float(threshold) - 1) * len(frequency)) / int(chosen.sum())
+        if bound <= fdr:
+            return chosen, bound
+    return torch.zeros_like(frequency, dtype=torch.bool), 0.0
+
+
+def _while_mean_is_below(errors: Tensor, fdr: float) -> tuple[Tensor, float]:
+    """The largest set of lowest error probabilities whose mean is at most ``fdr``, and that mean."""
+    ordered = errors.double().sort().values
+    means = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1)
+    within = int((means <= fdr).sum())  # means of sorted values do not fall
+    if not within:
+        return torch.zeros_like(errors, dtype=torch.bool), 0.0
+    selected = errors.double() <= ordered[within - 1]
+    if int(selected.sum()) > within:  # a tie that goes on beyond: all of it, or none
+        selected = errors.double() < ordered[within - 1]
+    return selected, float(errors[selected].mean()) if selected.any() else 0.0
+
+
+def _at(posterior: Posterior, site: str) -> Tensor:
+    """Inclusion probabilities of the masks of a site, on the CPU."""
+    every = posterior.inclusion_probabilities()
+    if site not in every:
+        raise InputError(f"site={site!r}: the posterior has masks at {list(every)}")
+    return every[site].cpu().double()
+
+
+def _log_odds(posterior: Posterior, site: str) -> Tensor:
+    """Log odds of the masks of a site, in their shape; for a mixture, their mean over members."""
+    _at(posterior, site)
+    every = [guide.inclusion_log_odds()[site].cpu().double() for guide in posterior.guides]
+    return torch.stack(every).mean(0)
+
+
+def _selection(posterior: Posterior, site: str, by: By, fdr: float, chosen: _Chosen) -> Selection:
+    shape = posterior.guides[0].mask_shapes[site]
+    table = inclusion_dataset(posterior)[site].to_dataframe().reset_index().drop(columns=site)
+    table = table.assign(score=chosen.scores.numpy(), selected=chosen.selected.numpy())
+    return Selection(chosen.selected.view(shape), table, site, by, fdr, chosen.estimated, chosen.assumes)

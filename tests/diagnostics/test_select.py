@@ -1,0 +1,269 @@
+"""Error rates of selections against simulation with a known truth, and what happens where assumptions fail."""
+
+import math
+
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+
+from pyro_isingvit import (
+    FeatureSpikeSlab,
+    FitConfig,
+    Images,
+    InputError,
+    IsingSpikeSlab,
+    IsingViT,
+    LikelihoodGuided,
+    Posterior,
+    ViT,
+    ViTConfig,
+    fit,
+)
+from pyro_isingvit.diagnostics import select
+from pyro_isingvit.diagnostics.select import knockoff_plus, stable, tail_rates
+
+REPEATS = 400
+"""Simulations behind a mean; three of its standard errors are allowed."""
+
+
+def false_share(selected, irrelevant):
+    return float(irrelevant[selected].double().mean()) if selected.any() else 0.0
+
+
+def simulated(rule, irrelevant=60, relevant=30, **options):
+    """Mean and standard error of the false share, and power, of a rule over simulations."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(irrelevant + relevant) < irrelevant
+    shares, power = [], []
+    for _ in range(REPEATS):
+        selected = rule(truth, generator, **options)
+        shares.append(false_share(selected, truth))
+        power.append(float(selected[~truth].double().mean()))
+    shares = torch.tensor(shares)
+    return float(shares.mean()), float(shares.std()) / REPEATS**0.5, sum(power) / REPEATS
+
+
+def by_shadow(irrelevant, generator, fdr, lean=0.0):
+    own = torch.randn(len(irrelevant), generator=generator) + torch.where(irrelevant, lean, 4.0)
+    return knockoff_plus(own - torch.randn(len(irrelevant), generator=generator), fdr)[0]
+
+
+@pytest.mark.parametrize("fdr", [0.1, 0.2])
+def test_shadows_control_the_rate(fdr):
+    mean, error, power = simulated(by_shadow, fdr=fdr)
+    assert mean <= fdr + 3 * error
+    assert power > 0.5
+
+
+def test_shadows_fail_where_irrelevant_features_lean_on_relevant_ones():
+    mean, error, _ = simulated(by_shadow, fdr=0.1, lean=1.5)
+    assert mean > 0.1 + 10 * error
+
+
+def test_the_knockoff_rule_by_hand():
+    statistics = torch.tensor([5.0, 4.0, 3.0, -2.0, 1.0, 0.0])
+    selected, estimated = knockoff_plus(statistics, 0.4)
+    assert selected.tolist() == [True, True, True, False, False, False]
+    assert estimated == pytest.approx(1 / 3)
+    assert not knockoff_plus(statistics, 0.3)[0].any()
+    assert knockoff_plus(torch.zeros(4), 0.5)[1] == 0
+
+
+def by_null(irrelevant, generator, fdr, shift=0.0):
+    scores = torch.randn(len(irrelevant), generator=generator) + torch.where(irrelevant, 0.0, 4.0)
+    null = torch.randn(400, generator=generator) - shift
+    return tail_rates(scores, null) <= fdr
+
+
+def test_a_null_controls_the_rate_and_a_wrong_one_does_not():
+    mean, error, power = simulated(by_null, fdr=0.1)
+    assert mean <= 0.1 + 3 * error
+    assert power > 0.5
+    wrong, error, _ = simulated(by_null, fdr=0.1, shift=2.0)
+    assert wrong > 0.1 + 10 * error
+
+
+def test_tail_rates_are_those_of_a_known_mixture():
+    generator = torch.Generator().manual_seed(0)
+    irrelevant, n = 0.8, 20_000
+    relevant = torch.rand(n, generator=generator) > irrelevant
+    scores = torch.randn(n, generator=generator) + 3.0 * relevant
+    found = tail_rates(scores, torch.randn(n, generator=generator))
+    null, other = (scipy.stats.norm.sf(scores.numpy(), loc) for loc in (0, 3))
+    true = torch.from_numpy(irrelevant * null / (irrelevant * null + (1 - irrelevant) * other))
+    # A tail of some hundred of the null is known to 10 % of itself; pi_0 is too high by what is relevant and low.
+    somewhere = (true > 0.05) & (true < 0.75)
+    assert (found - true)[somewhere].abs().max() < 0.05
+
+
+def by_stability(irrelevant, generator, fdr, always=0):
+    """Ten fits that each select what is relevant with probability .9, and six irrelevant masks at random."""
+    chance = torch.where(irrelevant, 6 / int(irrelevant.sum()), 0.9)
+    chance[:always] = 1.0
+    kept = torch.rand(10, len(irrelevant), generator=generator) < chance
+    return stable(kept.double().mean(0), float(kept.double().sum(1).mean()), fdr)[0]
+
+
+def test_stability_controls_the_rate_where_masks_are_exchangeable():
+    mean, error, power = simulated(by_stability, fdr=0.2, irrelevant=300)
+    assert mean <= 0.2 + 3 * error
+    assert power > 0.5
+    wrong, error, _ = simulated(by_stability, fdr=0.2, irrelevant=6000, always=20)
+    assert wrong > 0.2 + 10 * error
+
+
+def test_the_bound_of_stability_by_hand():
+    frequency = torch.tensor([1.0, 0.9, 0.6] + [0.1] * 97, dtype=torch.float64)
+    # 3 ** 2 / (2 * .9 - 1) / 100 irrelevant at the most, of two; at .6 it would be .45 of three.
+    selected, bound = stable(frequency, 3.0, 0.1)
+    assert int(selected.sum()) == 2
+    assert bound == pytest.approx(0.09 / 0.8 / 2)
+    assert int(stable(frequency, 3.0, 0.16)[0].sum()) == 3
+    assert not stable(frequency, 10.0, 0.1)[0].any()
+
+
+def images_of(channels=2, number=120):
+    """Class k has row k of the first channel bright; the others are noise."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(number) % 3
+    images = 0.3 * torch.rand(number, channels, 4, 4, generator=generator)
+    images[torch.arange(number), 0, labels] += 0.6
+    return Images(images, labels, 3)
+
+
+def refit(images, steps=400):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = ViTConfig(
+            image_size=4, patch_size=4, channels=images.shape[0], classes=3, dim=8, depth=1, heads=2, mlp_ratio=2
+        )
+        network = ViT(config)
+    guide = LikelihoodGuided(IsingViT(network, FeatureSpikeSlab(network.weight_sites())))
+    settings = {"steps": steps, "batch_size": 30, "learning_rate": 1e-2, "pilot": 0.4, "temperature": 1.0}
+    return fit(guide, images, config=FitConfig(**settings, device="cpu"), progress=False).posterior
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    with torch.random.fork_rng():
+        return images_of(), refit(images_of())
+
+
+def test_the_posterior_method_keeps_the_most_probable(fitted, monkeypatch):
+    _, posterior = fitted
+    probs = torch.tensor([0.99, 0.9, 0.7, 0.3] + [0.01] * 28).view(1, 32)
+    monkeypatch.setattr(Posterior, "inclusion_probabilities", lambda self: {"patch_embed": probs})
+    found = select(posterior, fdr=0.14)
+    assert found.selected.flatten().nonzero().flatten().tolist() == [0, 1, 2]
+    assert found.estimated == pytest.approx((0.01 + 0.1 + 0.3) / 3)
+    assert "Assumes that the inclusion probabilities are right" in found.assumes
+    assert str(found).startswith("3 of 32 masks of patch_embed selected by posterior; false discovery rate 0.14 ")
+    assert not select(posterior, fdr=0.005).selected.any()
+    assert isinstance(found.table, pd.DataFrame)
+    assert list(found.table) == ["patch", "score", "selected"]
+    assert found.table["selected"].sum() == 3
+
+
+def test_ties_are_selected_together_or_not_at_all(fitted, monkeypatch):
+    probs = torch.tensor([0.99] + [0.8] * 31).view(1, 32)
+    monkeypatch.setattr(Posterior, "inclusion_probabilities", lambda self: {"patch_embed": probs})
+    assert int(select(fitted[1], fdr=0.15).selected.sum()) == 1
+    assert int(select(fitted[1], fdr=0.195).selected.sum()) == 32
+
+
+@pytest.mark.parametrize("by", ["shadow", "null", "stability"])
+def test_each_method_finds_the_channel_that_matters(fitted, by):
+    images, posterior = fitted
+    options = {"fits": 4} if by == "stability" else {}
+    found = select(posterior, fdr=0.3, by=by, train=images, refit=refit, **options)
+    assert found.by == by
+    assert found.selected.shape == (1, 32)
+    # Of a single selection the share of false ones can be anything; that scores are higher where they should be, not.
+    scores = torch.tensor(found.table["score"]).view(2, 4, 4) * (-1 if by == "null" else 1)
+    assert scores[0, :3].mean() > scores[1].mean()
+    assert found.estimated <= 0.3
+    assert found.selected.any() == (found.estimated > 0)
+    again = select(posterior, fdr=0.3, by=by, train=images, refit=refit, **options)
+    assert torch.equal(found.selected, again.selected)
+
+
+def test_shadows_are_whole_images_of_the_same_set(fitted):
+    images, posterior = fitted
+    seen = []
+
+    def watched(both):
+        seen.append(both)
+        return refit(both, steps=2)
+
+    select(posterior, fdr=0.3, by="shadow", train=images, refit=watched, seed=5)
+    (both,) = seen
+    assert torch.equal(both.images[:, :2], images.images)
+    assert not torch.equal(both.images[:, 2:], images.images)
+    place = {image.numpy().tobytes() for image in images.images}
+    assert {image.numpy().tobytes() for image in both.images[:, 2:].contiguous()} == place
+
+
+def test_halves_complete_each_other(fitted):
+    images, posterior = fitted
+    seen = []
+
+    def watched(half):
+        seen.append({image.numpy().tobytes() for image in half.images})
+        return refit(half, steps=2)
+
+    select(posterior, fdr=0.3, by="stability", train=images, refit=watched, fits=4)
+    assert [len(half) for half in seen] == [60] * 4
+    assert not seen[0] & seen[1]
+    assert not seen[2] & seen[3]
+    assert seen[0] not in seen[2:]
+
+
+def test_a_mixture_on_halves_needs_no_refit(fitted):
+    _, posterior = fitted
+    mixture = Posterior(posterior.guides * 4)
+    found = select(mixture, fdr=0.5, by="stability")
+    kept = posterior.inclusion_probabilities()["patch_embed"] >= 0.5
+    assert torch.equal(found.selected, kept)  # all members agree: their frequency is 1
+    assert found.estimated == pytest.approx(float(kept.sum()) / 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fdr": 0}, r"fdr=0: a rate lies strictly between 0 and 1, e.g. 0.1"),
+        ({"fdr": math.nan}, r"fdr=nan"),
+        ({"by": "knockoff"}, r"by='knockoff': choose one of \['posterior', 'shadow', 'null', 'stability'\]"),
+        ({"site": "head"}, r"site='head': the posterior has masks at \['patch_embed'\]"),
+        ({"by": "shadow"}, r"by='shadow' fits again: give train, the training images, and refit"),
+        ({"refit": refit}, r"by='posterior' needs no refit and no images; leave out train and refit"),
+        ({"fits": 3}, r"fits=3: by='posterior' takes no number of fits"),
+        ({"by": "stability", "refit": refit, "train": True, "fits": 3}, r"fits=3: give an even number, at least 4"),
+        ({"by": "null", "refit": refit, "train": True, "fits": 0}, r"fits=0"),
+        ({"by": "shadow", "refit": refit, "train": True, "fdr": 0.01}, r"selects none, or at least 100, and there are"),
+        ({"by": "null", "refit": lambda images: 3, "train": True}, r"refit: returned int; return a Posterior"),
+        ({"by": "shadow", "refit": lambda images: refit(images_of(), 2), "train": True}, r"build the network for"),
+    ],
+)
+def test_wrong_arguments_are_named(fitted, options, message):
+    images, posterior = fitted
+    if options.get("train"):
+        options = options | {"train": images}
+    with pytest.raises(InputError, match=message):
+        select(posterior, **options)
+
+
+def test_shadows_need_masks_of_features(tiny_network, stripes):
+    guide = LikelihoodGuided(IsingViT(tiny_network, IsingSpikeSlab(tiny_network.weight_sites())))
+    with pytest.raises(InputError, match=r"patch_embed' with masks of shape .*: shadows need one mask for each input"):
+        select(Posterior.of(guide), by="shadow", train=stripes, refit=refit)
+
+
+def test_log_odds_rank_what_probabilities_do_not(fitted):
+    posterior = fitted[1]
+    guide = posterior.guide
+    site = next(site for site in guide.model.sites if site.name == "patch_embed")
+    expected = guide.evidence(site) + guide.prior_fields()["patch_embed"]
+    torch.testing.assert_close(guide.inclusion_log_odds()["patch_embed"], expected.double())
+    guide.hold_masks({"patch_embed": torch.full((1, 32), 0.25)})
+    torch.testing.assert_close(guide.inclusion_log_odds()["patch_embed"].exp(), torch.full((1, 32), 1 / 3).double())
