@@ -6,6 +6,7 @@ References:
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -16,6 +17,7 @@ from pyro_isingvit.errors import InputError, check_positive
 from pyro_isingvit.network import LAYER, WeightSite, by_name
 
 from .base import Prior
+from .size import inclusion_expecting
 
 Inclusion = float | Mapping[str, float | Sequence[float]]
 """One inclusion probability for all weights; or, by site name, one for the site or one for each of its blocks.
@@ -60,6 +62,36 @@ class IndependentSpikeSlab(Prior):
         self.log_slab_scale = nn.ParameterDict(
             {site.key: nn.Parameter(torch.tensor(math.log(slab_scale))) for site in sites} if learn_slab_scale else {}
         )
+
+    @classmethod
+    def expecting(
+        cls, sites: Sequence[WeightSite], *, weights: float | None = None, units: float | None = None, **options: Any
+    ) -> Self:
+        """The prior that is expected to keep a given number of weights, or of units.
+
+        All masks have the same inclusion probability without their neighbours. Without an interaction it is the share
+        itself; with one it is found such that draws from the prior have this mean, by Gibbs sampling if there are many
+        masks, to about 2 %.
+
+        Args:
+            sites: the network's `weight_sites()`.
+            weights: expected number of weights that are kept, of those with masks.
+            units: expected number of masks that are 1, where a mask is that of a unit; give it or ``weights``.
+            options: further arguments of the class, except ``inclusion``.
+
+        Raises:
+            InputError: if not exactly one number is given, it is out of range, or ``inclusion`` is given.
+
+        Example:
+            >>> prior = IsingSpikeSlab.expecting(sites, weights=5000, coupling=0.5)  # doctest: +SKIP
+        """
+        if "inclusion" in options:
+            raise InputError(f"inclusion={options['inclusion']}: follows from the expected number; leave it out")
+
+        def make(inclusion: float) -> Self:
+            return cls(sites, inclusion=inclusion, **options)
+
+        return make(inclusion_expecting(make, weights, units))
 
     def inclusion_of(self, site: WeightSite) -> float | Tensor:
         """Prior inclusion probability of a site's masks: a number, or a tensor that broadcasts to ``site.shape``."""

@@ -14,6 +14,7 @@ from .predictive import (
     plot_shift,
     plot_uncertainty,
 )
+from .prior import plot_prior_size
 from .selection import figure_features, plot_inclusion_reliability, plot_selection
 from .training import figure_training, plot_density, plot_loss, plot_path
 
@@ -30,6 +31,7 @@ __all__ = [
     "plot_loss",
     "plot_mask",
     "plot_path",
+    "plot_prior_size",
     "plot_radar",
     "plot_reliability",
     "plot_selection",

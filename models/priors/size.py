@@ -1,0 +1,97 @@
+"""How many weights a prior keeps, and the inclusion probability with which it keeps a given number."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_isingvit.distributions.ising import EXACT_LIMIT
+from pyro_isingvit.errors import InputError
+
+EXACT_DRAWS, CHAIN_DRAWS = 4000, 20
+"""Number of draws at each step of the search for an inclusion probability: independent ones, and from a Gibbs chain."""
+
+LOG_ODDS = 14.0
+"""Largest absolute log odds of an inclusion probability that is searched for."""
+
+PRECISION = 0.01
+"""Precision of the log odds."""
+
+TOLERANCE = 0.1
+"""Largest error of the expected number, as a share of it, before it is said that it cannot be reached."""
+
+
+@torch.no_grad()
+def numbers_kept(prior: Any, draws: int = 200, units: bool = False, seed: int = 0) -> Tensor:
+    """Numbers of weights that are kept in draws from a prior, including the interaction of its masks.
+
+    Args:
+        prior: a `Prior` with masks.
+        draws: number of draws; of many coupled masks, from one Gibbs chain.
+        units: whether to count masks, each of which may be that of a whole unit, in place of weights with masks.
+        seed: seed of the draws.
+
+    Returns:
+        One number for each draw, (draws,).
+
+    Raises:
+        InputError: if the prior has no masks.
+        NotImplementedError: if the interaction of the prior does not implement `draw`.
+    """
+    devices = [prior.zero.device] if prior.zero.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        every = prior.draw_masks(draws)
+    if not every:
+        raise InputError(f"prior={type(prior).__name__}: has no masks, so that it keeps all weights")
+    kept = torch.zeros(draws, dtype=torch.float64)
+    for name, masks in every.items():
+        shared = 1 if units else prior.sites[name].numel // masks[0].numel()
+        kept += shared * masks.flatten(1).double().sum(1).cpu()
+    return kept
+
+
+def inclusion_expecting(make: Callable[[float], Any], weights: float | None, units: float | None) -> float:
+    """The inclusion probability with which a prior is expected to keep a number of weights, or of units.
+
+    Args:
+        make: makes the prior with an inclusion probability.
+        weights, units: the expected number; exactly one is given.
+
+    Raises:
+        InputError: if not exactly one is given, or the number cannot be reached.
+    """
+    from scipy.optimize import brentq
+
+    if (weights is None) == (units is None):
+        raise InputError(f"weights={weights} and units={units}: give one of them, the expected number that is kept")
+    name, wanted = ("weights", weights) if units is None else ("units", units)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of two phases; the prior that is returned says so
+        start = make(0.5)
+        masks = {site: int(drawn[0].numel()) for site, drawn in start.draw_masks(1).items()}
+        total = sum(masks.values()) if units is not None else sum(start.sites[site].numel for site in masks)
+        if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < total:
+            raise InputError(f"{name}={wanted!r}: lies between 0 and {total:,}, the number of {name} with masks")
+        if start.interaction is None:
+            return wanted / total
+        draws = EXACT_DRAWS if sum(masks.values()) <= EXACT_LIMIT else CHAIN_DRAWS
+
+        def expected(log_odds: float) -> float:
+            prior = make(float(torch.tensor(log_odds, dtype=torch.float64).sigmoid()))
+            return float(numbers_kept(prior, draws, units is not None).mean()) / total
+
+        def gap(log_odds: float) -> float:
+            share = torch.tensor([expected(log_odds), wanted / total], dtype=torch.float64).logit(eps=1e-9)
+            return float(share[0] - share[1])
+
+        found = float(brentq(gap, -LOG_ODDS, LOG_ODDS, xtol=PRECISION))
+        reached = expected(found) * total
+    if abs(reached - wanted) > TOLERANCE * wanted:
+        raise InputError(
+            f"{name}={wanted}: cannot be reached under this interaction, where the expected number jumps (the nearest "
+            f"found is {reached:.0f}); lower the coupling"
+        )
+    return float(torch.tensor(found, dtype=torch.float64).sigmoid())
