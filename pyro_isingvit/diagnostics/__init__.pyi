@@ -13,6 +13,7 @@ from .findings import Findings, examine
 from .inclusion import inclusion_dataset, inclusion_table, stability, threshold_table
 from .inference_data import to_inference_data
 from .meaning import inclusion_meaning, measured_reliability
+from .reference import against_reference, convergence, quantities, reference_data
 from .report import verdicts, write_report
 from .select import Selection, select
 from .shift import outside_scores, under_shift
@@ -24,8 +25,10 @@ __all__ = [
     "Findings",
     "LeaveOneOut",
     "Selection",
+    "against_reference",
     "alive_units",
     "attention_maps",
+    "convergence",
     "examine",
     "inclusion_dataset",
     "inclusion_meaning",
@@ -40,7 +43,9 @@ __all__ = [
     "posterior_predictive_check",
     "predictive_check",
     "prior_predictive_check",
+    "quantities",
     "read_netcdf",
+    "reference_data",
     "reliability_table",
     "select",
     "selection_table",
