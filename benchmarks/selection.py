@@ -97,10 +97,11 @@ def remembered(fitted: Refit) -> Refit:
 
 def report(work: Path) -> str:
     """Means over seeds, with standard errors."""
-    every = pd.concat([pd.read_csv(path) for path in sorted(work.glob("*.csv"))])
+    every = pd.concat([pd.read_csv(path, keep_default_na=False) for path in sorted(work.glob("*.csv"))])
     keys = ["kind", "features", "method", "nominal"]
-    grouped = every.groupby(keys)[["selected", "estimated", "realised", "power"]]
-    table = grouped.mean().round(3).assign(se=grouped["realised"].sem().round(3), seeds=grouped.size())
+    grouped = every.groupby(keys)
+    means = grouped[["selected", "estimated", "realised", "power"]].mean().round(3)
+    table = means.assign(se=grouped["realised"].sem().round(3), seeds=grouped.size())
     return markdown(table.reset_index())
 
 

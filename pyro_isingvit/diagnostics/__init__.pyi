@@ -9,6 +9,7 @@ from .checks import (
     predictive_check,
     prior_predictive_check,
 )
+from .compare import PriorComparison, compare_priors, power_sensitivity
 from .findings import Findings, examine
 from .inclusion import inclusion_dataset, inclusion_table, stability, threshold_table
 from .inference_data import to_inference_data
@@ -24,10 +25,12 @@ __all__ = [
     "Attention",
     "Findings",
     "LeaveOneOut",
+    "PriorComparison",
     "Selection",
     "against_reference",
     "alive_units",
     "attention_maps",
+    "compare_priors",
     "convergence",
     "examine",
     "inclusion_dataset",
@@ -41,6 +44,7 @@ __all__ = [
     "paired_difference",
     "plots",
     "posterior_predictive_check",
+    "power_sensitivity",
     "predictive_check",
     "prior_predictive_check",
     "quantities",
