@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import pyro_isingvit as iv
 from pyro_isingvit.data import TestBed, digits_decoys, planted_network
 from pyro_isingvit.diagnostics import inclusion_reliability, selection_table
 from pyro_isingvit.diagnostics.calibration import metrics
+from pyro_isingvit.guides.estimators import HeldOut
 from pyro_isingvit.models.priors.structured import UNIT_LEVELS
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -65,7 +67,8 @@ class Cell:
 
     Attributes:
         task: ``"select"``, features alone at temperature 1; ``"predict"``, given that selection; ``"all features"``,
-            the same without a selection; ``"grid"``; or the name of an opponent.
+            the same without a selection; ``"grid"``; ``"held-out"``, the same with gains from the validation images; or
+            the name of an opponent.
         bed: ``"digits"``, ``"noise"``, ``"correlated"`` (decoys of that kind), or ``"planted"``.
         patch: height and width of a patch; 4 gives 16 features a channel, 8 gives 64.
         seed: seed of the decoys, the split, the first weights and the fit.
@@ -113,6 +116,14 @@ def cells() -> list[Cell]:
         for mask_T in (None, 1.0)
         if not (T == 1.0 and mask_T == 1.0)
     ]
+    every += [
+        Cell("held-out", "digits", 4, seed, level, T, mask_T)
+        for seed in SEEDS[:3]
+        for level in ("weights", "features")
+        for T in (0.002, 0.02, 0.2, 1.0)
+        for mask_T in (None, 1.0)
+        if not (T == 1.0 and mask_T == 1.0)
+    ]
     return every
 
 
@@ -146,7 +157,7 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
         found = _select(cell, bed, data, config)
     elif cell.task in ("predict", "all features"):
         found = _predict(cell, bed, data, config, work)
-    elif cell.task == "grid":
+    elif cell.task in ("grid", "held-out"):
         found = _grid(cell, bed, data, config, truth)
     else:
         found = _opponent(cell, bed, data, config)
@@ -182,7 +193,10 @@ def _grid(cell: Cell, bed: TestBed, data: iv.data.Data, config: iv.FitConfig, tr
     network = network_of(cell, bed)
     mask_temperature = None if cell.mask_temperature is None else {"patch_embed": cell.mask_temperature}
     model = iv.IsingViT(network, LEVELS[cell.level](network.weight_sites()))
-    guide = iv.LikelihoodGuided(model, mask_temperature=mask_temperature)
+    estimator: Any = "squared_gradient"
+    if cell.task == "held-out":
+        estimator = partial(HeldOut, held_out=(data.validation.images, data.validation.labels))
+    guide = iv.LikelihoodGuided(model, estimator=estimator, mask_temperature=mask_temperature)
     posterior = iv.fit(guide, data.train, config=config, progress=False).posterior
     tables = {}
     for name, temperature in (("fit", None), ("read off at 1", 1.0)):

@@ -8,6 +8,7 @@ low. The first-order term is zero at a stationary point; it is left out, since i
 
 from .base import Estimator
 from .disarm import DisARM
+from .held_out import HeldOut
 from .hessian_diagonal import HessianDiagonal
 from .levenberg_marquardt import LevenbergMarquardt
 from .none import NoPull
@@ -24,12 +25,13 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "disarm": DisARM,
     "none": NoPull,
 }
-"""All estimators by name. Each is called with the model and, optionally, its own options."""
+"""Estimators by name. Each is called with the model and, optionally, its own options. `HeldOut` needs images."""
 
 __all__ = [
     "ESTIMATORS",
     "DisARM",
     "Estimator",
+    "HeldOut",
     "HessianDiagonal",
     "LevenbergMarquardt",
     "NoPull",

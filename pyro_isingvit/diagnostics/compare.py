@@ -68,11 +68,11 @@ def compare_priors(
 
     Returns:
         The fits, and a table with columns ``prior``, its name; ``nll``, in nats, and ``accuracy`` of the held-out
-        images; ``difference``, the NLL less that of the first row, with ``se``, its standard error among these images (it does
-        not know how trainings differ); ``kept``, the share of the weights in the median-probability model, missing
-        without masks; ``temperature`` of the posterior; ``elpd``, the leave-one-out score of the training images in
-        nats, missing where ``k_hat``, the Pareto shape of the guide's importance weights, or that of an image is above
-        0.7, so that it cannot be relied on. That is so for all but tiny networks.
+        images; ``difference``, the NLL less that of the first row, with ``se``, its standard error among these images,
+        which does not know how trainings differ; ``kept``, the share of the weights in the median-probability model,
+        missing without masks; ``temperature`` of the posterior; ``elpd``, the leave-one-out score of the training
+        images in nats, missing where ``k_hat``, the Pareto shape of the guide's importance weights, or that of an image
+        is above 0.7, so that it cannot be relied on. That is so for all but tiny networks.
 
     Raises:
         InputError: if there are fewer than two guides, or two have the same model; see also `fit`.

@@ -1,14 +1,15 @@
 """Estimators of the likelihood's pull against enumeration, closed forms and brute force."""
 
 import itertools
+from functools import partial
 
 import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
 
-from pyro_isingvit import Images, LikelihoodGuided, TraceGraph_ELBO
-from pyro_isingvit.guides.estimators import ESTIMATORS
+from pyro_isingvit import FitConfig, Images, InputError, LikelihoodGuided, TraceGraph_ELBO, fit
+from pyro_isingvit.guides.estimators import ESTIMATORS, HeldOut
 from pyro_isingvit.guides.estimators.hessian_diagonal import hessian_diagonal
 from pyro_isingvit.guides.estimators.paired_draws import keep_minus_drop
 from pyro_isingvit.models import IndependentSpikeSlab, IsingViT
@@ -224,3 +225,79 @@ def test_second_order_pulls_rank_weights_alike(toy):
     exact = pulls.pop("hessian_diagonal")
     for name, pull in pulls.items():
         assert scipy.stats.spearmanr(pull, exact).statistic > 0.8, name
+
+
+def held_out_guide(network, data, other, **options):
+    model = IsingViT(network, IndependentSpikeSlab(network.weight_sites()), num_data=len(data))
+    estimator = partial(HeldOut, held_out=(other.images, other.labels), **options)
+    guide = LikelihoodGuided(model, initial_logit=30.0, initial_scale=1e-6, estimator=estimator)
+    seen = Pass(data.images, data.labels, {}, 1.0, len(data))
+    with torch.no_grad():
+        for _ in range(2000):
+            guide.estimator.prepare(guide, seen)
+    return model, guide
+
+
+def test_held_out_gains_are_those_of_held_out_gradients(toy):
+    """Slope and curvature against the gradients of single images; batches of 5 of 40 are drawn without replacement."""
+    network, other = toy
+    data = Images(other.images[:30], other.labels[:30], 2)
+    model, guide = held_out_guide(network, data, other, decay=0.999, batch=5)
+    gradients = {site.name: [] for site in model.sites}
+    for i in range(IMAGES):
+        weights = {site.name: guide.loc[site.key].detach().clone().requires_grad_() for site in model.sites}
+        loss = F.cross_entropy(model.logits(other.images[i : i + 1], weights), other.labels[i : i + 1])
+        for name, gradient in zip(weights, torch.autograd.grad(-loss, list(weights.values())), strict=True):
+            gradients[name].append(gradient)
+    for site in model.sites:
+        each, mean = torch.stack(gradients[site.name]), guide.loc[site.key].detach()
+        slope, curvature = 30 * each.mean(0), 30 * each.var(0) * (IMAGES - 5) / IMAGES
+        expected = mean * slope + 0.5 * mean.square() * curvature
+        found = guide.estimator.pull(site, guide.slab(site))
+        # 2,000 batches with decay .999 count as some 1,700: 2.5 % of a slope's spread, 4 % of a curvature
+        spread = mean.abs() * 30 * (each.var(0) / 5).sqrt() / 40 + 0.05 * mean.square() * curvature
+        assert ((found - expected).abs() < 4 * spread + 1e-4).all()
+
+
+def test_a_weight_that_fits_noise_earns_nothing(toy):
+    """A pixel is random in held-out images, but in training it gives the label away."""
+    network, other = toy
+    labels = other.labels
+    told = other.images.clone()
+    told[:, 0, 0, 2] = labels.float()
+    with torch.no_grad():
+        network.first.copy_(torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, 0.0]]))
+        network.second.copy_(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]))
+    data, generator = Images(told, labels, 2), torch.Generator().manual_seed(0)
+    fresh = Images(torch.rand(400, 1, 1, 3, generator=generator), torch.arange(400) % 2, 2)
+    model, guide = held_out_guide(network, data, fresh)
+    site = model.sites[0]
+    assert float(guide.estimator.pull(site, guide.slab(site)).detach()[0, 2]) < 0
+    model, guide = held_out_guide(network, data, Images(told.repeat(10, 1, 1, 1), labels.repeat(10), 2))
+    assert float(guide.estimator.pull(site, guide.slab(site)).detach()[0, 2]) > 0
+
+
+def test_a_fit_with_held_out_gains(toy):
+    network, data = toy
+    estimator = partial(HeldOut, held_out=(data.images[20:], data.labels[20:]), batch=7)
+    model = IsingViT(network, IndependentSpikeSlab(network.weight_sites()))
+    guide = LikelihoodGuided(model, estimator=estimator)
+    config = FitConfig(steps=60, batch_size=5, pilot=0.2, temperature=0.1, device="cpu")
+    posterior = fit(guide, data[torch.arange(20)], config=config, progress=False).posterior
+    assert posterior.guide.estimator.settings() == {"decay": 0.98, "batch": 7, "held_out": "20 images"}
+    probs = torch.cat([p.flatten() for p in posterior.inclusion_probabilities().values()])
+    assert probs.min() < probs.max()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"held_out": (torch.rand(0, 1, 1, 3), torch.zeros(0))}, r"held_out: images of shape \(0, 1, 1, 3\)"),
+        ({"held_out": (torch.rand(4, 1, 1, 3), torch.zeros(3))}, r"labels of shape \(3,\); give one label for each"),
+        ({"held_out": (torch.rand(4, 1, 1, 3), torch.zeros(4)), "batch": 0}, "batch=0"),
+    ],
+)
+def test_wrong_held_out_images_are_refused(toy, options, message):
+    model = IsingViT(toy[0], IndependentSpikeSlab(toy[0].weight_sites()))
+    with pytest.raises(InputError, match=message):
+        HeldOut(model, **options)
