@@ -88,10 +88,8 @@ class IndependentSpikeSlab(Prior):
         if "inclusion" in options:
             raise InputError(f"inclusion={options['inclusion']}: follows from the expected number; leave it out")
 
-        def make(inclusion: float) -> Self:
-            return cls(sites, inclusion=inclusion, **options)
-
-        return make(inclusion_expecting(make, weights, units))
+        inclusion = inclusion_expecting(lambda share: cls(sites, inclusion=share, **options), weights, units)
+        return cls(sites, inclusion=inclusion, **options)
 
     def inclusion_of(self, site: WeightSite) -> float | Tensor:
         """Prior inclusion probability of a site's masks: a number, or a tensor that broadcasts to ``site.shape``."""

@@ -12,7 +12,7 @@ References:
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -23,11 +23,10 @@ from torch import Tensor
 from ..data import Images
 from ..distributions import Gaussian, SpikeAndSlab
 from ..draws import Draw, evaluating, seeded
-from ..errors import InputError, check_count
+from ..errors import InputError, check_count, kind_of
 from ..models import IsingViT
 from ..network import WeightSite
 from ..prediction import Prediction, predictions
-from .fit import check_kinds
 
 MOST_WEIGHTS = 5000
 """Largest number of weights for which a chain is taken for meant; beyond some 500 it mixes slowly."""
@@ -107,9 +106,12 @@ def sample_reference(
         >>> reference = sample_reference(posterior.model, train)  # doctest: +SKIP
         >>> convergence(reference)["r_hat"].max()  # doctest: +SKIP
     """
-    if not isinstance(model, IsingViT):
-        check_kinds(guide=model)
-    check_kinds(train=train)
+    for argument, given, kind in (("model", model, IsingViT), ("train", train, Images)):
+        if not isinstance(given, kind):
+            raise InputError(
+                f"{argument}={kind_of(given)}: sample_reference(model, train) takes an IsingViT, such as "
+                "posterior.model, and Images"
+            )
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
         check_count(name, value, 1_000_000)
     weights = sum(site.numel for site in model.sites)
@@ -130,16 +132,22 @@ def sample_reference(
                 if sweep >= warmup:
                     states.append(sampler.state())
             found.append((states, sampler.acceptance(draws)))
-    masks, weights_of, log_likelihood = (
-        [[state[part] for state in states] for states, _ in found] for part in range(3)
-    )
+    chained, accepted = [states for states, _ in found], torch.tensor([share for _, share in found])
     return Reference(
-        _stacked(masks),
-        _stacked(weights_of),
-        torch.stack([torch.stack(each) for each in log_likelihood]),
-        torch.tensor([accepted for _, accepted in found]),
+        _stacked([[state.masks for state in states] for states in chained]),
+        _stacked([[state.weights for state in states] for states in chained]),
+        torch.stack([torch.stack([state.log_likelihood for state in states]) for states in chained]),
+        accepted,
         model,
     )
+
+
+class _State(NamedTuple):
+    """Masks, weights, and the log-likelihood of each image."""
+
+    masks: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    log_likelihood: Tensor
 
 
 def _stacked(chains: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
@@ -214,10 +222,10 @@ class _Sampler:
         """Share of the moves after warm-up that were accepted."""
         return self.kernel._accept_cnt / draws
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Masks, weights, and the log-likelihood of each image."""
+    def state(self) -> _State:
+        """The state as it is now."""
         weights = self._weights(self.masks, self.z)
-        return dict(self.masks), weights, self._log_likelihood(weights)
+        return _State(dict(self.masks), weights, self._log_likelihood(weights))
 
     def _weights(self, masks: Mapping[str, Tensor], z: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights = {}

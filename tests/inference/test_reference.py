@@ -5,7 +5,17 @@ import itertools
 import pytest
 import torch
 
-from pyro_isingvit import Coupling, CouplingGraph, Images, IndependentSpikeSlab, InputError, IsingSpikeSlab, IsingViT
+from pyro_isingvit import (
+    Coupling,
+    CouplingGraph,
+    Images,
+    IndependentSpikeSlab,
+    InputError,
+    IsingSpikeSlab,
+    IsingViT,
+    LikelihoodGuided,
+    Posterior,
+)
 from pyro_isingvit.inference.reference import sample_reference
 from pyro_isingvit.models.priors import HierarchicalSpikeSlab, RegularisedHorseshoe
 from pyro_isingvit.testing import TwoLayers
@@ -120,3 +130,10 @@ def test_what_cannot_be_sampled_is_refused(tiny_network, stripes, prior, options
     model = IsingViT(tiny_network, prior(tiny_network.weight_sites()))
     with pytest.raises(InputError, match=message):
         sample_reference(model, stripes, progress=False, **options)
+
+
+def test_a_posterior_is_no_model(tiny_model, stripes):
+    with pytest.raises(InputError, match=r"model=Posterior: sample_reference\(model, train\) takes an IsingViT"):
+        sample_reference(Posterior.of(LikelihoodGuided(tiny_model)), stripes)
+    with pytest.raises(InputError, match="train=Tensor"):
+        sample_reference(tiny_model, stripes.images)
