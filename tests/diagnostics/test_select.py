@@ -132,7 +132,7 @@ def images_of(channels=2, number=120):
     return Images(images, labels, 3)
 
 
-def refit(images, steps=400):
+def refit(images, steps=200):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = ViTConfig(
