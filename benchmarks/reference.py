@@ -55,6 +55,9 @@ def features(seed: int) -> tuple[iv.IsingViT, iv.Images, iv.Images]:
     return iv.IsingViT(network, prior), data.train, data.test
 
 
+PROBLEMS = {"ten weights": two_layers, "features": features}
+
+
 def fitted(model: iv.IsingViT, guide: iv.Guide, train: iv.Images, seed: int) -> iv.Posterior:
     """Fit a guide with the network's other parameters as they are, since the reference does not move them."""
     for parameter in model.network.parameters():
@@ -92,16 +95,19 @@ def rows(problem: str, make: Any, seed: int, draws: int, warmup: int) -> list[di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS))
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     every: list[dict[str, Any]] = []
-    for problem, make in (("ten weights", two_layers), ("features", features)):
+    for problem in options.problems:
+        make = PROBLEMS[problem]
         for seed in options.seeds:
-            every += rows(problem, make, seed, options.draws, options.warmup)
-            print(every[-1], flush=True)
+            found = rows(problem, make, seed, options.draws, options.warmup)
+            print(*found, sep="\n", flush=True)
+            every += found
     table = pd.DataFrame(every)
     shown = table.drop(columns="seed").groupby(["problem", "guide"], sort=False).mean().round(3).reset_index()
     print(markdown(shown))
