@@ -1,6 +1,7 @@
 """The generative side: the model and its priors."""
 
 from .ising_vit import IsingViT
+from .likelihoods import Classes, Likelihood, Regression, SeveralLabels
 from .priors import (
     BackwardIsingSpikeSlab,
     FeatureSpikeSlab,
@@ -18,6 +19,7 @@ from .priors import (
 
 __all__ = [
     "BackwardIsingSpikeSlab",
+    "Classes",
     "FeatureSpikeSlab",
     "Flat",
     "HierarchicalSpikeSlab",
@@ -26,8 +28,11 @@ __all__ = [
     "IsingSpikeSlab",
     "IsingViT",
     "LatticeSpikeSlab",
+    "Likelihood",
     "LogUniform",
     "Prior",
+    "Regression",
     "RegularisedHorseshoe",
+    "SeveralLabels",
     "StructuredSpikeSlab",
 ]

@@ -9,7 +9,6 @@ from typing import Any, Protocol, Self
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Categorical
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from pyro_isingvit.errors import InputError
 from pyro_isingvit.network import Linear, ViT, WeightSite
 from pyro_isingvit.programs import announce_parameters, full_precision
 
+from .likelihoods import Classes, Likelihood
 from .priors import Interaction, Prior
 
 
@@ -98,7 +98,7 @@ class IsingViT(nn.Module):
         for site:  mask ~ prior.mask(site)
         factor("ising", prior.interaction.energy(masks))
         for site:  weight ~ prior.weight(site, mask)
-        plate("data", N), scale 1 / T:  label ~ Categorical(logits=network(images; weights))
+        plate("data", N), scale 1 / T:  label ~ likelihood(network(images; weights))
 
     The posterior is a power posterior, prior times likelihood ** (1 / T). A network has far more weights than small
     data have information, so T = 1 prunes everything; see `fit`.
@@ -112,6 +112,7 @@ class IsingViT(nn.Module):
         prior: the prior over the network's sites.
         num_data: N, the number of training images; `fit` sets it. If None, the size of each batch.
         temperature: T > 0, the temperature of the posterior; `fit` sets it.
+        likelihood: distribution of the label given the network's outputs; `Classes` if None.
 
     Attributes:
         num_data, temperature: N and T, as above; both may be changed.
@@ -124,7 +125,14 @@ class IsingViT(nn.Module):
         InputError: if a site of the prior is not a parameter of the network, or has another shape there.
     """
 
-    def __init__(self, network: ViT, prior: Prior, num_data: int | None = None, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        network: ViT,
+        prior: Prior,
+        num_data: int | None = None,
+        temperature: float = 1.0,
+        likelihood: Likelihood | None = None,
+    ) -> None:
         super().__init__()
         self.sites = list(prior.sites.values())
         shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
@@ -135,6 +143,7 @@ class IsingViT(nn.Module):
                 "or of another shape there; build it from network.weight_sites()"
             )
         self.network, self.prior = network, prior
+        self.likelihood = Classes() if likelihood is None else likelihood.to(prior.zero.device)
         self.num_data, self.temperature = num_data, temperature
         self.fixed_masks: dict[str, Tensor] | None = None
         self._companions: tuple[Companion, ...] = ()  # at most one; in a tuple, so that it is not a submodule
@@ -170,7 +179,7 @@ class IsingViT(nn.Module):
             pyro.plate("data", self.num_data or batch, subsample=images),
             poutine.scale(scale=1 / self.temperature),
         ):
-            pyro.sample("label", Categorical(logits=logits, validate_args=False), obs=labels)
+            self.likelihood.observe(logits, labels)
         return logits
 
     def draw_weights(self, draw: JointDraw | None = None) -> dict[str, Tensor]:

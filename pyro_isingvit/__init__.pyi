@@ -13,22 +13,27 @@ from .inference.result import FitResult
 from .inference.search import TemperatureSearch
 from .interactions import CouplingGraph
 from .models import (
+    Classes,
     FeatureSpikeSlab,
     IndependentSpikeSlab,
     Interaction,
     IsingSpikeSlab,
     IsingViT,
+    Likelihood,
     Prior,
+    Regression,
+    SeveralLabels,
     StructuredSpikeSlab,
     priors,
 )
 from .network import ViT, ViTConfig, WeightSite
 from .posterior import Posterior
-from .prediction import Prediction
+from .prediction import Prediction, TargetPrediction
 from .pruning import export, prune
 
 __all__ = [
     "Augment",
+    "Classes",
     "Coupling",
     "CouplingGraph",
     "FeatureSpikeSlab",
@@ -43,15 +48,19 @@ __all__ = [
     "InterruptedFitError",
     "IsingSpikeSlab",
     "IsingViT",
+    "Likelihood",
     "LikelihoodGuided",
     "MeanField",
     "Posterior",
     "Prediction",
     "Prior",
+    "Regression",
+    "SeveralLabels",
     "SpikeAndSlab",
     "StorageError",
     "StraightThroughBernoulli",
     "StructuredSpikeSlab",
+    "TargetPrediction",
     "TemperatureSearch",
     "TraceGraph_ELBO",
     "TrainingError",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .errors import InputError, check_count
 from .guides import Guide
 from .models import IsingViT
+from .models.likelihoods import require_classes
 
 BATCH = 250
 """Number of images in one pass of the network."""
@@ -45,8 +46,17 @@ class Draw:
         return network_logits(self.model, images, self.weights)
 
     def log_probs(self, images: Tensor) -> Tensor:
-        """Log-probabilities (n, classes) of any number of images, on the CPU."""
+        """Log-probabilities (n, classes) of any number of images, on the CPU.
+
+        Raises:
+            InputError: if labels are not classes.
+        """
+        require_classes(self.model.likelihood, "log_probs", "; use outputs")
         return torch.cat([self.logits(batch).log_softmax(-1).cpu() for batch in images.split(BATCH)])
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """Outputs (n, outputs) of the network for any number of images, on the CPU."""
+        return torch.cat([self.logits(batch).cpu() for batch in images.split(BATCH)])
 
     @property
     def log_ratio(self) -> float:

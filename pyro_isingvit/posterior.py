@@ -18,7 +18,8 @@ from .errors import InputError, check_positive
 from .files import home
 from .guides import Guide
 from .models import IsingViT
-from .prediction import Prediction, calibration, predictions
+from .models.likelihoods import require_classes
+from .prediction import Prediction, TargetPrediction, calibration, predictions, target_predictions, target_scores
 
 DRAWS = 200
 """Number of draws of masks for quantities that have no closed form."""
@@ -140,18 +141,62 @@ class Posterior:
         Raises:
             InputError: see `predict`.
         """
+        require_classes(self.model.likelihood, "predict", "; use predict_targets")
         every = partial(self.draws, draws, seed)
         found = predictions(every, draws, images, scales, interval, self.device, len(self.guides))
         return [replace(prediction, names=self.names) for prediction in found]
+
+    def predict_targets(
+        self, images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0
+    ) -> TargetPrediction:
+        """Predict numbers, or several labels of each image; see `Regression` and `SeveralLabels`.
+
+        Args:
+            images, draws, seed: see `predict`.
+            interval: mass of the intervals, within (0, 1).
+
+        Raises:
+            InputError: if a value is out of range, or labels are classes.
+        """
+        every = partial(self.draws, draws, seed)
+        return target_predictions(every, draws, images, self.model.likelihood, interval, self.device, seed)
+
+    def target_scores(
+        self, held_out: Images, draws: int = 50, interval: float = 0.9, seed: int = 0
+    ) -> dict[str, float]:
+        """Scores of `predict_targets` on labelled images, which the posterior was not trained on.
+
+        Returns:
+            ``nll``, the mean negative log density of the labels of an image under the average over draws, in nats; the
+            error of the predicted means: ``rmse`` of numbers, ``accuracy`` of labels; and, of numbers, ``coverage``,
+            the share that lies within the predictive interval, with ``width``, its mean.
+
+        Raises:
+            InputError: see `predict_targets`; also if labels are of another kind or number than those of the fit.
+        """
+        likelihood = self.model.likelihood
+        if held_out.kind != likelihood.kind:
+            raise InputError(f"held_out.labels: {held_out.kind}; {type(likelihood).__name__} is of {likelihood.kind}")
+        every = partial(self.draws, draws, seed)
+        return target_scores(every, draws, held_out, likelihood, interval, self.device, seed)
 
     def predict_plug_in(self, images: Tensor) -> Tensor:
         """Probabilities (n, classes) of the median-probability model with posterior mean weights, on the CPU.
 
         For a mixture, the mean over its members.
         """
+        require_classes(self.model.likelihood, "predict_plug_in", "; use plug_in_outputs")
         images = checked_pixels(images)
-        probs = [self._plug_in(guide, images) for guide in self.guides]
+        probs = [self._plug_in(guide, images).softmax(-1) for guide in self.guides]
         return probs[0] if len(probs) == 1 else torch.stack(probs).mean(0)
+
+    def plug_in_outputs(self, images: Tensor) -> Tensor:
+        """Outputs (n, outputs) of the median-probability model with posterior mean weights, on the CPU.
+
+        Raises:
+            InputError: if this is a mixture.
+        """
+        return self._plug_in(self.guide, checked_pixels(images))
 
     def network(self) -> nn.Module:
         """The median-probability model with posterior mean weights, as a plain network in evaluation mode.
@@ -252,6 +297,7 @@ class Posterior:
         return calibrated, (calibrated.logit_scale * logits).softmax(-1).mean(0).cpu()
 
     def _calibrate(self, held_out: Images, draws: int, seed: int) -> tuple[Self, Tensor | None]:
+        require_classes(self.model.likelihood, "calibrate")
         classes = network_logits(self.model, held_out.images[:1], {}).shape[-1]
         if classes != held_out.classes:
             raise InputError(f"held_out.classes={held_out.classes}: the network has {classes}")
@@ -290,7 +336,7 @@ class Posterior:
 
     def _plug_in(self, guide: Guide, images: Tensor) -> Tensor:
         weights = self._median_weights(guide)
-        each = [network_logits(guide.model, batch, weights).softmax(-1).cpu() for batch in images.split(BATCH)]
+        each = [network_logits(guide.model, batch, weights).cpu() for batch in images.split(BATCH)]
         return torch.cat(each)
 
     def _median_weights(self, guide: Guide) -> dict[str, Tensor]:

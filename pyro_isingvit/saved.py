@@ -21,7 +21,7 @@ from .files import file_digest, read_json, read_tensors, storing, write_json, wr
 from .guides import Guide
 from .guides.estimators import ESTIMATORS
 from .interactions import CouplingGraph
-from .models import IsingViT, priors
+from .models import IsingViT, likelihoods, priors
 from .network import ViT, ViTConfig, WeightSite
 from .probe import changed, log_densities
 from .settings import LEARNED, describe, plain
@@ -127,7 +127,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         raise InputError(f"{path}: not the tensors of {DESCRIPTION} ({problem}); fit again") from None
 
 
-_PARTS = ("network", "sites", "prior", "interaction", "guide")
+_PARTS = ("network", "sites", "prior", "interaction", "likelihood", "guide")
 
 
 def description(guide: Guide) -> dict[str, Any]:
@@ -138,6 +138,7 @@ def description(guide: Guide) -> dict[str, Any]:
         "sites": [plain(site) for site in model.sites],
         "prior": describe(model.prior),
         "interaction": None if model.prior.interaction is None else describe(model.prior.interaction),
+        "likelihood": describe(model.likelihood),
         "guide": describe(guide),
     }
 
@@ -150,6 +151,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     facts = read_json(path)
     if facts.get("format") != FORMAT:
         raise InputError(f"{path}: format={facts.get('format')!r}; this version reads {FORMAT}; fit again")
+    facts.setdefault("likelihood", describe(likelihoods.Classes()))  # of versions that had no other
     missing = [name for name in (*_PARTS, "members", "logit_scale", "names", "tensors") if name not in facts]
     if missing:
         raise InputError(f"{path}: {missing} is missing; fit again")
@@ -196,7 +198,8 @@ def _rebuild(facts: Mapping[str, Any], folder: Path) -> Guide:
         sites = [_site(each) for each in facts["sites"]]
         prior = _made(facts["prior"], vars(priors), priors.Prior, sites)
         _set_interaction(prior, facts["interaction"])
-        model = IsingViT(network, prior)
+        likelihood = _made(facts["likelihood"], vars(likelihoods), likelihoods.Likelihood)
+        model = IsingViT(network, prior, likelihood=likelihood)
         return _made(facts["guide"], vars(guide_classes), Guide, model)
     except _NotOursError as stranger:
         raise InputError(

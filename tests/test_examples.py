@@ -11,6 +11,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 RUNS = {
     "custom_guide.py": (["--steps", "60"], ("accuracy", "inclusion of living units", "inclusion of dead units")),
     "decoys.py": (["--steps", "120", "--decoys", "1"], ("selected ", "by weight norm", "picture: ")),
+    "regression.py": (["--steps", "60", "--train", "60", "--temperatures", "0.1"], ("RMSE", "intervals hold")),
     "custom_prior.py": (["--steps", "60"], ("IsingSpikeSlab", "CentredPixels")),
 }
 """Small arguments of each, and what it has to print."""

@@ -7,7 +7,6 @@ References:
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -44,7 +43,7 @@ class DisARM(SquaredGradient):
         log_likelihoods = []
         for masks in pair:
             scores = model.logits(seen.images, {name: slab * masks.get(name, 1.0) for name, slab in slabs.items()})
-            log_likelihoods.append(-F.cross_entropy(scores.float(), seen.labels, reduction="sum"))
+            log_likelihoods.append(model.likelihood.log_prob(scores.float(), seen.labels).sum())
         difference = 0.5 * (log_likelihoods[0] - log_likelihoods[1])
         news = []
         for site in self.sites:

@@ -8,7 +8,6 @@ References:
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -75,7 +74,7 @@ class HeldOut(SquaredGradient):
             for weight in weights.values():
                 weight.requires_grad_()
             logits = model.logits(images[chosen].to(self._device), weights)
-            mean = -F.cross_entropy(logits, labels[chosen].to(self._device))
+            mean = model.likelihood.log_prob(logits, labels[chosen].to(self._device)).mean()
             slopes = torch.autograd.grad(mean, [weights[site.name] for site in self.sites])
         self.num_data = float(seen.num_data)
         self.slopes.take_in(slopes, seen.num_data)

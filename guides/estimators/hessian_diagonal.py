@@ -55,7 +55,7 @@ def hessian_diagonal(model: IsingViT, seen: Pass, chunk: int = 128) -> dict[str,
     weights = {name: weight.detach() for name, weight in seen.weights.items()}
 
     def loss(of: dict[str, Tensor]) -> Tensor:
-        return F.cross_entropy(model.logits(seen.images, of).float(), labels, reduction="sum")
+        return -model.likelihood.log_prob(model.logits(seen.images, of).float(), labels).sum()
 
     result = {}
     for name, weight in weights.items():

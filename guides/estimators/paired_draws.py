@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT, Pass
+from pyro_isingvit.models.likelihoods import require_classes
 from pyro_isingvit.network import WeightSite
 
 from .squared_gradient import SquaredGradient
@@ -42,6 +43,7 @@ class PairedDraws(SquaredGradient):
         self.pairs = self.average([self.last])
 
     def prepare(self, guide: "LikelihoodGuided", seen: Pass) -> None:
+        require_classes(guide.model.likelihood, "estimator='paired_draws'", "; use 'squared_gradient'")
         model, name, scale = guide.model, self.last.name, seen.num_data / len(seen.images)
         assert seen.labels is not None
         total = torch.zeros(self.last.shape, device=seen.images.device)

@@ -29,8 +29,10 @@ class Images:
     Attributes:
         images: shape (n, channels, height, width): bytes, or floats within [0, 1], which are stored as float32. Bytes
             take a quarter of the memory; the network and everything else that reads images divides them by 255.
-        labels: integers within [0, classes), shape (n,); stored as int64.
-        classes: number of classes.
+        labels: integers within [0, classes), shape (n,), stored as int64: one class an image. Or floats, (n,) or
+            (n, k), stored as (n, k) float32: numbers to predict. Or booleans (n, k): whether an image has each of k
+            labels.
+        classes: number of classes; of numbers, or of labels of an image, k.
         source: `fingerprint` of the images from which these were resized; empty if they were not resized.
         names: names of the classes, in order; empty if they have none.
 
@@ -48,7 +50,11 @@ class Images:
         images, labels = checked_pixels(self.images), self.labels
         if not isinstance(labels, Tensor):
             raise InputError(f"labels={kind_of(labels)}: give a tensor of integers, e.g. torch.as_tensor(labels)")
-        if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
+        if labels.is_floating_point() or (labels.dtype == torch.bool and labels.dim() == 2):
+            object.__setattr__(self, "labels", _checked_numbers(labels, images, self.classes))
+            object.__setattr__(self, "images", images)
+            return
+        if labels.shape != images.shape[:1] or labels.is_complex():
             raise InputError(
                 f"labels of shape {tuple(labels.shape)} and type {labels.dtype}: need ({len(images)},) integers, "
                 "one for each image"
@@ -73,6 +79,13 @@ class Images:
 
     def __getitem__(self, index: Tensor) -> "Images":
         return Images(self.images[index], self.labels[index], self.classes, names=self.names)
+
+    @property
+    def kind(self) -> str:
+        """Kind of the labels: ``"classes"``, ``"numbers"`` or ``"several labels"``; see `Likelihood`."""
+        if self.labels.is_floating_point():
+            return "numbers"
+        return "several labels" if self.labels.dtype == torch.bool else "classes"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -104,6 +117,23 @@ class Images:
         at_once = max(1, PIXELS_AT_ONCE // (self.shape[0] * max(size**2, self.shape[1] * self.shape[2])))
         parts = [resize(batch, size) for batch in self.images.split(at_once)]
         return replace(self, images=torch.cat(parts), source=self.fingerprint)
+
+
+def _checked_numbers(labels: Tensor, images: Tensor, classes: int) -> Tensor:
+    """Numbers, or several labels, of each image as (n, k)."""
+    what, name = ("numbers", "floats") if labels.is_floating_point() else ("labels", "booleans")
+    labels = labels.unsqueeze(-1) if labels.dim() == 1 else labels
+    if labels.dim() != 2 or len(labels) != len(images) or labels.shape[1] != classes:
+        raise InputError(
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} with classes={classes!r}: {name} are "
+            f"{what} to predict, ({len(images)}, classes); give integers for one class an image"
+        )
+    if not labels.is_floating_point():
+        return labels
+    if not bool(labels.isfinite().all()):
+        where = int((~labels.isfinite().all(1)).nonzero()[0])
+        raise InputError(f"labels[{where}]={labels[where].tolist()}: must be finite; leave the image out")
+    return labels.float()
 
 
 def checked_pixels(images: Any, name: str = "images") -> Tensor:

@@ -123,6 +123,8 @@ def _warn_of_copies(data: Data) -> None:
 def _balanced(order: Tensor, everything: Images, count: int) -> Tensor:
     """The first ``count`` indices of an order with an equal share for each class, in that order."""
     labels, classes = everything.labels[order], everything.classes
+    if everything.kind != "classes":
+        raise InputError(f"balanced=True: labels are {everything.kind}; only classes can be balanced")
     if count < classes:
         raise InputError(f"train={count}, balanced: needs one image at least of each of {classes} classes")
     rank = torch.zeros_like(labels)

@@ -92,7 +92,8 @@ class ProgressBar:
                 self._bar.advance(self._task)
             case RowLogged(row):
                 density = f"  density {row['median_density']:.0%}" if "median_density" in row else ""
-                text = f"{row['phase']:9} loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}{density}"
+                error = f"accuracy {row['accuracy']:.1%}" if "accuracy" in row else f"nll {row['nll']:.3f}"
+                text = f"{row['phase']:9} loss {row['loss']:.3f}  {error}{density}"
                 self._bar.update(self._task, description=text)
             case WentBack(step):
                 self._bar.reset(self._task, completed=step)

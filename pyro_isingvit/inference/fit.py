@@ -239,6 +239,9 @@ def check_kinds(**arguments: object) -> None:
             raise InputError(f"{name}={kind_of(value)}: fit(guide, train, validation, config) takes {fix} here")
 
 
+_LIKELIHOODS = {"classes": "Classes()", "numbers": "Regression()", "several labels": "SeveralLabels()"}
+"""A likelihood for each kind of labels."""
+
 _KINDS: dict[str, tuple[Any, str]] = {
     "guide": (Guide, "a Guide of the model, e.g. LikelihoodGuided(model)"),
     "train": (Images, "Images"),
@@ -260,6 +263,11 @@ def check_together(guide: Guide, train: Images, validation: Images | None, confi
             "temperature: a search, such as 'auto', is decided on held-out images: pass validation, or a number, e.g. "
             "1e-3"
         )
+    if searched and model.likelihood.kind != "classes":
+        raise InputError(
+            "temperature: a search, such as 'auto', compares predictions of classes, and the likelihood is "
+            f"{type(model.likelihood).__name__}: give a number, e.g. 1.0"
+        )
     if searched and (not _sparsifies(guide) or config.pilot + config.fine_tune == 1):
         raise InputError(
             "temperature: a search, such as 'auto', is decided in the Ising phase, and there is none (no masks, or "
@@ -270,10 +278,19 @@ def check_together(guide: Guide, train: Images, validation: Images | None, confi
         if part is None:
             continue
         with torch.no_grad():
-            classes = model.network(part.images[:1].to(device)).shape[-1]
-        if classes != part.classes:
+            outputs = model.network(part.images[:1].to(device)).shape[-1]
+        likelihood = model.likelihood
+        if likelihood.kind != part.kind:
             raise InputError(
-                f"{name}.classes={part.classes}: the network has {classes}; set ViTConfig(classes={part.classes})"
+                f"{name}.labels: {part.kind}, and the likelihood, {type(likelihood).__name__}, is of "
+                f"{likelihood.kind}; give IsingViT(likelihood={_LIKELIHOODS[part.kind]})"
+            )
+        if part.kind == "classes" and part.classes == 1:
+            raise InputError(f"{name}.classes=1: one class leaves nothing to predict; give numbers as floats")
+        wanted = likelihood.outputs(part.classes)
+        if outputs != wanted:
+            raise InputError(
+                f"{name}.classes={part.classes}: the network has {outputs}; set ViTConfig(classes={wanted})"
             )
     with seeded(device), evaluating(model, guide):
         check_pair(guide, train.images[:1].to(device), train.labels[:1].to(device))

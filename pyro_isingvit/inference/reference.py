@@ -237,8 +237,7 @@ class _Sampler:
         return weights
 
     def _log_likelihood(self, weights: Mapping[str, Tensor]) -> Tensor:
-        logits = self.model.logits(self.train.images, weights)
-        return logits.log_softmax(-1).gather(-1, self.train.labels.unsqueeze(-1)).squeeze(-1)
+        return self.model.likelihood.log_prob(self.model.logits(self.train.images, weights), self.train.labels)
 
     def _potential(self, z: Mapping[str, Tensor]) -> Tensor:
         """Negative log density of z given the masks, up to a constant."""

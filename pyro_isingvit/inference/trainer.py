@@ -276,16 +276,20 @@ class Trainer:
         if not math.isfinite(loss):
             self._stop(phase, f"loss={loss}")
         posterior, labels = Posterior((self.guide,)), self.watched.labels.cpu()
-        scores = mean_scores(posterior.predict_plug_in(self.watched.images), labels)
+        if self.model.likelihood.kind == "classes":
+            scores = mean_scores(posterior.predict_plug_in(self.watched.images), labels)
+        else:
+            outputs = posterior.plug_in_outputs(self.watched.images).to(self.train.images.device)
+            with torch.no_grad():
+                scores = self.model.likelihood.scores(outputs, self.watched.labels)
         if not math.isfinite(scores["nll"]):
             self._stop(phase, f"nll={scores['nll']} of the watched images")
-        row = {
+        row: dict[str, Any] = {
             "step": self.step,
             "phase": phase,
             "temperature": self.temperature,
             "loss": loss,
-            "accuracy": scores["accuracy"],
-            "nll": scores["nll"],
+            **{name: scores[name] for name in ("accuracy", "rmse", "nll") if name in scores},
             **posterior.densities(),
             "seconds": time.perf_counter() - self.started,
         }

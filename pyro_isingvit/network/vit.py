@@ -35,7 +35,7 @@ class ViTConfig(Config):
         stem: what tokens are computed from: ``"patches"``, the pixels of each patch; or ``"convolutions"``, see `Stem`.
             The last convolution is the site ``patch_embed``; those before it are learned without a prior, as biases
             are.
-        classes: number of classes.
+        classes: number of classes; or of outputs, where the likelihood is not of classes.
         dim: width of the residual stream; a multiple of ``heads``.
         depth: number of blocks.
         heads: attention heads of a block.
@@ -55,7 +55,7 @@ class ViTConfig(Config):
     channels: int = pydantic.Field(default=1, ge=1, le=MOST_UNITS)
     patch_size: tuple[Side, Side] = (7, 7)
     stem: Literal["patches", "convolutions"] = "patches"
-    classes: int = pydantic.Field(default=10, ge=2, le=1_000_000)
+    classes: int = pydantic.Field(default=10, ge=1, le=1_000_000)
     dim: int = pydantic.Field(default=32, ge=1, le=MOST_UNITS)
     depth: int = pydantic.Field(default=2, ge=1, le=1000)
     heads: int = pydantic.Field(default=4, ge=1, le=MOST_UNITS)

@@ -66,7 +66,7 @@ CASES = {
     "no depth": (vit(depth=0), "depth=0"),
     "mlp of nothing": (vit(mlp_ratio=0), "mlp_ratio=0"),
     "mlp of nan": (vit(mlp_ratio=NAN), "mlp_ratio=nan"),
-    "one class": (vit(classes=1), "classes=1"),
+    "no class": (vit(classes=0), "classes=0"),
     "classes of a float": (vit(classes=2.5), "classes=2.5"),
     "no channel": (vit(channels=0), "channels=0"),
     "all dropped": (vit(dropout=1), "dropout=1"),
