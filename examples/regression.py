@@ -1,8 +1,8 @@
 """Regression: by which angle was a digit turned?
 
 The embedded digits are turned by a random angle, and a sparse posterior predicts it. The likelihood is normal with a
-scale that is learned; intervals have this noise and the spread of the draws. The temperature of the posterior is chosen by
-the NLL of held-out images. What to look at: do 90 % intervals hold 90 % of the angles?
+scale that is learned; intervals have this noise and the spread of the draws. The temperature of the posterior is
+chosen by the NLL of held-out images. What to look at: do 90 % intervals hold 90 % of the angles?
 
     python examples/regression.py --out regression.png
 """

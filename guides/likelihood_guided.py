@@ -228,7 +228,7 @@ class LikelihoodGuided(MeanField):
 
     @torch.no_grad()
     def inclusion_log_odds(self) -> dict[str, Tensor]:
-        """The log odds that the masks move towards: of masks that are not held, not clamped to `LOGIT_BOUND`."""
+        """The log odds that the masks move towards, not clamped to `LOGIT_BOUND`, before a density is held."""
         known, fields = super().inclusion_log_odds(), self.prior_fields()
         free = [site for site in self.model.sites if site.name in self.mask_shapes and site.name not in self.held]
         targets = {

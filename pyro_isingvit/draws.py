@@ -39,7 +39,6 @@ class Draw:
     weights: dict[str, Tensor]
     model: IsingViT = field(repr=False)
     _log_ratio: Callable[[], Tensor] | None = field(default=None, repr=False)
-    _log_prior: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of a batch of images, on the device of the model."""
@@ -69,14 +68,6 @@ class Draw:
         with torch.no_grad():
             return float(self._log_ratio())
 
-    @property
-    def log_prior(self) -> float:
-        """log p(masks, weights), in nats, up to a constant of the prior. Only draws from a guide have it."""
-        if self._log_prior is None:
-            raise InputError("log_prior: a draw from the prior has none; only draws from a guide do")
-        with torch.no_grad():
-            return float(self._log_prior())
-
 
 def network_logits(model: IsingViT, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """Logits (n, classes) of a batch of images by a model's network with given weights, in evaluation mode."""
@@ -91,8 +82,7 @@ def guide_draw(guide: Guide, seed: int) -> Draw:
         joint = guide.draw_jointly()
         if joint is not None:
             masks, weights = joint.masks, joint.weights
-            ratio, log_prior = (partial(f, guide, masks, weights) for f in (_log_ratio, _log_prior))
-            return Draw(masks, weights, model, ratio, log_prior)
+            return Draw(masks, weights, model, partial(_log_ratio, guide, masks, weights))
         of_guide = poutine.trace(guide).get_trace()
         of_model = poutine.trace(poutine.replay(model.draw_weights, trace=of_guide)).get_trace()
     weights = of_model.nodes["_RETURN"]["value"]
@@ -101,27 +91,20 @@ def guide_draw(guide: Guide, seed: int) -> Draw:
     else:
         names = {site.name: site.mask_name for site in model.sites if site.mask_name in of_model.nodes}
         masks = {name: of_model.nodes[node]["value"] for name, node in names.items()}
-    return Draw(masks, weights, model, lambda: of_model.log_prob_sum() - of_guide.log_prob_sum(), of_model.log_prob_sum)
+    return Draw(masks, weights, model, lambda: of_model.log_prob_sum() - of_guide.log_prob_sum())
 
 
 def _log_ratio(guide: Guide, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
     """log p - log q of masks and weights that a guide without other latent variables has drawn at once."""
-    return _log_prior(guide, masks, weights) - _log_density(guide, guide, masks, weights)
-
-
-def _log_prior(guide: Guide, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-    return _log_density(guide.model.draw_weights, guide, masks, weights)
-
-
-def _log_density(
-    program: Callable[[], object], guide: Guide, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> Tensor:
     model = guide.model
     data = {site.weight_name: weights[site.name] for site in model.sites}
     if model.fixed_masks is None:
         data |= {site.mask_name: masks[site.name] for site in model.sites if site.name in masks}
     with evaluating(model, guide):
-        return poutine.trace(poutine.condition(program, data)).get_trace().log_prob_sum()
+        of_model, of_guide = (
+            poutine.trace(poutine.condition(f, data)).get_trace() for f in (model.draw_weights, guide)
+        )
+    return of_model.log_prob_sum() - of_guide.log_prob_sum()
 
 
 def mask_draw(guide: Guide, seed: int) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ class IndependentSpikeSlab(Prior):
 
         All masks have the same inclusion probability without their neighbours. Without an interaction it is the share
         itself; with one it is found such that draws from the prior have this mean, by Gibbs sampling if there are many
-        masks, to about 2 %.
+        masks, to some 5 % (10 % if a few dozen are expected).
 
         Args:
             sites: the network's `weight_sites()`.

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from pyro_isingvit.distributions.ising import EXACT_LIMIT
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import InputError, check_count
 
-EXACT_DRAWS, CHAIN_DRAWS = 4000, 20
-"""Number of draws at each step of the search for an inclusion probability: independent ones, and from a Gibbs chain."""
+EXACT_DRAWS = 4000
+"""Number of independent draws at each step of the search for an inclusion probability."""
+
+MASKS, FEWEST, MOST = 100_000, 20, 150
+"""Number of masks in all draws from a Gibbs chain at each step together, and fewest and most draws."""
 
 LOG_ODDS = 14.0
 """Largest absolute log odds of an inclusion probability that is searched for."""
@@ -20,7 +23,7 @@ PRECISION = 0.01
 """Precision of the log odds."""
 
 TOLERANCE = 0.1
-"""Largest error of the expected number, as a share of it, before it is said that it cannot be reached."""
+"""Largest error of the expected number, as a share of it, that is accepted."""
 
 
 @torch.no_grad()
@@ -37,9 +40,10 @@ def numbers_kept(prior: Any, draws: int = 200, units: bool = False, seed: int = 
         One number for each draw, (draws,).
 
     Raises:
-        InputError: if the prior has no masks.
+        InputError: if the prior has no masks, or ``draws`` is below 1.
         NotImplementedError: if the interaction of the prior does not implement `draw`.
     """
+    check_count("draws", draws, 1_000_000)
     devices = [prior.zero.device] if prior.zero.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -51,6 +55,13 @@ def numbers_kept(prior: Any, draws: int = 200, units: bool = False, seed: int = 
         shared = 1 if units else prior.sites[name].numel // masks[0].numel()
         kept += shared * masks.flatten(1).double().sum(1).cpu()
     return kept
+
+
+def mask_counts(prior: Any) -> dict[str, int]:
+    """Number of masks of each site that has them, by name."""
+    with torch.random.fork_rng(devices=[]):  # a prior may sample latent variables of its own
+        bases = {name: prior.mask(site) for name, site in prior.sites.items()}
+    return {name: base.event_shape.numel() for name, base in bases.items() if base is not None}
 
 
 def inclusion_expecting(make: Callable[[float], Any], weights: float | None, units: float | None) -> float:
@@ -71,13 +82,14 @@ def inclusion_expecting(make: Callable[[float], Any], weights: float | None, uni
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of two phases; the prior that is returned says so
         start = make(0.5)
-        masks = {site: int(drawn[0].numel()) for site, drawn in start.draw_masks(1).items()}
+        masks = mask_counts(start)
         total = sum(masks.values()) if units is not None else sum(start.sites[site].numel for site in masks)
         if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < total:
             raise InputError(f"{name}={wanted!r}: lies between 0 and {total:,}, the number of {name} with masks")
         if start.interaction is None:
             return wanted / total
-        draws = EXACT_DRAWS if sum(masks.values()) <= EXACT_LIMIT else CHAIN_DRAWS
+        number = sum(masks.values())
+        draws = EXACT_DRAWS if number <= EXACT_LIMIT else max(FEWEST, min(MOST, MASKS // number))
 
         def expected(log_odds: float) -> float:
             prior = make(float(torch.tensor(log_odds, dtype=torch.float64).sigmoid()))

@@ -8,7 +8,7 @@ References:
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from ..data import Images
+from ..draws import Draw, check_draws
 from ..errors import InputError, kind_of
 from ..guides import Guide
 from ..inference.config import FitConfig
 from ..inference.fit import fit
 from ..inference.result import FitResult
 from ..posterior import Posterior
-from ..scores import mean_scores, nll
+from ..scores import mean_scores
 from .calibration import paired_difference
 from .checks import leave_one_out
 
@@ -39,7 +40,7 @@ class PriorComparison:
 
     Attributes:
         table: one row for each prior, the one of least NLL first, see `compare_priors`.
-        results: the fits, by name.
+        results: the fits, by name; their posteriors are those of the table, calibrated if there are validation images.
     """
 
     table: pd.DataFrame
@@ -81,14 +82,18 @@ def compare_priors(
     if not isinstance(guides, Mapping) or len(guides) < 2:
         given = list(guides) if isinstance(guides, Mapping) else kind_of(guides)
         raise InputError(f"guides={given}: give two or more by name, {{'spike-and-slab': guide, ...}}")
-    if len({id(guide.model) for guide in guides.values()}) < len(guides):
-        raise InputError("guides: two have the same model; build a network and a model for each")
+    for name, guide in guides.items():
+        if not isinstance(guide, Guide):
+            raise InputError(f"guides[{name!r}]={kind_of(guide)}: give a guide, e.g. LikelihoodGuided(model)")
+    for part in ("network", "prior"):
+        if len({id(getattr(guide.model, part)) for guide in guides.values()}) < len(guides):
+            raise InputError(f"guides: two have the same {part}; build a network, a prior and a model for each")
     config = FitConfig() if config is None else config
     results, probs, rows = {}, {}, []
     for name, guide in guides.items():
         result = fit(guide, train, validation, config, progress)
         posterior = result.posterior if validation is None else result.posterior.calibrate(validation)
-        results[name] = result
+        results[name] = replace(result, posterior=posterior)
         probs[name] = posterior.predict(held_out.images, draws, seed=config.seed).probs
         scores, loo = mean_scores(probs[name], held_out.labels.cpu()), leave_one_out(posterior, train, LOO_DRAWS)
         rows.append(
@@ -118,12 +123,15 @@ def _nll_gap(probs: Tensor, best: Tensor, labels: Tensor) -> tuple[float, float]
 def power_sensitivity(
     posterior: Posterior, train: Images, held_out: Images | None = None, draws: int = 400, seed: int = 0
 ) -> pd.DataFrame:
-    r"""How much posterior means would change if the prior, or the likelihood, counted twice.
+    r"""How much posterior means would change if the prior of the masks, or the likelihood, counted twice.
 
     If a factor of the posterior is raised to the power a, the derivative of the mean of a quantity g in log2 a, at
     a = 1, is ``log(2) * Cov(g, log factor)``. It is estimated from draws, whose log densities are those of the model;
     that the draws are from a guide is not corrected for. A change of less than its standard error says nothing. With
     many weights log densities vary by hundreds of nats, and so do the products that are averaged.
+
+    The slab and the spike stay as they are: to the power of a they are other densities, and their values depend on the
+    unit of the weights.
 
     Args:
         posterior: posterior of one guide, or a mixture.
@@ -134,25 +142,26 @@ def power_sensitivity(
 
     Returns:
         One row for each ``quantity``: ``kept`` in all and by site (the share of the weights with masks), ``nll`` and
-        ``entropy`` of the network of a draw, in nats. Columns ``mean`` and ``sd`` over the draws; ``prior`` and
-        ``likelihood``, the change of the mean for a doubled power, to first order, in multiples of ``sd``; and
-        ``prior_se`` and ``likelihood_se``, their standard errors over the draws.
+        ``entropy`` of the network of a draw, in nats. Columns ``mean`` and ``sd`` over the draws; ``prior`` (of the
+        masks, with their interaction; 0 without masks) and ``likelihood``, the change of the mean for a doubled power,
+        to first order, in multiples of ``sd``; and ``prior_se`` and ``likelihood_se``, their standard errors over the
+        draws.
 
     Raises:
-        InputError: if there are fewer than `FEWEST` draws.
+        InputError: if there are fewer than `FEWEST` draws, or labels are not classes.
     """
+    check_draws(draws)
     if draws < FEWEST:
         raise InputError(f"draws={draws}: covariances take at least {FEWEST}")
     held_out = train if held_out is None else held_out
     factors: dict[str, list[float]] = {"prior": [], "likelihood": []}
     every: list[dict[str, float]] = []
-    for draw in posterior.draws(draws, seed):
-        factors["prior"].append(draw.log_prior)
-        log_probs = draw.log_probs(train.images)
-        fit_to_train = -float(nll(log_probs.exp(), train.labels.cpu()).double().sum())
-        factors["likelihood"].append(fit_to_train / posterior.model.temperature)
-        probs = log_probs.exp() if held_out is train else draw.log_probs(held_out.images).exp()
-        every.append(_quantities(posterior, draw.masks, probs, held_out.labels.cpu()))
+    for t, draw in enumerate(posterior.draws(draws, seed)):
+        guide = posterior.guides[t % len(posterior.guides)]  # of which the draw is, see `Posterior.draws`
+        factors["prior"].append(_log_prior_of_masks(guide, draw.masks))
+        of_train = _log_likelihood(draw, train)
+        factors["likelihood"].append(float(of_train.double().sum()) / guide.model.temperature)
+        every.append(_quantities(posterior, draw, held_out))
     table = pd.DataFrame(every)
     rows = []
     for name in table:
@@ -164,6 +173,25 @@ def power_sensitivity(
     return pd.DataFrame(rows)
 
 
+@torch.no_grad()
+def _log_prior_of_masks(guide: Guide, masks: Mapping[str, Tensor]) -> float:
+    """Log density of masks under base measure and interaction, in nats, up to a constant."""
+    prior, total = guide.model.prior, torch.zeros(())
+    if not masks or guide.model.fixed_masks is not None:
+        return 0.0
+    with guide.hypers_at_median():
+        for site in guide.model.sites:
+            base = prior.mask(site)
+            total = total if base is None else total + base.log_prob(masks[site.name]).cpu()
+        if prior.interaction is not None:
+            total = total + prior.interaction.energy(masks).cpu()
+    return float(total)
+
+
+def _log_likelihood(draw: Draw, data: Images) -> Tensor:
+    return draw.log_probs(data.images).gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1)
+
+
 def _change(values: Tensor, logs: Tensor) -> tuple[float, float]:
     """The change of a mean for a doubled power, in standard deviations, and its standard error."""
     if float(values.std()) == 0:
@@ -172,13 +200,14 @@ def _change(values: Tensor, logs: Tensor) -> tuple[float, float]:
     return float(products.sum()) / (len(values) - 1), float(products.std()) / len(values) ** 0.5
 
 
-def _quantities(posterior: Posterior, masks: Mapping[str, Tensor], probs: Tensor, labels: Tensor) -> dict[str, float]:
+def _quantities(posterior: Posterior, draw: Draw, held_out: Images) -> dict[str, float]:
     found: dict[str, float] = {}
-    if masks:
-        sites = [site for site in posterior.model.sites if site.name in masks]
-        shares = {site.name: float(masks[site.name].double().mean()) for site in sites}
+    if draw.masks:
+        sites = [site for site in posterior.model.sites if site.name in draw.masks]
+        shares = {site.name: float(draw.masks[site.name].double().mean()) for site in sites}
         found["kept"] = sum(site.numel * shares[site.name] for site in sites) / sum(site.numel for site in sites)
         found |= {f"kept {name}": share for name, share in shares.items()}
-    found["nll"] = float(nll(probs, labels).mean())
+    probs = draw.log_probs(held_out.images).exp()
+    found["nll"] = -float(_log_likelihood(draw, held_out).mean())
     found["entropy"] = float(torch.special.entr(probs).sum(-1).mean())
     return found

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from ..data import Images
-from ..errors import InputError
+from ..errors import InputError, kind_of
 from ..inference.reference import Reference
 from ..posterior import Posterior
 from ..prediction import Prediction
@@ -80,6 +80,8 @@ def convergence(reference: Reference) -> pd.DataFrame:
     Raises:
         InputError: if there are fewer than two chains, or four draws.
     """
+    if not isinstance(reference, Reference):
+        raise InputError(f"reference={kind_of(reference)}: give the result of sample_reference(model, train)")
     chains, draws = reference.log_likelihood.shape[:2]
     if chains < 2 or draws < 4:
         raise InputError(f"reference: {chains} chains of {draws} draws; agreement takes at least 2 of 4")
@@ -105,7 +107,7 @@ def convergence(reference: Reference) -> pd.DataFrame:
 def against_reference(
     posterior: Posterior, reference: Reference, images: Images, draws: int = 200, interval: float = 0.9, seed: int = 0
 ) -> dict[str, float]:
-    """How far a posterior is from a reference sample of the same model.
+    """How far a posterior is from a reference sample of the same model; predictions are those before calibration.
 
     Args:
         posterior: an approximation of the same posterior.
@@ -122,11 +124,21 @@ def against_reference(
         within the credible interval of ``posterior``; ``interval`` would be right.
 
     Raises:
-        InputError: if the models have different sites.
+        InputError: if the models differ in sites, masks or temperature.
     """
     sites = [(site.name, site.shape) for site in posterior.model.sites]
     if sites != [(site.name, site.shape) for site in reference.model.sites]:
         raise InputError("reference: of a model with other sites than the posterior")
+    own, other = (
+        {name: tuple(p.shape) for name, p in each.inclusion_probabilities().items()} for each in (posterior, reference)
+    )
+    if own != other:
+        raise InputError(f"reference: masks of shapes {other}, and the posterior has {own}")
+    if posterior.model.temperature != reference.model.temperature:
+        raise InputError(
+            f"reference: at temperature {reference.model.temperature:g}, and the posterior is at "
+            f"{posterior.model.temperature:g}; set model.temperature before sample_reference"
+        )
     found: dict[str, float] = {"inclusion": np.nan, "features": np.nan}
     exact, fitted = reference.inclusion_probabilities(), posterior.inclusion_probabilities()
     if exact:
@@ -137,12 +149,13 @@ def against_reference(
             over = [i for i, dim in enumerate(first.dims) if dim not in first.reads]
             gap = exact[first.name].cpu() - fitted[first.name].cpu()
             found["features"] = float((gap.mean(over) if over else gap).abs().mean())
-    own, other = posterior.predict(images.images, draws, interval, seed), reference.predict(images.images, interval)
+    predicted = posterior.predict_at((1.0,), images.images, draws, interval, seed)[0]
+    exactly = reference.predict(images.images, interval)
     labels = images.labels.cpu()
-    found["variation"] = float((own.probs - other.probs).abs().sum(-1).mean()) / 2
-    found["nll"] = mean_scores(own.probs, labels)["nll"]
-    found["reference_nll"] = mean_scores(other.probs, labels)["nll"]
-    found["coverage"] = _coverage(own, reference, images)
+    found["variation"] = float((predicted.probs - exactly.probs).abs().sum(-1).mean()) / 2
+    found["nll"] = mean_scores(predicted.probs, labels)["nll"]
+    found["reference_nll"] = mean_scores(exactly.probs, labels)["nll"]
+    found["coverage"] = _coverage(predicted, reference, images)
     return found
 
 

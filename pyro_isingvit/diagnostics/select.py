@@ -34,8 +34,8 @@ Refit = Callable[[Images], Posterior]
 FITS = {"null": 1, "stability": 10}
 """Number of refits, by default."""
 
-FEWEST_HALVES = 4
-"""Smallest number of fits on half-samples whose frequencies are used."""
+FEWEST_HALVES, FEWEST_MEMBERS = 4, 10
+"""Smallest number of fits on halves, in pairs that complete each other, and of members on halves that do not."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,19 @@ def select(
       `inclusion_meaning`.
     * ``"shadow"``: the model is fitted once to images with as many channels again, which are those of other images, in
       random order. Each input feature competes with its shadow, and the knockoff+ rule finds the threshold. The score
-      is the difference between the two log odds. It is right if irrelevant features are independent of relevant ones.
+      is the difference between the two log odds. It is right if irrelevant features are independent of the relevant
+      ones and of each other. If they are correlated with each other, they pass their shadows together, if at all: the
+      rate is then exceeded, by half of it and more under strong correlations.
     * ``"null"``: the model is fitted to randomly permuted labels. The score is the smallest rate at which a mask is
       selected, by the tails of the log odds of ``posterior`` and of these fits. It also applies to inner sites.
     * ``"stability"``: the model is fitted to random halves of the images, two that complete each other at a time. The
-      score is the share of the fits with an inclusion probability of at least one half. It is right if irrelevant
-      masks are selected equally often, and the bound is often far from tight.
+      score is the share of the fits with an inclusion probability of at least one half. If irrelevant masks are
+      exchangeable, the number of irrelevant ones that are selected has a bound, which often is far from tight; the
+      estimated rate is that bound over the number selected.
 
     Args:
-        posterior: a posterior with masks. A mixture whose members were fitted on halves (``fit_mixture(share=0.5)``)
-            needs no refits for ``"stability"``.
+        posterior: a posterior with masks. A mixture of at least `FEWEST_MEMBERS` needs no refits for ``"stability"`` if
+            its members were fitted on halves (``fit_mixture(share=0.5)``), which is not checked.
         fdr: nominal false discovery rate, within (0, 1).
         by: the method.
         train: the images that the posterior was fitted to; all methods but ``"posterior"`` need them.
@@ -126,17 +129,19 @@ def select(
     """
     if by not in get_args(By):
         raise InputError(f"by={by!r}: choose one of {list(get_args(By))}")
-    if not 0 < fdr < 1:
-        raise InputError(f"fdr={fdr}: a rate lies strictly between 0 and 1, e.g. 0.1")
+    if not isinstance(posterior, Posterior):
+        raise InputError(f"posterior={kind_of(posterior)}: give a Posterior, as fit(...).posterior")
+    if not isinstance(fdr, int | float) or not 0 < fdr < 1:
+        raise InputError(f"fdr={fdr!r}: a rate lies strictly between 0 and 1, e.g. 0.1")
     check_masks(posterior)
     probs = _at(posterior, site)
-    if fits is not None and by not in FITS:
-        raise InputError(f"fits={fits}: by={by!r} takes no number of fits; leave it out")
-    free = by == "stability" and refit is None and len(posterior.members) >= FEWEST_HALVES
+    free = by == "stability" and refit is None and len(posterior.members) >= FEWEST_MEMBERS
+    if fits is not None and (by not in FITS or free):
+        raise InputError(f"fits={fits}: by={by!r} takes no number of fits here; leave it out")
     if by == "posterior" or free:
         if train is not None or refit is not None:
             raise InputError(f"by={by!r} needs no refit and no images; leave out train and refit")
-    elif train is None or refit is None:
+    elif not isinstance(train, Images) or not callable(refit):
         raise InputError(f"by={by!r} fits again: give train, the training images, and refit, a function of images")
     number = check_fits(by, fits)
     if by == "posterior":
@@ -146,7 +151,7 @@ def select(
     else:
         assert train is not None
         assert refit is not None
-        again = _Refits(refit, train, site, seed)
+        again = _Refits(refit, train, site, seed, tuple(probs.shape))
         if by == "shadow":
             chosen = _by_shadow(again, probs, fdr)
         elif by == "null":
@@ -183,6 +188,7 @@ class _Refits:
     train: Images
     site: str
     seed: int
+    shape: tuple[int, ...]
 
     def to_shadows(self, masks: Tensor) -> Tensor:
         """Log odds (2, features) of input features and of their shadows."""
@@ -201,7 +207,7 @@ class _Refits:
 
     def to_halves(self, fits: int) -> Tensor:
         """Inclusion probabilities (fits, masks) of fits to halves of the images."""
-        return torch.stack([_at(self._fitted(half), self.site).flatten() for half in self._halves(fits)])
+        return torch.stack([self._checked(_at(self._fitted(half), self.site)).flatten() for half in self._halves(fits)])
 
     def _halves(self, fits: int) -> Iterator[Images]:
         generator = self._generator()
@@ -212,13 +218,17 @@ class _Refits:
             yield self.train[order[half : 2 * half]]
 
     def _log_odds(self, images: Images, shape: tuple[int, ...] | None = None) -> Tensor:
-        found = _log_odds(self._fitted(images), self.site)
-        if shape is not None and tuple(found.shape) != shape:
+        return self._checked(_log_odds(self._fitted(images), self.site), shape).flatten()
+
+    def _checked(self, masks: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+        wanted = self.shape if shape is None else shape
+        if tuple(masks.shape) != wanted:
+            channels = self.train.shape[0] * (1 if shape is None else 2)
             raise InputError(
-                f"refit: masks of {self.site} of shape {tuple(found.shape)}, not {shape}: with shadows the images have "
-                f"{images.shape[0]} channels; build the network for images.shape[0] channels"
+                f"refit: masks of {self.site} of shape {tuple(masks.shape)}, not {wanted}; build the network and prior "
+                f"of the posterior, for images.shape[0]={channels} channels"
             )
-        return found.flatten()
+        return masks
 
     def _fitted(self, images: Images) -> Posterior:
         found = self.refit(images)
@@ -248,13 +258,13 @@ def _by_shadow(again: _Refits, masks: Tensor, fdr: float) -> _Chosen:
     if masks.numel() < 1 / fdr:
         raise InputError(
             f"fdr={fdr}: the knockoff+ rule selects none, or at least {math.ceil(1 / fdr)}, and there are "
-            f"{masks.numel()} masks; use fdr={1 / masks.numel():.2g} or higher, or another method"
+            f"{masks.numel()} masks; use fdr={math.ceil(1000 / masks.numel()) / 1000} or higher, or another method"
         )
     own, shadow = again.to_shadows(masks)
     selected, estimated = knockoff_plus(own - shadow, fdr)
     assumes = (
-        "Assumes that irrelevant features are independent of the relevant ones, as their shadows are. Features that "
-        "are correlated with relevant ones are selected too often."
+        "Assumes that irrelevant features are independent of the relevant ones and of each other. Features that are "
+        "correlated with relevant ones are selected too often."
     )
     return _Chosen(own - shadow, selected, estimated, assumes)
 
@@ -275,8 +285,8 @@ def _by_stability(probs: Tensor, fdr: float) -> _Chosen:
     frequency = kept.double().mean(0)
     selected, estimated = stable(frequency, float(kept.double().sum(1).mean()), fdr)
     assumes = (
-        "Assumes that irrelevant masks are exchangeable, and no more often selected than at random, and that "
-        "what half of the images select matters. The estimate is an upper bound."
+        "Assumes that irrelevant masks are exchangeable, and no more often selected than at random. The estimate is a "
+        "bound on the expected number of irrelevant masks, over the number selected."
     )
     return _Chosen(frequency, selected, estimated, assumes)
 

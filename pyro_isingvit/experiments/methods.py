@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import Data
-from ..errors import InputError
+from ..errors import InputError, TrainingError
 from ..guides import SparseVariationalDropout
 from ..inference.fit import fit, fit_path
 from ..inference.path import Mark
@@ -174,10 +174,14 @@ def _opponent(name: Name, train: Opponent) -> Callable[[RunConfig, Method, Data,
         best: list[Outcome] | None = None
         for candidate in train(config, data, progress):
             seconds += candidate.seconds
-            pair = _candidate(Predictor(name), candidate, config, data)
+            try:
+                pair = _candidate(Predictor(name), candidate, config, data)
+            except TrainingError:  # of predictions that are not finite: this setting has diverged
+                continue
             if best is None or pair[1].validation_nll < best[1].validation_nll:
                 best = pair
-        assert best is not None
+        if best is None:
+            raise TrainingError(f"method {name}: training has diverged with each of its settings")
         for outcome in best:
             yield replace(outcome, seconds=seconds)
 

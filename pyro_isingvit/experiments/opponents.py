@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -120,12 +121,12 @@ def laplace(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Ca
     network = _plain(result.posterior.network())
     head = network.classifier
     classes, hidden = head.out.shape
-    last = nn.Linear(hidden, classes, device=head.out.device)
-    last.load_state_dict({"weight": head.out.detach(), "bias": head.out_bias.detach()})
     train, validation = (_inputs_of_last_layer(network, part) for part in (data.train, data.validation))
-    posterior = Laplace(last, "classification", subset_of_weights="all", hessian_structure="full")
-    posterior.fit(train)
-    with warnings.catch_warnings():
+    with seeded(head.out.device, config.fit.seed), warnings.catch_warnings():
+        last = nn.Linear(hidden, classes, device=head.out.device)
+        last.load_state_dict({"weight": head.out.detach(), "bias": head.out_bias.detach()})
+        posterior = Laplace(last, "classification", subset_of_weights="all", hessian_structure="full")
+        posterior.fit(train)
         warnings.filterwarnings("ignore", "By default `link_approx` is `probit`")  # said whatever one sets
         posterior.optimize_prior_precision("glm", method="gridsearch", val_loader=validation, link_approx="probit")
 
@@ -167,7 +168,7 @@ def swag(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Candi
         steps, every = max(2, round(SWAG_SHARE * config.fit.steps)), config.fit.steps_per_pass(len(data.train))
 
         def collect(step: int, moments: "Moments" = moments, every: int = every, steps: int = steps) -> None:
-            if (step + 1) % every == 0 or step >= steps - 2:  # two at the least
+            if (step + 1) % every == 0 or (steps < 2 * every and step >= steps - 2):  # two at the least
                 moments.add()
 
         _train(network, optimizer, config, data.train, steps, lambda step: 1.0, after_step=collect)
@@ -182,25 +183,25 @@ class Moments:
 
     def __init__(self, network: ViT) -> None:
         self.network, self.number = network, 0
-        self.mean = self.square = torch.zeros_like(self._now())
+        self.mean = self.sum_of_squares = torch.zeros_like(self._now())
         self.deviations: list[Tensor] = []
 
     def _now(self) -> Tensor:
-        return nn.utils.parameters_to_vector(self.network.parameters()).detach()
+        return nn.utils.parameters_to_vector(self.network.parameters()).detach().double()
 
     def add(self) -> None:
         """Add the parameters as they are now."""
-        now, self.number = self._now(), self.number + 1
-        self.mean = self.mean + (now - self.mean) / self.number
-        self.square = self.square + (now.square() - self.square) / self.number
+        now, before, self.number = self._now(), self.mean, self.number + 1
+        self.mean = before + (now - before) / self.number
+        self.sum_of_squares = self.sum_of_squares + (now - before) * (now - self.mean)
         self.deviations = [*self.deviations, now - self.mean][-SWAG_RANK:]
 
     def draw(self) -> NetworkDraw:
         """A draw of all parameters."""
-        variance = (self.square - self.mean.square()).clamp_min(0)
-        normal = torch.randn(len(self.deviations), device=variance.device)
+        variance = self.sum_of_squares / self.number
+        normal = torch.randn(len(self.deviations), device=variance.device, dtype=variance.dtype)
         low_rank = normal @ torch.stack(self.deviations) / max(1, len(self.deviations) - 1) ** 0.5
-        vector = self.mean + (variance.sqrt() * torch.randn_like(variance) + low_rank) / 2**0.5
+        vector = (self.mean + (variance.sqrt() * torch.randn_like(variance) + low_rank) / 2**0.5).float()
         named = dict(self.network.named_parameters())
         parts = vector.split([p.numel() for p in named.values()])
         return NetworkDraw(self.network, {n: v.view_as(p) for (n, p), v in zip(named.items(), parts, strict=True)})
@@ -223,6 +224,8 @@ def _train(
 ) -> None:
     """Train a network for some steps by cross-entropy, with the batches, augmentation and clipping of `fit`."""
     settings, device = config.fit, train.images.device
+    precision = getattr(torch, settings.precision)
+    autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
     peaks = [group["lr"] for group in optimizer.param_groups]
     network.train()
     with seeded(device, settings.seed):
@@ -235,7 +238,9 @@ def _train(
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate(step)
             with nullcontext() if context is None else context(train=True):
-                nn.functional.cross_entropy(network(images), train.labels[batch]).backward()
+                with autocast():
+                    logits = network(images)
+                nn.functional.cross_entropy(logits.float(), train.labels[batch]).backward()
                 nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
             optimizer.step()
             optimizer.zero_grad()

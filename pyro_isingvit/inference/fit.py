@@ -14,6 +14,7 @@ from ..data import Images
 from ..draws import evaluating, seeded
 from ..errors import InputError, InterruptedFitError, kind_of
 from ..guides import Guide
+from ..models import IsingViT
 from ..posterior import Posterior
 from ..programs import keeping_memory
 from ..saved import description
@@ -275,22 +276,29 @@ def check_together(guide: Guide, train: Images, validation: Images | None, confi
         )
     device = next(model.network.parameters()).device
     for name, part in (("train", train), ("validation", validation)):
-        if part is None:
-            continue
-        with torch.no_grad():
-            outputs = model.network(part.images[:1].to(device)).shape[-1]
-        likelihood = model.likelihood
-        if likelihood.kind != part.kind:
-            raise InputError(
-                f"{name}.labels: {part.kind}, and the likelihood, {type(likelihood).__name__}, is of "
-                f"{likelihood.kind}; give IsingViT(likelihood={_LIKELIHOODS[part.kind]})"
-            )
-        if part.kind == "classes" and part.classes == 1:
-            raise InputError(f"{name}.classes=1: one class leaves nothing to predict; give numbers as floats")
-        wanted = likelihood.outputs(part.classes)
-        if outputs != wanted:
-            raise InputError(
-                f"{name}.classes={part.classes}: the network has {outputs}; set ViTConfig(classes={wanted})"
-            )
+        if part is not None:
+            check_part(model, name, part)
     with seeded(device), evaluating(model, guide):
         check_pair(guide, train.images[:1].to(device), train.labels[:1].to(device))
+
+
+def check_part(model: IsingViT, name: str, part: Images) -> None:
+    """Check that labelled images fit a model.
+
+    Raises:
+        InputError: if their labels are of another kind or number than its likelihood and network are for, or a `ViT`
+            takes images of another size.
+    """
+    likelihood = model.likelihood
+    if likelihood.kind != part.kind:
+        raise InputError(
+            f"{name}.labels: {part.kind}, and the likelihood, {type(likelihood).__name__}, is of {likelihood.kind}; "
+            f"give IsingViT(likelihood={_LIKELIHOODS[part.kind]})"
+        )
+    if part.kind == "classes" and part.classes == 1:
+        raise InputError(f"{name}.classes=1: one class leaves nothing to predict; give numbers as floats")
+    with torch.no_grad():
+        outputs = model.network(part.images[:1].to(next(model.network.parameters()).device)).shape[-1]
+    wanted = likelihood.outputs(part.classes)
+    if outputs != wanted:
+        raise InputError(f"{name}.classes={part.classes}: the network has {outputs}; set ViTConfig(classes={wanted})")

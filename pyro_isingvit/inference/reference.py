@@ -22,20 +22,21 @@ from torch import Tensor
 
 from ..data import Images
 from ..distributions import Gaussian, SpikeAndSlab
-from ..draws import Draw, evaluating, seeded
+from ..draws import Draw, draw_seed, evaluating, seeded
 from ..errors import InputError, check_count, kind_of
 from ..models import IsingViT
 from ..network import WeightSite
 from ..prediction import Prediction, predictions
+from .fit import check_part
 
 MOST_WEIGHTS = 5000
-"""Largest number of weights for which a chain is taken for meant; beyond some 500 it mixes slowly."""
+"""Largest number of weights that is sampled; beyond some 500 it mixes slowly."""
 
 BLOCK = 4
 """Number of masks that are drawn at a time, from all of their states at once."""
 
 TRAJECTORY = 1.0
-"""Length of each move of the standardised weights, whose prior has unit scale."""
+"""Mean length of the moves of the standardised weights, whose prior has unit scale."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def sample_reference(
     """Sample the posterior of the masks and weights of a small network by Markov chain Monte Carlo.
 
     The target is the power posterior at the model's temperature, given the other parameters of the network (biases,
-    norms, embeddings) as they are. Chains start at draws from the prior without its interaction.
+    norms, embeddings) as they are, and the masks of the model if these are fixed. Chains start at draws from the prior
+    without its interaction.
 
     Args:
         model: a model whose weights are Gaussian, or spike-and-slab with Gaussian components, given their masks.
@@ -92,7 +94,7 @@ def sample_reference(
         draws: number of draws of each chain, one after each sweep.
         warmup: number of sweeps before them, in which the step size of the Hamiltonian moves is adapted.
         chains: number of chains.
-        seed: seed of the chains; the k-th depends on ``seed + k`` alone.
+        seed: seed of the chains; the k-th depends on ``seed`` and k alone.
         progress: whether to show progress bars.
 
     Returns:
@@ -119,9 +121,10 @@ def sample_reference(
         raise InputError(f"model: {weights:,} weights; chains mix in reasonable time up to some 500, and stop at 5,000")
     device = model.prior.zero.device
     train = train.to(device)
+    check_part(model, "train", train)
     found = []
     for chain in range(chains):
-        with evaluating(model), seeded(device, seed + chain):
+        with evaluating(model), seeded(device, draw_seed(seed, chain)):
             sampler = _Sampler(model, train)
             sweeps = range(warmup + draws)
             shown = track(sweeps, f"chain {chain + 1} of {chains}", transient=True) if progress else sweeps
@@ -165,15 +168,22 @@ class _Sampler:
         self.bases = {name: base for name, base in bases.items() if base is not None}
         self.shapes = {name: base.event_shape for name, base in self.bases.items()}
         self.parts = {site.name: self._components(site) for site in self.sites}
-        self.masks = {name: base.sample() for name, base in self.bases.items()}
+        fixed = model.fixed_masks
+        self.fixed = fixed is not None
+        self.masks = {name: base.sample() for name, base in self.bases.items()} if fixed is None else dict(fixed)
         self.z = {site.key: torch.randn(site.shape, device=prior.zero.device) for site in self.sites}
         self.accepted = 0.0
 
     def _refuse_latents(self) -> None:
+        masks: dict[str, Tensor] = {}
         with poutine.block(), poutine.trace() as trace:
             for site in self.sites:
                 base = self.model.prior.mask(site)
-                self.model.prior.weight(site, None if base is None else base.sample())
+                mask = None if base is None else base.sample()
+                self.model.prior.weight(site, mask)
+                masks |= {} if mask is None else {site.name: mask}
+            if masks and self.model.prior.interaction is not None:
+                self.model.prior.interaction.energy(masks)
         latent = list(trace.trace.stochastic_nodes)
         if latent:
             raise InputError(
@@ -183,18 +193,19 @@ class _Sampler:
 
     def _components(self, site: WeightSite) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Mean and scale of a weight that is dropped, and of one that is kept."""
-        mask = (
-            torch.ones(self.shapes[site.name], device=self.model.prior.zero.device) if site.name in self.bases else None
-        )
-        fn = self.model.prior.weight(site, mask)
-        zero = torch.zeros(site.shape, device=self.model.prior.zero.device)
+        prior, zero = self.model.prior, torch.zeros(site.shape, device=self.model.prior.zero.device)
+        if site.name not in self.shapes:
+            kept = self._moments(site, prior.weight(site, None))
+            return kept, kept
+        ones = torch.ones(self.shapes[site.name], device=zero.device)
+        fn = prior.weight(site, ones)
         if isinstance(fn, SpikeAndSlab):
             spike = (zero, zero) if fn.spike is None else self._moments(site, fn.spike)
             return spike, self._moments(site, fn.slab)
-        kept = self._moments(site, getattr(fn, "base_dist", fn))
-        return kept, kept
+        return self._moments(site, prior.weight(site, 0 * ones)), self._moments(site, fn)
 
     def _moments(self, site: WeightSite, fn: Any) -> tuple[Tensor, Tensor]:
+        fn = getattr(fn, "base_dist", fn)
         if not isinstance(fn, Gaussian | torch.distributions.Normal):
             raise InputError(
                 f"prior: a weight of {site.name} is {type(fn).__name__} given its mask; the reference sampler needs "
@@ -214,6 +225,8 @@ class _Sampler:
         """Draw all masks, then move the weights."""
         self._draw_masks()
         self.kernel.clear_cache()  # the potential has changed with the masks
+        # Of random length, as a length of one period of a direction would bring that back to where it was.
+        self.kernel.trajectory_length = TRAJECTORY * (0.5 + float(torch.rand(())))
         with torch.enable_grad():
             moved = self.kernel.sample(self.z)
         self.z = {key: value.detach() for key, value in moved.items()}
@@ -246,7 +259,7 @@ class _Sampler:
 
     def _draw_masks(self) -> None:
         """Draw masks a block at a time, in random order, from their joint conditional given all else."""
-        if not self.bases:
+        if not self.bases or self.fixed:
             return
         sizes = [shape.numel() for shape in self.shapes.values()]
         flat = torch.cat([self.masks[name].flatten() for name in self.shapes])
@@ -271,8 +284,14 @@ class _Sampler:
     def _log_joint(self, masks: dict[str, Tensor]) -> Tensor:
         """Log density of several states of the masks given z, (states,), up to a constant."""
         log_prior = torch.stack([self.bases[name].log_prob(mask) for name, mask in masks.items()]).sum(0)
-        if self.model.prior.interaction is not None:
-            log_prior = log_prior + self.model.prior.interaction.energy(masks)
+        interaction = self.model.prior.interaction
+        if interaction is not None:
+            states = len(log_prior)
+            energy = interaction.energy(masks) if interaction.multilinear else None
+            if energy is None or energy.shape != (states,):  # it takes one state at a time
+                each = [{name: mask[i] for name, mask in masks.items()} for i in range(states)]
+                energy = torch.stack([interaction.energy(one) for one in each])
+            log_prior = log_prior + energy
         fit: Callable[[dict[str, Tensor]], Tensor] = torch.func.vmap(
             lambda each: self._log_likelihood(self._weights(each, self.z)).sum()
         )

@@ -55,7 +55,7 @@ def test_too_few_priors_are_refused(stripes):
     guide = guide_with(IndependentSpikeSlab)
     with pytest.raises(InputError, match=r"guides=\['one'\]: give two or more by name"):
         compare_priors({"one": guide}, stripes, stripes)
-    with pytest.raises(InputError, match="two have the same model"):
+    with pytest.raises(InputError, match="two have the same network"):
         compare_priors({"one": guide, "two": MeanField(guide.model)}, stripes, stripes)
 
 
@@ -74,15 +74,7 @@ def test_sensitivity_to_the_prior_is_that_of_a_bernoulli(stripes, share):
     deviation = (share * (1 - share) / masks) ** 0.5
     assert table.loc["kept", "mean"] == pytest.approx(share, abs=4 * deviation / 300**0.5)
     assert table.loc["kept", "sd"] == pytest.approx(deviation, rel=0.2)
-    # A dropped weight has no density, a kept one has that of the slab: on average -1/2 log(2 pi) - log S - w^2 / 2 S^2.
-    slab = (
-        sum(
-            site.numel * float(prior.slab(site).log_prob(guide.slab(site).sample()).double().mean())
-            for site in network.weight_sites()
-        )
-        / masks
-    )
-    log_odds = math.log(share / (1 - share)) + slab
+    log_odds = math.log(share / (1 - share))
     expected = math.log(2) * share * (1 - share) * log_odds / deviation
     error = table.loc["kept", "prior_se"]
     assert table.loc["kept", "prior"] == pytest.approx(expected, abs=4 * error)
@@ -107,12 +99,33 @@ def test_a_network_that_fits_is_held_up_by_the_likelihood(stripes):
     assert table.loc["nll", "likelihood"] == pytest.approx(-math.log(2) * 60 * sd, rel=1e-4)
 
 
-def test_log_densities_of_a_draw(tiny_model, stripes):
-    draw = next(iter(Posterior.of(LikelihoodGuided(tiny_model)).draws(1)))
-    expected = tiny_model.prior.interaction.energy(draw.masks)
-    for site in tiny_model.sites:
-        mask = draw.masks[site.name]
-        expected = expected + tiny_model.prior.mask(site).log_prob(mask)
-        expected = expected + tiny_model.prior.weight(site, mask).log_prob(draw.weights[site.name])
-    assert draw.log_prior == pytest.approx(float(expected), rel=1e-4)
-    assert torch.isfinite(torch.tensor(draw.log_ratio))
+def test_a_doubled_prior_of_coupled_masks_is_that_of_a_sample(tiny_network, stripes):
+    """The derivative against a finite difference of importance weights on the same draws."""
+    guide = LikelihoodGuided(IsingViT(tiny_network, IsingSpikeSlab(tiny_network.weight_sites()), num_data=60))
+    with torch.no_grad():
+        for logit in guide.logit.values():
+            logit.normal_()
+    posterior = Posterior.of(guide)
+    table = power_sensitivity(posterior, stripes, draws=80).set_index("quantity")
+    kept, logs = [], []
+    for draw in posterior.draws(80):
+        masks, total = draw.masks, 0.0
+        for site in guide.model.sites:
+            total += float(guide.model.prior.mask(site).log_prob(masks[site.name]))
+        logs.append(total + float(guide.model.prior.interaction.energy(masks)))
+        kept.append(float(torch.cat([mask.flatten() for mask in masks.values()]).mean()))
+    kept, logs, step = torch.tensor(kept).double(), torch.tensor(logs).double(), 1e-5
+    means = [((sign * step * logs).softmax(0) * kept).sum() for sign in (1, -1)]
+    expected = math.log(2) * (means[0] - means[1]) / (2 * step) / kept.std()
+    assert table.loc["kept", "prior"] == pytest.approx(
+        float(expected) * 80 / 79, rel=1e-3
+    )  # of a covariance with n - 1
+
+
+def test_models_may_not_share_a_network(stripes):
+    network = ViT(TINY)
+    models = [IsingViT(network, IndependentSpikeSlab(network.weight_sites())) for _ in range(2)]
+    with pytest.raises(InputError, match="two have the same network"):
+        compare_priors({str(k): MeanField(model) for k, model in enumerate(models)}, stripes, stripes)
+    with pytest.raises(InputError, match=r"guides\['two'\]=IndependentSpikeSlab: give a guide"):
+        compare_priors({"one": MeanField(models[0]), "two": models[0].prior}, stripes, stripes)

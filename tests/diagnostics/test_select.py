@@ -61,6 +61,21 @@ def test_shadows_fail_where_irrelevant_features_lean_on_relevant_ones():
     assert mean > 0.1 + 10 * error
 
 
+def by_correlated_shadow(irrelevant, generator, fdr, share):
+    """Irrelevant features are independent of the relevant ones, but not of each other; nor are their shadows."""
+    noise = [torch.randn(len(irrelevant), generator=generator) for _ in range(2)]
+    common = [torch.randn(1, generator=generator) for _ in range(2)]
+    own, shadow = (share**0.5 * c + (1 - share) ** 0.5 * n for c, n in zip(common, noise, strict=True))
+    return knockoff_plus(own + torch.where(irrelevant, 0.0, 4.0) - shadow, fdr)[0]
+
+
+def test_shadows_exceed_the_rate_where_irrelevant_features_are_correlated():
+    mean, error, _ = simulated(by_correlated_shadow, fdr=0.1, share=0.0)
+    assert mean <= 0.1 + 3 * error
+    mean, error, _ = simulated(by_correlated_shadow, fdr=0.1, share=0.9)
+    assert mean > 0.1 + 5 * error
+
+
 def test_the_knockoff_rule_by_hand():
     statistics = torch.tensor([5.0, 4.0, 3.0, -2.0, 1.0, 0.0])
     selected, estimated = knockoff_plus(statistics, 0.4)
@@ -132,7 +147,7 @@ def images_of(channels=2, number=120):
     return Images(images, labels, 3)
 
 
-def refit(images, steps=200):
+def refit(images, steps=100):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = ViTConfig(
@@ -221,11 +236,27 @@ def test_halves_complete_each_other(fitted):
 
 def test_a_mixture_on_halves_needs_no_refit(fitted):
     _, posterior = fitted
-    mixture = Posterior(posterior.guides * 4)
+    mixture = Posterior(posterior.guides * 10)
     found = select(mixture, fdr=0.5, by="stability")
     kept = posterior.inclusion_probabilities()["patch_embed"] >= 0.5
     assert torch.equal(found.selected, kept)  # all members agree: their frequency is 1
     assert found.estimated == pytest.approx(float(kept.sum()) / 32)
+    with pytest.raises(InputError, match="fits=50: by='stability' takes no number of fits here"):
+        select(mixture, by="stability", fits=50)
+    with pytest.raises(InputError, match="by='stability' fits again"):
+        select(Posterior(posterior.guides * 9), by="stability")
+
+
+def test_a_refit_has_the_same_masks(fitted):
+    images, posterior = fitted
+
+    def coarse(images):
+        network = ViT(ViTConfig(image_size=4, patch_size=2, channels=2, classes=3, dim=4, heads=2, mlp_ratio=2))
+        return Posterior.of(LikelihoodGuided(IsingViT(network, FeatureSpikeSlab(network.weight_sites()))))
+
+    for by in ("null", "stability"):
+        with pytest.raises(InputError, match=r"refit: masks of patch_embed of shape \(1, 8\), not \(1, 32\)"):
+            select(posterior, by=by, train=images, refit=coarse)
 
 
 @pytest.mark.parametrize(
@@ -233,16 +264,21 @@ def test_a_mixture_on_halves_needs_no_refit(fitted):
     [
         ({"fdr": 0}, r"fdr=0: a rate lies strictly between 0 and 1, e.g. 0.1"),
         ({"fdr": math.nan}, r"fdr=nan"),
+        ({"fdr": "0.1"}, r"fdr='0.1'"),
+        ({"by": "null", "train": True, "refit": 3}, r"by='null' fits again: give train"),
         ({"by": "knockoff"}, r"by='knockoff': choose one of \['posterior', 'shadow', 'null', 'stability'\]"),
         ({"site": "head"}, r"site='head': the posterior has masks at \['patch_embed'\]"),
         ({"by": "shadow"}, r"by='shadow' fits again: give train, the training images, and refit"),
         ({"refit": refit}, r"by='posterior' needs no refit and no images; leave out train and refit"),
-        ({"fits": 3}, r"fits=3: by='posterior' takes no number of fits"),
+        ({"fits": 3}, r"fits=3: by='posterior' takes no number of fits here"),
         ({"by": "stability", "refit": refit, "train": True, "fits": 3}, r"fits=3: give an even number, at least 4"),
         ({"by": "null", "refit": refit, "train": True, "fits": 0}, r"fits=0"),
         ({"by": "shadow", "refit": refit, "train": True, "fdr": 0.01}, r"selects none, or at least 100, and there are"),
         ({"by": "null", "refit": lambda images: 3, "train": True}, r"refit: returned int; return a Posterior"),
-        ({"by": "shadow", "refit": lambda images: refit(images_of(), 2), "train": True}, r"build the network for"),
+        (
+            {"by": "shadow", "refit": lambda images: refit(images_of(), 2), "train": True},
+            r"build the network and prior of",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(fitted, options, message):

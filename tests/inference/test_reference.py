@@ -1,23 +1,30 @@
 """The reference sampler against enumeration, with weights known and weights integrated out."""
 
 import itertools
+import math
 
 import pytest
 import torch
+from pyro.distributions import Normal
 
 from pyro_isingvit import (
     Coupling,
     CouplingGraph,
+    Gaussian,
     Images,
     IndependentSpikeSlab,
     InputError,
+    Interaction,
     IsingSpikeSlab,
     IsingViT,
+    Likelihood,
     LikelihoodGuided,
     Posterior,
+    Prior,
+    WeightSite,
 )
 from pyro_isingvit.inference.reference import sample_reference
-from pyro_isingvit.models.priors import HierarchicalSpikeSlab, RegularisedHorseshoe
+from pyro_isingvit.models.priors import HierarchicalSpikeSlab, LatticeSpikeSlab, RegularisedHorseshoe
 from pyro_isingvit.testing import TwoLayers
 
 from .test_exact_posterior import Given, enumerate_inclusion, problem  # noqa: F401, a fixture
@@ -27,7 +34,7 @@ def coupled(network):
     return CouplingGraph(network.weight_sites(), [Coupling("first", "second", ("hidden",))])
 
 
-@pytest.mark.parametrize(("coupling", "temperature"), [(0.0, 1.0), (0.3, 1.0), (0.3, 3.0)])
+@pytest.mark.parametrize(("coupling", "temperature"), [(0.0, 1.0), (0.3, 3.0)])
 def test_masks_equal_enumeration_where_weights_are_known(problem, coupling, temperature):  # noqa: F811
     network, data = problem
     prior = Given(network, inclusion=0.3, coupling=coupling, couplings=coupled(network))
@@ -58,7 +65,7 @@ def uncertain():
         states = torch.tensor(list(itertools.product((0.0, 1.0), repeat=10)))
         masks = {"first": states[:, :6].view(-1, 2, 3), "second": states[:, 6:].view(-1, 2, 2)}
         log_prior = states.sum(1) * torch.tensor(0.4 / 0.6).log() + prior.interaction.energy(masks)
-        draws, total = 6000, []
+        draws, total = 4000, []
         slabs = {site.name: prior.slab(site).expand(site.shape).sample((draws,)) for site in network.weight_sites()}
         x = 2 * images.flatten(1) - 1
         for m1, m2 in zip(masks["first"], masks["second"], strict=True):
@@ -74,7 +81,7 @@ def uncertain():
 
 def test_masks_equal_enumeration_where_weights_are_integrated_out(uncertain):
     network, prior, data, exact = uncertain
-    found = sample_reference(IsingViT(network, prior), data, draws=1200, warmup=150, chains=2, progress=False)
+    found = sample_reference(IsingViT(network, prior), data, draws=900, warmup=100, chains=2, progress=False)
     inclusion = torch.cat([p.flatten() for p in found.inclusion_probabilities().values()])
     assert exact.max() - exact.min() > 0.25
     assert (inclusion - exact).abs().mean() < 0.02
@@ -85,9 +92,11 @@ def test_masks_equal_enumeration_where_weights_are_integrated_out(uncertain):
 def test_draws_are_those_of_the_seed_and_consistent(uncertain):
     network, prior, data, _ = uncertain
     model = IsingViT(network, prior)
-    found = sample_reference(model, data, draws=5, warmup=3, chains=2, seed=4, progress=False)
-    again = sample_reference(model, data, draws=5, warmup=3, chains=1, seed=5, progress=False)
-    assert torch.equal(found.log_likelihood[1], again.log_likelihood[0])
+    found, again, other = (
+        sample_reference(model, data, draws=5, warmup=3, chains=2, seed=seed, progress=False) for seed in (4, 4, 5)
+    )
+    assert torch.equal(found.log_likelihood, again.log_likelihood)
+    assert not torch.equal(found.log_likelihood[1], other.log_likelihood[0])
     assert not torch.equal(found.log_likelihood[0], found.log_likelihood[1])
     for site in network.weight_sites():
         masks, weights = found.masks[site.name], found.weights[site.name]
@@ -137,3 +146,77 @@ def test_a_posterior_is_no_model(tiny_model, stripes):
         sample_reference(Posterior.of(LikelihoodGuided(tiny_model)), stripes)
     with pytest.raises(InputError, match="train=Tensor"):
         sample_reference(tiny_model, stripes.images)
+
+
+def without_likelihood(prior, draws=250):
+    """Inclusion probabilities of the first site as the sampler finds them where images say nothing."""
+    network = TwoLayers()
+    model = IsingViT(network, prior, temperature=1e9)
+    data = Images(torch.rand(2, 1, 1, 3), torch.tensor([0, 1]), 2)
+    return sample_reference(model, data, draws=draws, warmup=5, chains=2, progress=False)
+
+
+def test_an_interaction_that_takes_one_state_at_a_time_counts():
+    prior = IndependentSpikeSlab(TwoLayers().weight_sites(), inclusion=0.5)
+    prior.interaction = Interaction(lambda masks: -2 * masks["first"].sum())
+    found = without_likelihood(prior)
+    inside = found.inclusion_probabilities()
+    # sigmoid(-2) = .119; 3,000 draws of masks that are independent
+    assert float(inside["first"].mean()) == pytest.approx(0.119, abs=0.02)
+    assert float(inside["second"].mean()) == pytest.approx(0.5, abs=0.03)
+    lattice = LatticeSpikeSlab(TwoLayers().weight_sites(), inclusion=0.3, coupling=0.3)
+    found = float(without_likelihood(lattice).inclusion_probabilities()["first"].mean())
+    assert found == pytest.approx(float(lattice.draw_masks(4000)["first"].mean()), abs=0.04)
+
+
+def test_a_weight_that_is_normal_given_its_mask():
+    class Continuous(IndependentSpikeSlab):
+        def weight(self, site, mask):
+            return Normal(0.0, (0.01 + 2 * mask).expand(site.shape)).to_event(2)
+
+    found = without_likelihood(Continuous(TwoLayers().weight_sites(), inclusion=0.5))
+    masks, weights = found.masks["first"], found.weights["first"]
+    assert float(weights[masks == 0].std()) == pytest.approx(0.01, rel=0.1)
+    assert float(weights[masks == 1].std()) == pytest.approx(2.01, rel=0.1)
+
+
+def test_fixed_masks_stay():
+    network = TwoLayers()
+    model = IsingViT(network, IndependentSpikeSlab(network.weight_sites()))
+    masks = {"first": torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), "second": torch.ones(2, 2)}
+    model.fix_masks(masks)
+    data = Images(torch.rand(5, 1, 1, 3), torch.arange(5) % 2, 2)
+    found = sample_reference(model, data, draws=4, warmup=2, chains=1, progress=False)
+    assert torch.equal(found.inclusion_probabilities()["first"], masks["first"])
+    assert (found.weights["first"][..., 0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1 / (2 * math.pi), 0.08])
+def test_no_scale_of_a_weight_is_a_period_of_its_moves(scale):
+    """The spread of weights that data determine to such a scale, whatever it is to the length of the moves."""
+
+    class Narrow(Likelihood):
+        kind = "numbers"
+
+        def distribution(self, outputs):
+            return Normal(outputs, scale).to_event(1)
+
+    class Direct(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Parameter(torch.zeros(1, 3))
+
+        def forward(self, images):
+            return self.first.expand(len(images), 3)
+
+    site = WeightSite("first", (1, 3), ("out", "pixel"), ("pixel",), ("out",))
+    prior = Prior([site])
+    prior.slab = lambda site: Gaussian(prior.zero, prior.zero, site.shape)
+    model = IsingViT(Direct(), prior, likelihood=Narrow())
+    data = Images(torch.rand(1, 1, 1, 3), torch.tensor([[0.3, -0.3, 0.0]]), 3)
+    found = sample_reference(model, data, draws=400, warmup=60, chains=2, progress=False)
+    draws = found.weights["first"].flatten(0, 1).squeeze(1)
+    precision = 1 + scale**-2
+    expected = data.labels[0] * scale**-2 / precision
+    assert ((draws.mean(0) - expected).abs() < 0.35 * precision**-0.5).all()
+    torch.testing.assert_close(draws.std(0), torch.full((3,), precision**-0.5), rtol=0.25, atol=0)

@@ -79,7 +79,7 @@ def test_impossible_numbers_are_refused(options, message):
 
 def test_a_jump_is_named():
     with pytest.raises(InputError, match=r"the expected number jumps .*; lower the coupling"):
-        IsingSpikeSlab.expecting(**small(1, 100), weights=70, coupling=10.0)  # all masks share one unit
+        IsingSpikeSlab.expecting(**small(1, 40), weights=28, coupling=10.0)  # all masks share one unit
 
 
 def test_a_prior_without_masks_has_no_number(tiny_network):

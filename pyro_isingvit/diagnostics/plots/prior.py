@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 
 from ...models import Prior
-from ...models.priors.size import numbers_kept
+from ...models.priors.size import mask_counts, numbers_kept
 from .style import DARK, GREY, LIGHT, bare, new_axes
 
 BINS = 30
@@ -23,11 +23,8 @@ def plot_prior_size(prior: Prior, draws: int = 200, units: bool = False, seed: i
         NotImplementedError: if the interaction of the prior does not implement `draw`.
     """
     kept = numbers_kept(prior, draws, units, seed)
-    total = sum(
-        base.event_shape.numel() if units else site.numel
-        for site, base in ((site, prior.mask(site)) for site in prior.sites.values())
-        if base is not None
-    )
+    counts = mask_counts(prior)
+    total = sum(counts.values()) if units else sum(prior.sites[name].numel for name in counts)
     mean, what = float(kept.mean()), "masks" if units else "weights"
     ax = new_axes(5.0, 3.0) if ax is None else ax
     ax.hist(kept.numpy(), bins=BINS, color=LIGHT, edgecolor=GREY, lw=0.5)
