@@ -20,6 +20,7 @@ from .experiments.page import write_study
 from .experiments.place import check_free, is_unfinished, resolved
 from .experiments.plan import Cell, read_plan, shipped_plans
 from .experiments.prune import prune_run
+from .experiments.recipes import merged, read_settings
 from .experiments.runs import Run, resume_run
 from .experiments.study import run_cell, run_study
 from .pruning.decide import DEFAULT_LEVELS
@@ -30,6 +31,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command("fit")
 def fit_command(
     context: typer.Context,
+    config_file: option.ConfigFile = None,
     dataset: option.Dataset = "digits",
     data_root: option.DataRoot = None,
     download: option.Download = False,
@@ -73,24 +75,28 @@ def fit_command(
         _only_resume(context)
         _finish(partial(resume_run, resume, data_root, interval=checkpoint_every), resume)
         return
+    written = {} if config_file is None else read_settings(config_file)
+    reads = {"dataset": dataset, "data_root": data_root, "image_size": image_size, "background": background}
+    reads |= {"train": train}
+    reads |= {name: written[name] for name in reads if name in written and name not in _on_command_line(context)}
+    dataset, data_root, train = reads["dataset"], reads["data_root"], reads["train"]
     out = Path("runs") / Path(dataset).stem if out is None else out
     _check_out(out, overwrite)
-    everything = read(dataset, data_root, "train", download, image_size, 255 if background is None else background)
+    grey = 255 if reads["background"] is None else reads["background"]
+    everything = read(dataset, data_root, "train", download, reads["image_size"], grey)
     network = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
     fit: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "pilot": pilot}
     fit |= {"fine_tune": fine_tune, "temperature": temperature, "target_density": target_density, "augment": augment}
-    given: dict[str, dict[str, Any]] = {
+    given: dict[str, Any] = {
         "network": network | {"mlp_ratio": mlp_ratio},
         "fit": fit | {"precision": precision, "seed": seed, "device": device},
-        "prior": {"inclusion": inclusion, "coupling": coupling, "structured": structured},
+        "prior": {"inclusion": inclusion, "coupling": coupling, "structured": structured or None},
+        **reads,
+        **{"validation": validation, "test": test, "members": members},
+        **{"balanced": balanced or None, "select": select or None},
     }
-    own = {"dataset": dataset, "data_root": data_root, "image_size": image_size, "background": background}
-    own |= {"train": train, "validation": validation, "test": test, "balanced": balanced, "select": select}
-    own |= {"members": members}
-    settings = recipe(dataset, everything, train, data_root)
-    for part, options in given.items():
-        settings[part] = settings.get(part, {}) | _given(options)
-    config = RunConfig(**settings | _given(own))
+    settings = merged(merged(recipe(dataset, everything, train, data_root), written), given)
+    config = RunConfig(**settings)
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
     _finish(partial(run, config, out, everything, compare, overwrite, interval=checkpoint_every), out)
@@ -117,23 +123,20 @@ def _check_out(out: Path, overwrite: bool) -> None:
     check_free(place, overwrite)
 
 
+def _on_command_line(context: typer.Context) -> list[str]:
+    """The options that were given."""
+    sources = {name: getattr(context.get_parameter_source(name), "name", None) for name in context.params}
+    return [name for name, source in sources.items() if source == "COMMANDLINE"]
+
+
 def _only_resume(context: typer.Context) -> None:
     """Refuse options beside ``--resume`` that would make it another run."""
-    given = [
-        name
-        for name in context.params
-        if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"
-        and name not in ("resume", "data_root", "checkpoint_every")
-    ]
+    given = [name for name in _on_command_line(context) if name not in ("resume", "data_root", "checkpoint_every")]
     if given:
         raise InputError(
-            f"--{given[0].replace('_', '-')} with --resume: a run goes on with the settings that it has; leave it out"
+            f"--{given[0].removesuffix('_file').replace('_', '-')} with --resume: a run goes on with the "
+            "settings that it has; leave it out"
         )
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _of_epochs(config: RunConfig, epochs: int, steps: int | None) -> RunConfig:

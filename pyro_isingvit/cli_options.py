@@ -7,6 +7,14 @@ import typer
 
 from .data import AUGMENTATIONS
 
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Settings in YAML or JSON, named as in run.json; or the run.json of a run. Options take precedence.",
+    ),
+]
 Dataset = Annotated[
     str,
     typer.Option(

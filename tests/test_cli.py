@@ -153,6 +153,47 @@ def test_own_images_from_a_file(isingvit, tmp_path):
     assert config["network"]["classes"] == 3
 
 
+def test_settings_from_a_file(isingvit, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "train: 90\ntest: 40\nmembers: 1\nfit: {steps: 30, temperature: 0.01, seed: 5}\nprior: {structured: true}\n"
+    )
+    code, _, err = isingvit("fit", "--config", "mine.yaml", "--steps", 20, "--no-compare", "--out", "first")
+    assert (code, err) == (0, "")
+    config = evaluate(tmp_path / "first").config
+    assert (config.train, config.test, config.prior.structured) == (90, 40, True)
+    assert (config.fit.steps, config.fit.temperature, config.fit.seed) == (20, 0.01, 5)
+    assert config.network.mlp_ratio == 8  # the recipe's
+    again = ("--config", "first/run.json", "--no-compare", "--out", "second")
+    assert isingvit("fit", *again)[0] == 0
+    assert evaluate(tmp_path / "second").config == config
+    first, second = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("first", "second"))
+    for method, scores in first.items():
+        assert {k: v for k, v in scores.items() if k != "seconds"} == {
+            k: v for k, v in second[method].items() if k != "seconds"
+        }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", "--config='own.yaml': 'stepz' is no setting; there are"),
+        ("- 3", "--config='own.yaml': settings have names"),
+        ("fit: {stepz: 3}", "stepz"),
+        ("train: many", "train='many'"),
+        ("a: [", "--config='own.yaml': not YAML that can be read"),
+    ],
+)
+def test_settings_that_are_none_are_refused(isingvit, tmp_path, text, message):
+    (tmp_path / "own.yaml").write_text(text)
+    code, out, err = isingvit("fit", "--config", "own.yaml")
+    assert code == 2
+    assert message in err
+    assert not out
+    assert not (tmp_path / "runs").exists()
+    assert "no such file" in isingvit("fit", "--config", "none.yaml")[2]
+    assert "--config with --resume" in isingvit("fit", "--config", "own.yaml", "--resume", "x")[2]
+
+
 def test_a_folder_of_images_from_end_to_end(isingvit, tmp_path):
     rng = np.random.default_rng(0)
     for name, colour in (("blue", 2), ("green", 1), ("red", 0)):

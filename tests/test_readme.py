@@ -6,7 +6,13 @@ import sys
 from pathlib import Path
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-QUICK = {"steps=3000": "steps=80", "draws=100": "draws=30", "range(100)": "range(3)", "prior=10": "prior=2"}
+QUICK = {
+    "steps=3000": "steps=80",
+    "steps=200": "steps=60",
+    "draws=100": "draws=30",
+    "range(100)": "range(3)",
+    "prior=10": "prior=2",
+}
 
 
 def test_every_block_of_python_runs(capsys, tmp_path, monkeypatch):

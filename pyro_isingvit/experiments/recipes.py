@@ -1,6 +1,8 @@
 """What to run: the configuration of a run, and one default recipe for each data set."""
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -9,11 +11,16 @@ from ..config import Config
 from ..data import Images
 from ..data.folders import parts_of
 from ..draws import MOST_DRAWS
+from ..errors import InputError
 from ..files import home
 from ..inference.config import FitConfig
 from ..inference.mixture import MOST as MOST_MEMBERS
 from ..network import ViTConfig
 from ..network.vit import Side
+from ..yaml_text import parse_yaml
+
+LARGEST = 1_000_000
+"""Size in bytes above which a file is not taken for settings."""
 
 Number = Annotated[int, pydantic.Field(ge=1, le=1_000_000_000)]
 """A number of images."""
@@ -193,3 +200,47 @@ def recipe(dataset: str, everything: Images, train: int | None = None, root: str
     geometry = {"image_size": (height, width), "channels": channels, "classes": everything.classes}
     chosen = {} if train is None else {"train": train}
     return known | chosen | {"dataset": dataset, "network": geometry | known["network"]}
+
+
+def merged(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others in their place, part by part; None leaves a setting as it is."""
+    found = dict(settings)
+    for name, value in others.items():
+        if isinstance(value, Mapping) and isinstance(found.get(name, {}), Mapping):
+            found[name] = merged(found.get(name, {}), value)
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of `RunConfig` from a YAML or JSON file, which may leave some out; or those of a ``run.json``.
+
+    Raises:
+        InputError: if there is no such file, it holds no settings by name, or one that says what to read is of no use.
+    """
+    what = f"--config={str(path)!r}"
+    if not home(path).is_file():
+        raise InputError(f"{what}: no such file; give one with settings, such as the run.json of a run")
+    if home(path).stat().st_size > LARGEST:
+        raise InputError(f"{what}: larger than {LARGEST:,} bytes, so it holds no settings; give another file")
+    values = parse_yaml(home(path).read_text(errors="replace"), what)
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = values["config"]
+    if not isinstance(values, dict):
+        raise InputError(f"{what}: settings have names, as in 'train: 1000'; it holds a {type(values).__name__}")
+    unknown = [name for name in values if name not in RunConfig.model_fields]
+    if unknown:
+        raise InputError(f"{what}: {unknown[0]!r} is no setting; there are {list(RunConfig.model_fields)}")
+    _Reads(**{name: value for name, value in values.items() if name in _Reads.model_fields})
+    return values
+
+
+class _Reads(Config):
+    """The settings that are used before a `RunConfig` is made, to read the images and find the recipe."""
+
+    dataset: str = "digits"
+    data_root: str | None = None
+    image_size: Side | None = None
+    background: int | None = pydantic.Field(default=None, ge=0, le=255)
+    train: Number | None = None

@@ -180,6 +180,21 @@ def test_the_posterior_method_keeps_the_most_probable(fitted, monkeypatch):
     assert found.table["selected"].sum() == 3
 
 
+@pytest.mark.parametrize(("sharper", "right"), [(1.0, True), (3.0, False)])
+def test_the_posterior_method_is_as_right_as_its_probabilities(fitted, monkeypatch, sharper, right):
+    """Masks are relevant with a known probability; probabilities that are too sure exceed the rate."""
+    generator, shares = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        true = torch.rand(32, generator=generator)
+        irrelevant = torch.rand(32, generator=generator) > true
+        probs = {"patch_embed": (sharper * true.logit()).sigmoid().view(1, 32)}
+        monkeypatch.setattr(Posterior, "inclusion_probabilities", lambda self, probs=probs: probs)
+        shares.append(false_share(select(fitted[1], fdr=0.1).selected.flatten(), irrelevant))
+    shares = torch.tensor(shares)
+    error = float(shares.std()) / 200**0.5
+    assert (float(shares.mean()) <= 0.1 + 3 * error) is right
+
+
 def test_ties_are_selected_together_or_not_at_all(fitted, monkeypatch):
     probs = torch.tensor([0.99] + [0.8] * 31).view(1, 32)
     monkeypatch.setattr(Posterior, "inclusion_probabilities", lambda self: {"patch_embed": probs})
