@@ -76,7 +76,12 @@ def fit_command(
         _finish(partial(resume_run, resume, data_root, interval=checkpoint_every), resume)
         return
     written = {} if config_file is None else read_settings(config_file)
-    reads = {"dataset": dataset, "data_root": data_root, "image_size": image_size, "background": background}
+    reads: dict[str, Any] = {
+        "dataset": dataset,
+        "data_root": data_root,
+        "image_size": image_size,
+        "background": background,
+    }
     reads |= {"train": train}
     reads |= {name: written[name] for name in reads if name in written and name not in _on_command_line(context)}
     dataset, data_root, train = reads["dataset"], reads["data_root"], reads["train"]
