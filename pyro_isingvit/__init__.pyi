@@ -28,8 +28,9 @@ from .models import (
 )
 from .network import ViT, ViTConfig, WeightSite
 from .posterior import Posterior
-from .prediction import Prediction, TargetPrediction
+from .prediction import Prediction
 from .pruning import export, prune
+from .targets import TargetPrediction
 
 __all__ = [
     "Augment",

@@ -81,8 +81,8 @@ def fit_command(
         "data_root": data_root,
         "image_size": image_size,
         "background": background,
+        "train": train,
     }
-    reads |= {"train": train}
     reads |= {name: written[name] for name in reads if name in written and name not in _on_command_line(context)}
     dataset, data_root, train = reads["dataset"], reads["data_root"], reads["train"]
     out = Path("runs") / Path(dataset).stem if out is None else out

@@ -19,7 +19,8 @@ from .files import home
 from .guides import Guide
 from .models import IsingViT
 from .models.likelihoods import require_classes
-from .prediction import Prediction, TargetPrediction, calibration, predictions, target_predictions, target_scores
+from .prediction import Prediction, calibration, predictions
+from .targets import TargetPrediction, target_predictions, target_scores
 
 DRAWS = 200
 """Number of draws of masks for quantities that have no closed form."""

@@ -1,6 +1,5 @@
 """Posterior predictive distributions: averages over draws of a network, in memory that depends on neither."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -8,14 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .data.images import Images, checked_pixels
-from .draws import BATCH, check_draws, seeded
+from .data.images import checked_pixels
+from .draws import BATCH, check_draws
 from .errors import InputError
 from .logit_scale import most_probable_scale, scaled_log_likelihood
-from .models.likelihoods import Likelihood
-
-REPLICATES = 500
-"""Least number of replicated numbers behind each bound of an interval, if there are fewer draws."""
 
 BUFFER = 4_000_000
 """Largest number of logits that are held at once; images are taken in groups such that all draws fit."""
@@ -72,91 +67,6 @@ class Prediction:
         return self.probs.argmax(-1)
 
 
-@dataclass(frozen=True)
-class TargetPrediction:
-    """Posterior predictive distribution of k numbers, or of k labels, of n images.
-
-    Attributes:
-        mean: mean of the numbers, or probability of the labels, (n, k).
-        lower, upper: bounds of the central interval, (n, k): of a new number, with the noise of the likelihood; of the
-            probability of a label over the draws, which has no noise beside it.
-        spread: standard deviation of the mean over the draws, (n, k): the part of the uncertainty that more data would
-            remove.
-    """
-
-    mean: Tensor
-    lower: Tensor
-    upper: Tensor
-    spread: Tensor
-
-
-def target_predictions(
-    every: Callable[[], Iterator[HasLogits]],
-    draws: int,
-    images: Tensor,
-    likelihood: Likelihood,
-    interval: float,
-    device: torch.device,
-    seed: int,
-) -> TargetPrediction:
-    """Predict numbers or several labels; see `Posterior.predict_targets` and `predictions`.
-
-    Raises:
-        InputError: if a value is out of range, or labels are classes.
-    """
-    levels = _checked_levels(draws, interval, likelihood, device)
-    parts: list[TargetPrediction] = []
-    with torch.no_grad(), seeded(device, seed):
-        for outputs in _logits(every, draws, checked_pixels(images), device):
-            for some in outputs.split(max(1, BUFFER // ((draws + REPLICATES) * outputs.shape[-1])), 1):
-                means = likelihood.mean(some)
-                noisy = _replicated(likelihood, some) if likelihood.kind == "numbers" else means
-                lower, upper = noisy.quantile(levels, 0)
-                spread = means.std(0, correction=0)
-                parts.append(TargetPrediction(means.mean(0).cpu(), lower.cpu(), upper.cpu(), spread.cpu()))
-    names = ("mean", "lower", "upper", "spread")
-    return TargetPrediction(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-
-
-def target_scores(
-    every: Callable[[], Iterator[HasLogits]],
-    draws: int,
-    held_out: Images,
-    likelihood: Likelihood,
-    interval: float,
-    device: torch.device,
-    seed: int,
-) -> dict[str, float]:
-    """Scores of such predictions; see `Posterior.target_scores`."""
-    found = target_predictions(every, draws, held_out.images, likelihood, interval, device, seed)
-    labels, losses, start = held_out.labels.cpu(), [], 0
-    with torch.no_grad():
-        for outputs in _logits(every, draws, held_out.images, device):
-            of_group = held_out.labels[start : start + outputs.shape[1]].to(device)
-            losses.append(math.log(draws) - likelihood.log_prob(outputs, of_group).logsumexp(0).cpu())
-            start += outputs.shape[1]
-    scores = {"nll": float(torch.cat(losses).mean())} | likelihood.errors(found.mean, labels)
-    if likelihood.kind == "numbers":
-        inside = (labels >= found.lower) & (labels <= found.upper)
-        scores |= {"coverage": float(inside.float().mean()), "width": float((found.upper - found.lower).mean())}
-    return scores
-
-
-def _replicated(likelihood: Likelihood, outputs: Tensor) -> Tensor:
-    """Numbers drawn from each draw's distribution, several of each: (replicates * draws, n, k)."""
-    replicates = max(1, REPLICATES // len(outputs))
-    return likelihood.distribution(outputs.repeat(replicates, 1, 1)).sample()
-
-
-def _checked_levels(draws: int, interval: float, likelihood: Likelihood, device: torch.device) -> Tensor:
-    check_draws(draws)
-    if likelihood.kind == "classes":
-        raise InputError(f"likelihood={type(likelihood).__name__}: labels are classes; use predict")
-    if not 0 < interval < 1:
-        raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
-    return torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=device)
-
-
 def predictions(
     every: Callable[[], Iterator[HasLogits]],
     draws: int,
@@ -185,11 +95,9 @@ def predictions(
     """
     check_draws(draws)
     images = checked_pixels(images)
-    if not 0 < interval < 1:
-        raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
-    levels = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=device)
+    levels = central_levels(interval, device)
     found: list[list[Prediction]] = [[] for _ in scales]
-    for logits in _logits(every, draws, images, device):
+    for logits in logits_of_groups(every, draws, images, device):
         for parts, scale in zip(found, scales, strict=True):
             parts.append(_summary((scale * logits).softmax(-1), levels, members))
     return [_joined(parts) for parts in found]
@@ -214,7 +122,7 @@ def calibration(
     check_draws(draws)
     parts: list[Tensor] = []
     logits = torch.empty(0)
-    for logits in _logits(every, draws, images, device):
+    for logits in logits_of_groups(every, draws, images, device):
         start = sum(part.shape[1] for part in parts)
         of_group = labels[start : start + logits.shape[1]]
         summed = scaled_log_likelihood(logits[0], of_group)
@@ -224,7 +132,18 @@ def calibration(
     return most_probable_scale(torch.cat(parts, 1)), logits if len(parts) == 1 else None
 
 
-def _logits(
+def central_levels(interval: float, device: torch.device) -> Tensor:
+    """Levels of the bounds of a central interval.
+
+    Raises:
+        InputError: if its mass is not within (0, 1).
+    """
+    if not 0 < interval < 1:
+        raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
+    return torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=device)
+
+
+def logits_of_groups(
     every: Callable[[], Iterator[HasLogits]], draws: int, images: Tensor, device: torch.device
 ) -> Iterator[Tensor]:
     """Logits (draws, group, classes) of one group of images after another."""

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from torch import Tensor
 
 from ..data import Images
 from ..errors import InputError, kind_of
 from ..inference.reference import Reference
+from ..network import WeightSite
 from ..posterior import Posterior
 from ..prediction import Prediction
 from ..scores import mean_scores
@@ -63,9 +65,7 @@ def quantities(reference: Reference) -> xr.Dataset:
         variables["kept"] = ("chain", "draw"), torch.as_tensor(kept).cpu().numpy()
     first = reference.model.sites[0]
     if first.name in reference.masks:
-        masks = reference.masks[first.name].double()
-        over = [2 + i for i, dim in enumerate(first.dims) if dim not in first.reads]
-        inside = (masks.mean(over) if over else masks).flatten(2)
+        inside = _by_feature(first, reference.masks[first.name].double()).flatten(2)
         variables["inclusion"] = ("chain", "draw", "feature"), inside.cpu().numpy()
     return xr.Dataset(variables)
 
@@ -146,9 +146,8 @@ def against_reference(
         found["inclusion"] = float(gaps.mean())
         first = posterior.model.sites[0]
         if first.name in exact:
-            over = [i for i, dim in enumerate(first.dims) if dim not in first.reads]
             gap = exact[first.name].cpu() - fitted[first.name].cpu()
-            found["features"] = float((gap.mean(over) if over else gap).abs().mean())
+            found["features"] = float(_by_feature(first, gap).abs().mean())
     predicted = posterior.predict_at((1.0,), images.images, draws, interval, seed)[0]
     exactly = reference.predict(images.images, interval)
     labels = images.labels.cpu()
@@ -157,6 +156,12 @@ def against_reference(
     found["reference_nll"] = mean_scores(exactly.probs, labels)["nll"]
     found["coverage"] = _coverage(predicted, reference, images)
     return found
+
+
+def _by_feature(site: WeightSite, values: Tensor) -> Tensor:
+    """Means over the weights that read an input feature, of values (..., *mask shape) of a site."""
+    over = [axis - len(site.dims) for axis, dim in enumerate(site.dims) if dim not in site.reads]
+    return values.mean(over) if over else values
 
 
 def _coverage(own: Prediction, reference: Reference, images: Images) -> float:

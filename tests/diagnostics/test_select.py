@@ -21,7 +21,7 @@ from pyro_isingvit import (
     fit,
 )
 from pyro_isingvit.diagnostics import select
-from pyro_isingvit.diagnostics.select import knockoff_plus, stable, tail_rates
+from pyro_isingvit.diagnostics.error_rates import knockoff_plus, stable, tail_rates
 
 REPEATS = 400
 """Simulations behind a mean; three of its standard errors are allowed."""

@@ -1,0 +1,96 @@
+"""Posterior predictive distributions of numbers, and of several labels of an image."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .data.images import Images, checked_pixels
+from .draws import check_draws, seeded
+from .errors import InputError
+from .models.likelihoods import Likelihood
+from .prediction import BUFFER, HasLogits, central_levels, logits_of_groups
+
+REPLICATES = 500
+"""Least number of replicated numbers behind each bound of an interval, if there are fewer draws."""
+
+
+@dataclass(frozen=True)
+class TargetPrediction:
+    """Posterior predictive distribution of k numbers, or of k labels, of n images.
+
+    Attributes:
+        mean: mean of the numbers, or probability of the labels, (n, k).
+        lower, upper: bounds of the central interval, (n, k): of a new number, with the noise of the likelihood; of the
+            probability of a label over the draws, which has no noise beside it.
+        spread: standard deviation of the mean over the draws, (n, k): the part of the uncertainty that more data would
+            remove.
+    """
+
+    mean: Tensor
+    lower: Tensor
+    upper: Tensor
+    spread: Tensor
+
+
+def target_predictions(
+    every: Callable[[], Iterator[HasLogits]],
+    draws: int,
+    images: Tensor,
+    likelihood: Likelihood,
+    interval: float,
+    device: torch.device,
+    seed: int,
+) -> TargetPrediction:
+    """Predict numbers or several labels; see `Posterior.predict_targets` and `predictions`.
+
+    Raises:
+        InputError: if a value is out of range, or labels are classes.
+    """
+    check_draws(draws)
+    if likelihood.kind == "classes":
+        raise InputError(f"likelihood={type(likelihood).__name__}: labels are classes; use predict")
+    levels = central_levels(interval, device)
+    parts: list[TargetPrediction] = []
+    with torch.no_grad(), seeded(device, seed):
+        for outputs in logits_of_groups(every, draws, checked_pixels(images), device):
+            for some in outputs.split(max(1, BUFFER // ((draws + REPLICATES) * outputs.shape[-1])), 1):
+                means = likelihood.mean(some)
+                noisy = _replicated(likelihood, some) if likelihood.kind == "numbers" else means
+                lower, upper = noisy.quantile(levels, 0)
+                spread = means.std(0, correction=0)
+                parts.append(TargetPrediction(means.mean(0).cpu(), lower.cpu(), upper.cpu(), spread.cpu()))
+    names = ("mean", "lower", "upper", "spread")
+    return TargetPrediction(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+def target_scores(
+    every: Callable[[], Iterator[HasLogits]],
+    draws: int,
+    held_out: Images,
+    likelihood: Likelihood,
+    interval: float,
+    device: torch.device,
+    seed: int,
+) -> dict[str, float]:
+    """Scores of such predictions; see `Posterior.target_scores`."""
+    found = target_predictions(every, draws, held_out.images, likelihood, interval, device, seed)
+    labels, losses, start = held_out.labels.cpu(), [], 0
+    with torch.no_grad():
+        for outputs in logits_of_groups(every, draws, held_out.images, device):
+            of_group = held_out.labels[start : start + outputs.shape[1]].to(device)
+            losses.append(math.log(draws) - likelihood.log_prob(outputs, of_group).logsumexp(0).cpu())
+            start += outputs.shape[1]
+    scores = {"nll": float(torch.cat(losses).mean())} | likelihood.errors(found.mean, labels)
+    if likelihood.kind == "numbers":
+        inside = (labels >= found.lower) & (labels <= found.upper)
+        scores |= {"coverage": float(inside.float().mean()), "width": float((found.upper - found.lower).mean())}
+    return scores
+
+
+def _replicated(likelihood: Likelihood, outputs: Tensor) -> Tensor:
+    """Numbers drawn from each draw's distribution, several of each: (replicates * draws, n, k)."""
+    replicates = max(1, REPLICATES // len(outputs))
+    return likelihood.distribution(outputs.repeat(replicates, 1, 1)).sample()
