@@ -1,7 +1,7 @@
 """The base class of guides: the methods that define a variational family, and the Pyro program that calls them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,6 +65,9 @@ class Guide(Described, nn.Module):
 
     held: frozenset[str] = frozenset()
     """Names of the sites whose masks are held, see `hold_masks`."""
+
+    averaging: Callable[[Sequence[Tensor]], None] | None = None
+    """In a fit by several processes, puts the means over all of them in the place of tensors; set by `fit` alone."""
 
     def __init__(self, model: IsingViT) -> None:
         super().__init__()
@@ -304,7 +307,7 @@ class Guide(Described, nn.Module):
             yield
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"seen": None}  # tensors in an autograd graph can be neither copied nor pickled
+        return self.__dict__ | {"seen": None, "averaging": None}  # neither can be copied or pickled
 
     def _discover(self, kind: str, part: Callable[..., Any], *args: Any) -> Any:
         """Run a method of the prior, store the latent variables it samples, and return its result."""

@@ -172,6 +172,8 @@ class LikelihoodGuided(MeanField):
             self._since_refresh += 1
             if self._since_refresh >= self.refresh_every:
                 self.estimator.prepare(self, seen)
+                if self.averaging is not None:
+                    self.averaging(self.estimator.averages())
                 self.refresh(1 - (1 - self.rate) ** self._since_refresh)
                 self._since_refresh = 0
 

@@ -69,11 +69,12 @@ def fit_command(
     precision: option.Precision = None,
     seed: option.Seed = None,
     device: option.Device = None,
+    devices: option.Devices = 1,
 ) -> None:
     """Fit an Ising Vision Transformer, evaluate it, and write a run folder. Defaults are from the data set's recipe."""
     if resume is not None:
         _only_resume(context)
-        _finish(partial(resume_run, resume, data_root, interval=checkpoint_every), resume)
+        _finish(partial(resume_run, resume, data_root, interval=checkpoint_every, devices=devices), resume)
         return
     written = {} if config_file is None else read_settings(config_file)
     reads: dict[str, Any] = {
@@ -104,7 +105,8 @@ def fit_command(
     config = RunConfig(**settings)
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
-    _finish(partial(run, config, out, everything, compare, overwrite, interval=checkpoint_every), out)
+    start = partial(run, config, out, everything, compare, overwrite, interval=checkpoint_every, devices=devices)
+    _finish(start, out)
 
 
 def _finish(start: Callable[[], Run], out: Path) -> None:
@@ -136,7 +138,9 @@ def _on_command_line(context: typer.Context) -> list[str]:
 
 def _only_resume(context: typer.Context) -> None:
     """Refuse options beside ``--resume`` that would make it another run."""
-    given = [name for name in _on_command_line(context) if name not in ("resume", "data_root", "checkpoint_every")]
+    given = [
+        name for name in _on_command_line(context) if name not in ("resume", "data_root", "checkpoint_every", "devices")
+    ]
     if given:
         raise InputError(
             f"--{given[0].removesuffix('_file').replace('_', '-')} with --resume: a run goes on with the "

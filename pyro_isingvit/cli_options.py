@@ -95,3 +95,6 @@ Precision = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split, the initial weights and the training.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")]
+Devices = Annotated[
+    int, typer.Option(help="Number of devices that share each batch; needs the extra 'devices'.", show_default=True)
+]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import saved
 from .data import Images
 from .data.images import checked_pixels
+from .data.streams import Unlabelled
 from .draws import BATCH, Draw, check_draws, draw_seed, evaluating, guide_draw, mask_draw, network_logits
 from .errors import InputError, check_positive
 from .files import home
@@ -110,14 +111,15 @@ class Posterior:
         self._check_draws(draws)
         return (mask_draw(self.guides[t % len(self.guides)], draw_seed(seed, t)) for t in range(draws))
 
-    def predict(self, images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0) -> Prediction:
+    def predict(self, images: Unlabelled, draws: int = 50, interval: float = 0.9, seed: int = 0) -> Prediction:
         """Average the network's predictions over draws of masks and weights.
 
         The t-th draw is the same for all images. Beyond the result, memory depends neither on the number of images nor
         on that of draws or classes.
 
         Args:
-            images: (n, channels, height, width) within [0, 1], on any device.
+            images: (n, channels, height, width) within [0, 1], on any device; or a map-style torch `Dataset` of images,
+                or of tuples that begin with one, or a `DataLoader` of it, which are read in order and in parts.
             draws: number of draws.
             interval: mass of the credible intervals, within (0, 1).
             seed: seed of the draws.
@@ -131,7 +133,7 @@ class Posterior:
         return self.predict_at((self.logit_scale,), images, draws, interval, seed)[0]
 
     def predict_at(
-        self, scales: Sequence[float], images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0
+        self, scales: Sequence[float], images: Unlabelled, draws: int = 50, interval: float = 0.9, seed: int = 0
     ) -> list[Prediction]:
         """The prediction at each of some logit scales, from the same draws and passes.
 
@@ -148,7 +150,7 @@ class Posterior:
         return [replace(prediction, names=self.names) for prediction in found]
 
     def predict_targets(
-        self, images: Tensor, draws: int = 50, interval: float = 0.9, seed: int = 0
+        self, images: Unlabelled, draws: int = 50, interval: float = 0.9, seed: int = 0
     ) -> TargetPrediction:
         """Predict numbers, or several labels of each image; see `Regression` and `SeveralLabels`.
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .data.images import checked_pixels
+from .data.streams import chunks_of_images
 from .draws import BATCH, check_draws
 from .errors import InputError
 from .logit_scale import most_probable_scale, scaled_log_likelihood
@@ -70,7 +70,7 @@ class Prediction:
 def predictions(
     every: Callable[[], Iterator[HasLogits]],
     draws: int,
-    images: Tensor,
+    images: Any,
     scales: Sequence[float],
     interval: float,
     device: torch.device,
@@ -81,7 +81,7 @@ def predictions(
     Args:
         every: starts the draws from the beginning; the t-th is the same each time.
         draws: number of draws.
-        images: (n, channels, height, width), on any device.
+        images: (n, channels, height, width), on any device; or a data set, see `chunks_of_images`.
         scales: factors on the logits.
         interval: mass of the credible intervals, within (0, 1).
         device: device of the draws.
@@ -94,12 +94,12 @@ def predictions(
         InputError: if a value is out of range.
     """
     check_draws(draws)
-    images = checked_pixels(images)
     levels = central_levels(interval, device)
     found: list[list[Prediction]] = [[] for _ in scales]
-    for logits in logits_of_groups(every, draws, images, device):
-        for parts, scale in zip(found, scales, strict=True):
-            parts.append(_summary((scale * logits).softmax(-1), levels, members))
+    for some in chunks_of_images(images):
+        for logits in logits_of_groups(every, draws, some, device):
+            for parts, scale in zip(found, scales, strict=True):
+                parts.append(_summary((scale * logits).softmax(-1), levels, members))
     return [_joined(parts) for parts in found]
 
 

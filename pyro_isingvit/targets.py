@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .data.images import Images, checked_pixels
+from .data.images import Images
+from .data.streams import chunks_of_images
 from .draws import check_draws, seeded
 from .errors import InputError
 from .models.likelihoods import Likelihood
@@ -38,7 +40,7 @@ class TargetPrediction:
 def target_predictions(
     every: Callable[[], Iterator[HasLogits]],
     draws: int,
-    images: Tensor,
+    images: Any,
     likelihood: Likelihood,
     interval: float,
     device: torch.device,
@@ -55,13 +57,14 @@ def target_predictions(
     levels = central_levels(interval, device)
     parts: list[TargetPrediction] = []
     with torch.no_grad(), seeded(device, seed):
-        for outputs in logits_of_groups(every, draws, checked_pixels(images), device):
-            for some in outputs.split(max(1, BUFFER // ((draws + REPLICATES) * outputs.shape[-1])), 1):
-                means = likelihood.mean(some)
-                noisy = _replicated(likelihood, some) if likelihood.kind == "numbers" else means
-                lower, upper = noisy.quantile(levels, 0)
-                spread = means.std(0, correction=0)
-                parts.append(TargetPrediction(means.mean(0).cpu(), lower.cpu(), upper.cpu(), spread.cpu()))
+        for group in chunks_of_images(images):
+            for outputs in logits_of_groups(every, draws, group, device):
+                for some in outputs.split(max(1, BUFFER // ((draws + REPLICATES) * outputs.shape[-1])), 1):
+                    means = likelihood.mean(some)
+                    noisy = _replicated(likelihood, some) if likelihood.kind == "numbers" else means
+                    lower, upper = noisy.quantile(levels, 0)
+                    spread = means.std(0, correction=0)
+                    parts.append(TargetPrediction(means.mean(0).cpu(), lower.cpu(), upper.cpu(), spread.cpu()))
     names = ("mean", "lower", "upper", "spread")
     return TargetPrediction(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 

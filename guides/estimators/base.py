@@ -31,7 +31,7 @@ class Average(nn.Module):
             {s.key: nn.Parameter(torch.zeros(s.shape, device=device), requires_grad=False) for s in sites}
         )
         # Total weight of all updates so far, below 1; the last one counts ``1 - decay``.
-        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64, device=device), requires_grad=False)
+        self.weight = nn.Parameter(torch.zeros((), device=device), requires_grad=False)
 
     def take_in(self, news: list[Tensor] | tuple[Tensor, ...], scale: float = 1.0) -> None:
         """Update the averages by ``scale`` times new values, one tensor for each site, in order."""
@@ -44,7 +44,7 @@ class Average(nn.Module):
     def of(self, site: WeightSite) -> Tensor:
         """The average of a site, shape ``site.shape``."""
         total = self.sums[site.key]
-        return total / self.weight.clamp_min(1 - self.decay).to(total.dtype)
+        return total / self.weight.clamp_min(1 - self.decay)
 
     def _decayed(self) -> list[Tensor]:
         sums = [self.sums[key] for key in self._keys]
@@ -70,6 +70,10 @@ class Estimator(Described, nn.Module):
     def average(self, sites: Sequence[WeightSite] | None = None) -> Average:
         """An `Average` over some sites, or over all if None."""
         return Average(self.sites if sites is None else sites, self.decay, self._device)
+
+    def averages(self) -> list[Tensor]:
+        """All tensors that are averaged over batches, see `average`."""
+        return [each for part in self.modules() if isinstance(part, Average) for each in part.sums.values()]
 
     def watch(self, weights: Mapping[str, Tensor]) -> Linear | None:
         """Called before each forward pass in training with the weights that enter the network, by site name.

@@ -1,18 +1,22 @@
 """Folders with one subfolder of images for each class, as they are found in life."""
 
+import hashlib
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from ..errors import InputError
-from .images import Images, fingerprint, resize
+from ..errors import InputError, check_count
+from ..files import home
+from .images import MOST_PIXELS, Images, fingerprint, resize
 
 Part = Literal["train", "validation", "test"]
 """The official parts of a data set."""
@@ -30,6 +34,9 @@ PARTS: dict[Part, tuple[str, ...]] = {
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 """Modes of PIL images with 16 bits."""
 
+GREY = ("1", "L", "LA", *DEEP)
+"""Modes of PIL images without colours."""
+
 
 def parts_of(root: Path) -> dict[Part, Path]:
     """The folders of the parts, if all visible subfolders are such and one is for training; else nothing."""
@@ -43,11 +50,17 @@ def parts_of(root: Path) -> dict[Part, Path]:
 
 
 def read_folder(root: Path, part: Part = "train", image_size: int | None = None, background: int = 255) -> Images:
-    """Read the images of a folder that has one subfolder for each class, or of one that has such folders as parts.
+    """Read the images of a folder, see `FolderImages`."""
+    return FolderImages(root, part, image_size, background).load()
 
-    Classes are in the order of their names as text. Folders and files whose names begin with a dot, and ``__MACOSX``,
-    are not read, nor are linked folders beneath a class. Images are turned as their EXIF data say; transparent ones
-    are laid on a background; 16 bits become 8; of animated ones the first frame is read.
+
+class FolderImages(Dataset[tuple[Tensor, int]]):
+    """The images of a folder that has one subfolder for each class, or of one that has such folders as parts.
+
+    Items are pairs of bytes (channels, height, width) and the number of the class; files are read when they are asked
+    for. Classes are in the order of their names as text. Folders and files whose names begin with a dot, and
+    ``__MACOSX``, are not read, nor are linked folders beneath a class. Images are turned as their EXIF data say;
+    transparent ones are laid on a background; 16 bits become 8; of animated ones the first frame is read.
 
     Args:
         root: the folder. If it has ``train`` and ``val`` or ``test``, these are the parts.
@@ -55,66 +68,116 @@ def read_folder(root: Path, part: Part = "train", image_size: int | None = None,
         image_size: height and width to resize each image to as it is read; None if all have the same size.
         background: grey level, 0 to 255, beneath transparent images.
 
+    Attributes:
+        paths, targets: path and class of each image.
+        classes: names of the classes.
+
     Raises:
         InputError: if the folder does not exist, has no such part or no classes, a class has no image, an image cannot
             be read, or sizes differ and ``image_size`` is None. The message names the file.
     """
-    if isinstance(background, bool) or not isinstance(background, int) or not 0 <= background <= 255:
-        raise InputError(f"background={background!r}: must be an integer from 0 (black) to 255 (white)")
-    parts = parts_of(root)
-    if part != "train" and part not in parts:
-        raise InputError(
-            f"part={part!r}: {str(root)!r} has no folder for it (one of {PARTS[part]}); give a number of images"
-        )
-    top = parts.get(part, root)
-    classes = _classes(parts["train"] if parts else root)
-    unknown = sorted({folder.name for folder in _folders(top)} - set(classes))
-    if unknown:
-        raise InputError(
-            f"{str(top)!r} has classes {unknown[:3]}, which the training images do not have: {classes[:10]}"
-        )
-    paths: list[Path] = []
-    labels: list[int] = []
-    others: Counter[str] = Counter()
-    for label, name in enumerate(classes):
-        found = sorted(_files(top / name, others))
-        if not found and part == "train":
+
+    def __init__(
+        self, root: str | Path, part: Part = "train", image_size: int | None = None, background: int = 255
+    ) -> None:
+        if isinstance(background, bool) or not isinstance(background, int) or not 0 <= background <= 255:
+            raise InputError(f"background={background!r}: must be an integer from 0 (black) to 255 (white)")
+        if image_size is not None:
+            check_count("image_size", image_size, MOST_PIXELS)
+        root = home(root)
+        parts = parts_of(root)
+        if part != "train" and part not in parts:
             raise InputError(
-                f"{str(top / name)!r}: no image of this class ({', '.join(EXTENSIONS)}); remove the folder"
+                f"part={part!r}: {str(root)!r} has no folder for it (one of {PARTS[part]}); give a number of images"
             )
-        paths += found
-        labels += [label] * len(found)
-    if others:
-        said = ", ".join(f"{count} of {suffix}" for suffix, count in others.items())
-        warnings.warn(
-            f"{str(top)!r}: files with images were not read, {said}; those of {', '.join(EXTENSIONS)} are",
-            UserWarning,
-            stacklevel=3,
-        )
-    if not paths:
-        raise InputError(f"{str(top)!r}: no image there; give at least one")
-    return _load(paths, torch.tensor(labels), tuple(classes), image_size, background)
+        self.top, self.image_size, self.background = parts.get(part, root), image_size, background
+        self.classes = _classes(parts["train"] if parts else root)
+        unknown = sorted({folder.name for folder in _folders(self.top)} - set(self.classes))
+        if unknown:
+            raise InputError(
+                f"{str(self.top)!r} has classes {unknown[:3]}, which the training images do not have: "
+                f"{self.classes[:10]}"
+            )
+        self.paths, self.targets = self._listed(part)
 
-
-def _load(paths: list[Path], labels: Tensor, names: tuple[str, ...], image_size: int | None, background: int) -> Images:
-    kept: list[Tensor] = []
-    first = _tensor(paths[0], background)
-
-    def originals() -> Iterator[Tensor]:
-        for path in paths:
-            image = _tensor(path, background)
-            if image_size is None and image.shape[1:] != first.shape[1:]:
+    def _listed(self, part: Part) -> tuple[list[Path], Tensor]:
+        paths: list[Path] = []
+        labels: list[int] = []
+        others: Counter[str] = Counter()
+        for label, name in enumerate(self.classes):
+            found = sorted(_files(self.top / name, others))
+            if not found and part == "train":
                 raise InputError(
-                    f"{str(path)!r} is {_size(image)} pixels, and {str(paths[0])!r} {_size(first)}: give image_size to "
-                    "have all resized"
+                    f"{str(self.top / name)!r}: no image of this class ({', '.join(EXTENSIONS)}); remove the folder"
                 )
-            kept.append(image if image_size is None else resize(image.unsqueeze(0), image_size).squeeze(0))
-            yield image
+            paths += found
+            labels += [label] * len(found)
+        if others:
+            said = ", ".join(f"{count} of {suffix}" for suffix, count in others.items())
+            warnings.warn(
+                f"{str(self.top)!r}: files with images were not read, {said}; those of {', '.join(EXTENSIONS)} are",
+                UserWarning,
+                stacklevel=3,
+            )
+        if not paths:
+            raise InputError(f"{str(self.top)!r}: no image there; give at least one")
+        return paths, torch.tensor(labels)
 
-    source = fingerprint(tuple(first.shape), labels, originals())
-    channels = max(image.shape[0] for image in kept)
-    images = torch.stack([image.expand(channels, -1, -1) for image in kept])
-    return Images(images, labels, len(names), "" if image_size is None else source, names)
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        image = self._sized(i, _tensor(self.paths[i], self.background))
+        return image.expand(self.channels, -1, -1), int(self.targets[i])
+
+    @cached_property
+    def _first(self) -> Tensor:
+        return _tensor(self.paths[0], self.background)
+
+    @cached_property
+    def channels(self) -> int:
+        """3 if any image has colours, else 1; by the headers of the files."""
+        return 3 if any(_has_colours(path) for path in self.paths) else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all images take in memory."""
+        channels, height, width = self._first.shape
+        return len(self) * channels * (height * width if self.image_size is None else self.image_size**2)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Number of images, and a hash of names, classes and sizes of their files."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths, self.targets.tolist(), strict=True):
+            digest.update(f"{path.relative_to(self.top).as_posix()}\0{label}\0{path.stat().st_size}\0".encode())
+        return f"{len(self)} files, {digest.hexdigest()[:12]}"
+
+    def load(self) -> Images:
+        """All images, in memory."""
+        kept: list[Tensor] = []
+
+        def originals() -> Iterator[Tensor]:
+            for i, path in enumerate(self.paths):
+                image = _tensor(path, self.background)
+                kept.append(self._sized(i, image))
+                yield image
+
+        source = fingerprint(tuple(self._first.shape), self.targets, originals())
+        channels = max(image.shape[0] for image in kept)
+        images = torch.stack([image.expand(channels, -1, -1) for image in kept])
+        names = tuple(self.classes)
+        return Images(images, self.targets, len(names), "" if self.image_size is None else source, names)
+
+    def _sized(self, i: int, image: Tensor) -> Tensor:
+        if self.image_size is not None:
+            return resize(image.unsqueeze(0), self.image_size).squeeze(0)
+        if image.shape[1:] != self._first.shape[1:]:
+            raise InputError(
+                f"{str(self.paths[i])!r} is {_size(image)} pixels, and {str(self.paths[0])!r} {_size(self._first)}: "
+                "give image_size to have all resized"
+            )
+        return image
 
 
 def _size(image: Tensor) -> str:
@@ -157,6 +220,19 @@ def _files(folder: Path, others: Counter[str]) -> Iterator[Path]:
                 others[suffix] += 1
 
 
+def _has_colours(path: Path) -> bool:
+    """Whether an image file has colours, by its header; a file that is damaged says so when it is read."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.mode not in GREY
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return False
+
+
 def _visible(path: Path) -> bool:
     return not path.name.startswith(".") and path.name != "__MACOSX"
 
@@ -189,7 +265,7 @@ def as_bytes(image: Any, background: int = 255) -> Tensor:
         return torch.from_numpy(np.round(values / 257).astype(np.uint8)).unsqueeze(0)
     if image.mode == "F":
         raise InputError("image of mode 'F': holds floating-point numbers; convert it to L or RGB")
-    grey = image.mode in ("1", "L", "LA")
+    grey = image.mode in GREY
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
         ground = Image.new("RGBA", over.size, (background, background, background, 255))

@@ -9,13 +9,17 @@ from torch import Tensor
 
 from ..errors import InputError
 from .images import Images
+from .streams import Labelled, Stream, in_memory
 
 
 @dataclass(frozen=True)
 class Data:
-    """Three parts that share no image: train on ``train``, choose on ``validation``, report scores on ``test``."""
+    """Three parts that share no image: train on ``train``, choose on ``validation``, report scores on ``test``.
 
-    train: Images
+    Training images may be a `Stream`; the others are in memory.
+    """
+
+    train: Labelled
     validation: Images
     test: Images
 
@@ -30,11 +34,15 @@ class Data:
         return self.train.shape
 
 
+MOST_HELD = 10_000
+"""Largest number of validation or test images that are taken from a stream, as they are kept in memory."""
+
+
 def split(
-    everything: Images,
+    everything: Labelled,
     train: int,
-    test: int | Images | None = None,
-    validation: int | Images | None = None,
+    test: int | Labelled | None = None,
+    validation: int | Labelled | None = None,
     seed: int = 0,
     balanced: bool = False,
 ) -> Data:
@@ -43,7 +51,8 @@ def split(
     In a random order of the images, the first are for testing, the next for validation, and those after for training.
 
     Args:
-        everything: all images, except for those of an official test set.
+        everything: all images, except for those of an official test set. Of a `Stream` the training images remain
+            one, and validation and test images are at most `MOST_HELD` each.
         train: number of training images.
         test: number of test images, a tenth of ``everything`` if None (as published); or the images of an official
             test set.
@@ -63,38 +72,42 @@ def split(
         UserWarning: if images of one part are also in another.
     """
     for name, part in (("test", test), ("validation", validation)):
-        if isinstance(part, Images) and (part.shape, part.classes) != (everything.shape, everything.classes):
+        if isinstance(part, Labelled) and (part.shape, part.classes) != (everything.shape, everything.classes):
             raise InputError(
                 f"{name} of shape {part.shape} and {part.classes} classes: the other images have shape "
                 f"{everything.shape} and {everything.classes}"
             )
     first, held = _numbers(len(everything), train, test, validation)
+
+    def kept(part: Labelled) -> Images:
+        return in_memory(part, MOST_HELD, seed)
+
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
     rest = order[first + held :]
     data = Data(
         train=everything[_balanced(rest, everything, train) if balanced else rest[:train]],
-        validation=validation if isinstance(validation, Images) else everything[order[first : first + held]],
-        test=test if isinstance(test, Images) else everything[order[:first]],
+        validation=kept(validation if isinstance(validation, Labelled) else everything[order[first : first + held]]),
+        test=kept(test if isinstance(test, Labelled) else everything[order[:first]]),
     )
     _warn_of_copies(data)
     return data
 
 
-def _numbers(total: int, train: int, test: int | Images | None, validation: int | Images | None) -> tuple[int, int]:
+def _numbers(total: int, train: int, test: int | Labelled | None, validation: int | Labelled | None) -> tuple[int, int]:
     """How many of all images are for testing and for validation; 0 where these are images of their own."""
     for name, value in (("train", train), ("test", test), ("validation", validation)):
-        if not isinstance(value, int | Images | None) or isinstance(value, bool):
+        if not isinstance(value, int | Images | Stream | None) or isinstance(value, bool):
             raise InputError(f"{name}={value!r}: give a number of images, as an integer")
     tenth = max(1, total // 10)
-    first = 0 if isinstance(test, Images) else tenth if test is None else test
-    if isinstance(validation, Images):
+    first = 0 if isinstance(test, Labelled) else tenth if test is None else test
+    if isinstance(validation, Labelled):
         held = spared = 0
     elif validation is None:
         held, spared = max(1, min(train, 2000, total - train - first)), tenth
     else:
         held = spared = validation
     for name, value, given in (("train", train, None), ("validation", held, validation), ("test", first, test)):
-        if value < 1 and not isinstance(given, Images):
+        if value < 1 and not isinstance(given, Labelled):
             raise InputError(f"{name}={value}: need at least one image")
     if train + held + first > total:
         most = total - first - spared
@@ -106,6 +119,8 @@ def _numbers(total: int, train: int, test: int | Images | None, validation: int 
 def _warn_of_copies(data: Data) -> None:
     seen: set[bytes] = set()
     for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        if isinstance(part, Stream):
+            continue
         digests = [
             hashlib.blake2b(i.cpu().contiguous().numpy().tobytes(), digest_size=16).digest() for i in part.images
         ]
@@ -120,7 +135,7 @@ def _warn_of_copies(data: Data) -> None:
         seen.update(digests)
 
 
-def _balanced(order: Tensor, everything: Images, count: int) -> Tensor:
+def _balanced(order: Tensor, everything: Labelled, count: int) -> Tensor:
     """The first ``count`` indices of an order with an equal share for each class, in that order."""
     labels, classes = everything.labels[order], everything.classes
     if everything.kind != "classes":

@@ -17,14 +17,18 @@ from torch import Tensor
 
 from ..errors import InputError, check_count, kind_of
 from ..files import home
-from .folders import Part, as_bytes, read_folder
+from .folders import FolderImages, Part, as_bytes, read_folder
 from .images import MOST_PIXELS, Images, fingerprint, resize
+from .streams import Labelled, Stream
+
+MOST_KEPT = 2**30
+"""Bytes of the images of a folder above which they are not kept in memory."""
 
 
 class Reader(Protocol):
     """A function that reads one part of a data set; its arguments are those of `read`."""
 
-    def __call__(self, root: Path | None, part: Part, download: bool, image_size: int | None) -> Images: ...
+    def __call__(self, root: Path | None, part: Part, download: bool, image_size: int | None) -> Labelled: ...
 
 
 def read(
@@ -34,8 +38,10 @@ def read(
     download: bool = False,
     image_size: int | None = None,
     background: int = 255,
-) -> Images:
+) -> Labelled:
     """Read all images of a part of a data set, as bytes where its files hold bytes.
+
+    Those of a folder of more than `MOST_KEPT` bytes of images are a `Stream`, which reads them when they are needed.
 
     Args:
         name: a key of `DATASETS`; or the path of a NumPy ``.npz`` file with the arrays ``images``
@@ -159,7 +165,7 @@ def _torchvision(name: str, inside: str, shape: tuple[int, int, int], classes: i
             raise InputError(f"part='validation': {name} has no validation images of its own; give a number")
         sorted_out = root.is_dir() and not download and sum(path.is_dir() for path in root.iterdir()) == classes
         if sorted_out and not (root / inside).exists():
-            folder = _folder(root, part, download, None)
+            folder = read_folder(root, part)
             if folder.shape != shape:
                 raise InputError(
                     f"data_root={str(root)!r}: no {name} there, but images of shape {folder.shape}, not {shape}; for a "
@@ -200,11 +206,12 @@ def _alone(root: Path, download: bool) -> Iterator[None]:
         yield
 
 
-def _folder(root: Path | None, part: Part, download: bool, image_size: int | None, background: int = 255) -> Images:
-    """Read a folder that has one subfolder of images for each class."""
+def _folder(root: Path | None, part: Part, download: bool, image_size: int | None, background: int = 255) -> Labelled:
+    """Read a folder that has one subfolder of images for each class; a `Stream` if it is large."""
     if root is None:
         raise InputError("data_root=None: give a folder that holds one of images for each class")
-    return read_folder(root, part, image_size, background)
+    found = FolderImages(root, part, image_size, background)
+    return found.load() if found.nbytes <= MOST_KEPT else Stream.of(found)
 
 
 def _npz(path: Path) -> Images:

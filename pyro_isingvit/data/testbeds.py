@@ -11,6 +11,7 @@ from ..network import ViT, ViTConfig
 from ..network.stem import to_patches
 from .images import Images
 from .readers import read
+from .streams import in_memory
 
 Kind = Literal["digits", "noise", "correlated"]
 """Kinds of decoy channels, see `digits_decoys`."""
@@ -79,7 +80,7 @@ def digits_decoys(decoys: int = 7, kind: Kind = "digits", seed: int = 0) -> Test
         raise InputError(f"decoys={decoys}: need a number of channels, at least 0")
     if kind not in get_args(Kind):
         raise InputError(f"kind={kind!r}: choose one of {list(get_args(Kind))}")
-    every, generator = read("digits"), torch.Generator().manual_seed(seed)
+    every, generator = in_memory(read("digits")), torch.Generator().manual_seed(seed)
     own = every.images
 
     def others() -> Tensor:

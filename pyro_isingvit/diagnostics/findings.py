@@ -9,6 +9,7 @@ import torch
 from rich.progress import track
 
 from ..data import Data, Images
+from ..data.streams import in_memory
 from ..inference.result import FitResult
 from ..network.stem import as_floats
 from ..network.units import UNITS, is_complete
@@ -109,7 +110,8 @@ def examine(
     posterior = result.posterior
     methods = {ISING: (posterior, draws)} | ({} if deterministic is None else {PLAIN: (deterministic.posterior, 1)})
     test, few = data.test, data.test[torch.arange(min(IMAGES, len(data.test)))]
-    train, labels = data.train[torch.arange(min(IMAGES, len(data.train)))], test.labels.cpu()
+    train, labels = in_memory(data.train, IMAGES), test.labels.cpu()
+    train = train[torch.arange(min(IMAGES, len(train)))]
     predictions = {m: fit.predict(test.images, n, seed=seed) for m, (fit, n) in methods.items()}
     shown = _shown(predictions[ISING])
     if scores is None:

@@ -1,11 +1,11 @@
 """The images of a run."""
 
-from ..data import Data, Images, read, split
+from ..data import Data, Labelled, read, split
 from ..data.folders import Part
 from .recipes import RunConfig
 
 
-def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
+def load(config: RunConfig, everything: Labelled, download: bool = False) -> Data:
     """Split the images of a run into training, validation and test images.
 
     Args:
@@ -17,7 +17,7 @@ def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
         InputError: if the official test images cannot be read, or there are not enough images.
     """
 
-    def own(part: Part, given: int | str | None) -> int | Images | None:
+    def own(part: Part, given: int | str | None) -> int | Labelled | None:
         if isinstance(given, str):
             return read_images(config, part, download)
         return given
@@ -26,6 +26,6 @@ def load(config: RunConfig, everything: Images, download: bool = False) -> Data:
     return split(everything, config.train, test, validation, config.fit.seed, config.balanced)
 
 
-def read_images(config: RunConfig, part: Part = "train", download: bool = False) -> Images:
+def read_images(config: RunConfig, part: Part = "train", download: bool = False) -> Labelled:
     """Read all images of a part of a run's data set; see `pyro_isingvit.read`."""
     return read(config.dataset, config.data_root, part, download, config.image_size, config.background)

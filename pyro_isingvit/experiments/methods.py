@@ -170,7 +170,7 @@ def _opponent(name: Name, train: Opponent) -> Callable[[RunConfig, Method, Data,
 
     def run(config: RunConfig, method: Method, data: Data, progress: bool) -> Iterator[Outcome]:
         device, seconds = config.fit.torch_device(), 0.0
-        data = Data(*(part.to(device) for part in (data.train, data.validation, data.test)))
+        data = Data(data.train.to(device), data.validation.to(device), data.test.to(device))
         best: list[Outcome] | None = None
         for candidate in train(config, data, progress):
             seconds += candidate.seconds
@@ -190,7 +190,7 @@ def _opponent(name: Name, train: Opponent) -> Callable[[RunConfig, Method, Data,
 
 def _candidate(predictor: Predictor, candidate: Candidate, config: RunConfig, data: Data) -> list[Outcome]:
     """Outcomes without and with scaled logits, as for our posteriors."""
-    seed, device = config.fit.seed, data.train.images.device
+    seed, device = config.fit.seed, config.fit.torch_device()
     images, labels = data.validation.images, data.validation.labels
     scale, _ = calibration(lambda: candidate.draws(DRAWS, seed), DRAWS, images, labels, device)
     test, validation = (

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Data, Images
+from ..data.batches import Batches
+from ..data.streams import Labelled, in_memory
 from ..draws import BATCH, draw_seed, seeded
 from ..errors import InputError
-from ..inference.state import Batches
 from ..network import ViT
 from ..network.stem import as_floats
 from .fits import build_network, fit_deterministic
@@ -91,7 +92,7 @@ def ivon(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Candi
     from ivon import IVON
 
     curvature, kept = IVON_CURVATURE
-    device = data.train.images.device
+    device = config.fit.torch_device()
     for rate, share in IVON_SETTINGS:
         network, start = build_network(config).to(device), time.perf_counter()
         ess = share * len(data.train)
@@ -121,7 +122,7 @@ def laplace(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Ca
     network = _plain(result.posterior.network())
     head = network.classifier
     classes, hidden = head.out.shape
-    train, validation = (_inputs_of_last_layer(network, part) for part in (data.train, data.validation))
+    train, validation = (_inputs_of_last_layer(network, part) for part in (in_memory(data.train), data.validation))
     with seeded(head.out.device, config.fit.seed), warnings.catch_warnings():
         last = nn.Linear(hidden, classes, device=head.out.device)
         last.load_state_dict({"weight": head.out.detach(), "bias": head.out_bias.detach()})
@@ -135,7 +136,7 @@ def laplace(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Ca
         return NetworkDraw(network, {"classifier.out": weight.view_as(last.weight), "classifier.out_bias": bias})
 
     seconds = result.seconds + time.perf_counter() - start
-    yield Candidate(f"prior precision {float(posterior.prior_precision):.3g}", draw, seconds, data.train.images.device)
+    yield Candidate(f"prior precision {float(posterior.prior_precision):.3g}", draw, seconds, config.fit.torch_device())
 
 
 def _inputs_of_last_layer(network: ViT, images: Images) -> torch.utils.data.DataLoader[tuple[Tensor, ...]]:
@@ -160,7 +161,7 @@ def swag(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Candi
     are those of the parameters after each pass through the images; the covariance is half diagonal, half of low rank.
     """
     result = fit_deterministic(config, data, progress)
-    device = data.train.images.device
+    device = config.fit.torch_device()
     for share in SWAG_RATES:
         network, start = _plain(result.posterior.network()), time.perf_counter()
         optimizer = torch.optim.Adam(network.parameters(), lr=share * config.fit.learning_rate)
@@ -216,23 +217,22 @@ def _train(
     network: ViT,
     optimizer: torch.optim.Optimizer,
     config: RunConfig,
-    train: Images,
+    train: Labelled,
     steps: int,
     rate: Callable[[int], float],
     context: Callable[..., AbstractContextManager[None]] | None = None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train a network for some steps by cross-entropy, with the batches, augmentation and clipping of `fit`."""
-    settings, device = config.fit, train.images.device
+    settings, device = config.fit, config.fit.torch_device()
     precision = getattr(torch, settings.precision)
     autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
     peaks = [group["lr"] for group in optimizer.param_groups]
     network.train()
     with seeded(device, settings.seed):
-        batches = Batches(len(train), settings.batch_size, device)
+        batches = Batches(train, settings.batch_size, settings.seed, device)
         for step in range(steps):
-            batch = next(batches)
-            images = train.images[batch]
+            images, labels = next(batches)
             if settings.augment is not None:
                 images = settings.augment(as_floats(images))
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -240,7 +240,7 @@ def _train(
             with nullcontext() if context is None else context(train=True):
                 with autocast():
                     logits = network(images)
-                nn.functional.cross_entropy(logits.float(), train.labels[batch]).backward()
+                nn.functional.cross_entropy(logits.float(), labels).backward()
                 nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
             optimizer.step()
             optimizer.zero_grad()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.streams import in_memory
 from ..draws import BATCH
 from ..errors import InputError
 from ..posterior import Posterior
@@ -116,7 +117,7 @@ def prune_run(
     network = prune(posterior, **chosen) if draws is None else prune_draws(posterior, draws, **chosen, seed=seed)
     if fine_tune_steps:
         settings = config.fit.model_copy(update={"steps": fine_tune_steps})
-        fine_tune(network, data.train, data.validation, settings, progress)
+        fine_tune(network, in_memory(data.train), data.validation, settings, progress)
     if draws is None:
         networks = [member.network() for member in posterior.members]
     else:

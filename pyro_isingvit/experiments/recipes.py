@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 
 from ..config import Config
-from ..data import Images
+from ..data import Labelled
 from ..data.folders import parts_of
 from ..draws import MOST_DRAWS
 from ..errors import InputError
@@ -172,7 +172,7 @@ def known_recipe(dataset: str, train: int | None) -> dict[str, Any] | None:
     return next((known for most, known in RECIPES.get(dataset, []) if train is None or train <= most), None)
 
 
-def recipe(dataset: str, everything: Images, train: int | None = None, root: str | None = None) -> dict[str, Any]:
+def recipe(dataset: str, everything: Labelled, train: int | None = None, root: str | None = None) -> dict[str, Any]:
     """The default recipe of a data set and number of training images, as nested settings of `RunConfig`.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 
 from ..config import Config, describe
-from ..data import Data, Images
+from ..data import Data, Labelled
 from ..drafts import LOCK
 from ..errors import InputError
 from ..files import file_digest, read_json
@@ -69,7 +69,7 @@ def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
         raise InputError(f"{path}: {describe(error)}") from None
 
 
-def check_images(everything: Images, fingerprint: str, folder: Path) -> None:
+def check_images(everything: Labelled, fingerprint: str, folder: Path) -> None:
     """Check that the images of a data set are those of a run.
 
     Raises:

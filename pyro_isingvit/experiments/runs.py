@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data import Data, Images
+from ..data import Data, Images, Labelled
 from ..drafts import drafting
 from ..errors import InputError
 from ..files import home, write, write_json
+from ..inference.ranks import check_devices, launched
 from ..inference.result import FitResult
 from ..posterior import Posterior
 from ..scores import ENSEMBLE, ISING, PLAIN, nll
@@ -65,11 +66,12 @@ class Run:
 def run(
     config: RunConfig,
     out: str | Path,
-    everything: Images | None = None,
+    everything: Labelled | None = None,
     compare: bool = True,
     overwrite: bool = False,
     progress: bool = True,
     interval: float = 60.0,
+    devices: int = 1,
 ) -> Run:
     """Fit, evaluate on the test images, and write a run folder.
 
@@ -90,6 +92,7 @@ def run(
         overwrite: whether an existing run folder may be replaced, once the run is complete.
         progress: whether to show progress bars.
         interval: seconds between checkpoints.
+        devices: number of devices of this machine that train together, see `fit`.
 
     Raises:
         InputError: if the folder exists or cannot be made, or the configuration does not fit the data.
@@ -98,6 +101,7 @@ def run(
         InterruptedFitError: if the process was told to stop, once a checkpoint is saved.
     """
     out = resolved(out)
+    _check_alone(devices)
     with working(out, overwrite) as work:
         if everything is None:
             everything = read_images(config)
@@ -109,45 +113,54 @@ def run(
             compare=compare,
         )
         begin(work, plan.model_dump())
-        return _work(work, out, config, everything, data, compare, progress, interval)
+        return _work(work, out, config, everything, data, compare, progress, interval, devices)
 
 
-def resume_run(folder: str | Path, data_root: str | None = None, progress: bool = True, interval: float = 60.0) -> Run:
+def resume_run(
+    folder: str | Path,
+    data_root: str | None = None,
+    progress: bool = True,
+    interval: float = 60.0,
+    devices: int = 1,
+) -> Run:
     """Go on with a run that was interrupted, from its last checkpoint. It ends as it would have without.
 
     Args:
         folder: the folder of the run.
         data_root: folder of the data set's files, if it has moved.
-        progress, interval: see `run`.
+        progress, interval, devices: see `run`; it may be another number of devices than before.
 
     Raises:
         InputError: if there is no unfinished run, or the data set has other images.
         TrainingError, StorageError, InterruptedFitError: see `run`.
     """
     out = resolved(folder)
+    _check_alone(devices)
     with continuing(out) as (work, facts):
         plan = Unfinished(**facts)
         config = config_of(plan.config, work)
         config = config if data_root is None else config.model_copy(update={"data_root": data_root})
         everything = read_images(config)
         data = _same_images(config, everything, plan, out)
-        return _work(work, out, config, everything, data, plan.compare, progress, interval)
+        return _work(work, out, config, everything, data, plan.compare, progress, interval, devices)
 
 
 def _work(
     work: Path,
     out: Path,
     config: RunConfig,
-    everything: Images,
+    everything: Labelled,
     data: Data,
     compare: bool,
     progress: bool,
     interval: float,
+    devices: int,
 ) -> Run:
     """Train what was not trained yet, and put the finished run into its place."""
 
     def saving(name: str) -> dict[str, Any]:
-        return {"checkpoint": work / "checkpoints" / name, "resume": True, "interval": interval}
+        place = work / "checkpoints" / name
+        return {"checkpoint": place, "resume": True, "interval": interval, "devices": devices}
 
     selection = select_features(config, data, progress, **saving("selection")) if config.select else None
     result = _fit(config, data, selection, progress, saving)
@@ -162,6 +175,15 @@ def _work(
     with drafting(out, partial(check_free, out, overwrite=True)) as draft:
         _write(finished, draft, everything)
     return finished
+
+
+def _check_alone(devices: int) -> None:
+    check_devices(devices, "ddp")
+    if devices > 1 and launched():
+        raise InputError(
+            f"devices={devices} under a launcher: a run starts the processes of its devices itself; start it once, or "
+            "call fit(devices=...) in the launcher's processes"
+        )
 
 
 def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None = None) -> Run:
@@ -201,7 +223,7 @@ def open_run(
     return config, _same_images(config, everything, facts, folder), FitResult.load(folder)
 
 
-def _same_images(config: RunConfig, everything: Images, known: Unfinished | RunFacts, folder: Path) -> Data:
+def _same_images(config: RunConfig, everything: Labelled, known: Unfinished | RunFacts, folder: Path) -> Data:
     """The images of a run, once it is sure that they are the same as before."""
     check_images(everything, known.images, folder)
     data = load(config, everything)
@@ -273,7 +295,7 @@ def _calibrated(result: FitResult, data: Data) -> FitResult:
     return replace(result, posterior=result.posterior.calibrate(data.validation))
 
 
-def _write(finished: Run, folder: Path, everything: Images) -> None:
+def _write(finished: Run, folder: Path, everything: Labelled) -> None:
     from ..diagnostics.plots import figure_features, figure_training, plot_inclusion, plot_path
     from ..diagnostics.plots.style import figure_of, write_figure
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..config import Config
-from ..data import Images, read
+from ..data import Labelled, read
 from ..errors import InputError, StorageError
 from ..files import read_facts, read_tensors, storing, write, write_tensors
 from ..processes import Children, end_with_parent, peak_memory
@@ -147,7 +147,7 @@ def results(plan: Plan, out: Path) -> list[Result]:
     return list(every.values())
 
 
-def _refuse_others(cell: Cell, images: Images, folder: Path) -> None:
+def _refuse_others(cell: Cell, images: Labelled, folder: Path) -> None:
     """Raise an `InputError` if results in a folder were made from other images of the same data set."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -276,7 +276,7 @@ def _write(result: Result, path: Path) -> None:
     write_tensors(path, tensors, facts)
 
 
-def _read(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool) -> Images:
+def _read(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool) -> Labelled:
     """The images of a cell, which have to be those of the results in a folder."""
     dataset, image_size, background = cell.reads
     everything = read(dataset, _root(dataset, roots), "train", download, image_size, background)
@@ -284,7 +284,7 @@ def _read(cell: Cell, folder: Path, roots: Mapping[str, str], download: bool) ->
     return everything
 
 
-def _config(cell: Cell, everything: Images, roots: Mapping[str, str]) -> RunConfig:
+def _config(cell: Cell, everything: Labelled, roots: Mapping[str, str]) -> RunConfig:
     root = _root(cell.dataset, roots)
     settings = recipe(cell.dataset, everything, cell.train, root)
     settings.pop("members", None)  # how many there are is a setting of the methods

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import pyro
 import torch
 
 from ..data import Images
+from ..data.streams import Labelled, Source, Stream, in_memory, labelled, some_of
 from ..draws import evaluating, seeded
 from ..errors import InputError, InterruptedFitError, kind_of
 from ..guides import Guide
@@ -21,24 +23,32 @@ from ..saved import description
 from .checkpoint import Checkpoints
 from .config import FitConfig
 from .events import Listener, ProgressBar, Started, Stopped
+from .launch import check_share, on_devices
 from .pair import check_pair
 from .path import FitPath, path_table
+from .ranks import check_devices, connect, launched, seed_of, watched
 from .result import FitResult
 from .search import TemperatureSearch
 from .signals import listening
+from .state import attributes, set_attributes
 from .trainer import Trainer
+
+VALIDATION = 2000
+"""Number of validation images that are drawn from a stream: their NLL tells temperatures apart."""
 
 
 def fit(
     guide: Guide,
-    train: Images,
-    validation: Images | None = None,
+    train: Source,
+    validation: Source | None = None,
     config: FitConfig | None = None,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
     checkpoint: str | Path | None = None,
     resume: bool = False,
     interval: float = 60.0,
+    devices: int = 1,
+    strategy: Any = "ddp",
 ) -> FitResult:
     """Fit a guide to the posterior of a model by stochastic variational inference.
 
@@ -48,9 +58,12 @@ def fit(
 
     Args:
         guide: the variational distribution, with its model. Both are trained in place and moved to the device.
-        train: images to learn from.
+        train: images to learn from: `Images`; or a map-style torch `Dataset` of pairs (image, label), which is read
+            batch by batch; or a `DataLoader` of one, whose batch size, workers, pinning and collation are used. Batches
+            are drawn here, without replacement.
         validation: held-out images, needed by a search for the temperature, which chooses the temperature on them and
-            also calibrates the posterior on them, see `Posterior.calibrate`. They must not be the test images.
+            also calibrates the posterior on them, see `Posterior.calibrate`. They must not be the test images. Of a
+            `Dataset` or `DataLoader` at most `VALIDATION` are drawn.
         config: how to train; `FitConfig()` if None.
         progress: whether to show a progress bar.
         listeners: functions that are called with the events of the fit, see `pyro_isingvit.inference.events`.
@@ -59,6 +72,11 @@ def fit(
             other arguments have to be those of the fit that was interrupted. It ends with the same bits as without the
             interruption, on the same machine with as many threads.
         interval: seconds between checkpoints.
+        devices: number of devices of this machine, or of each machine if a launcher (torchrun, a cluster's) has started
+            the processes. Otherwise they are started here, one for each device, and end with this one. The batch of a
+            step is shared among all devices, and each draws masks and weights of its own; otherwise it is the same
+            fit. It needs Lightning Fabric (the extra ``devices``). A fit may be resumed on another number of devices.
+        strategy: ``"ddp"``, or a `DDPStrategy` of Lightning Fabric under a launcher.
 
     Returns:
         The posterior, which is a copy of what was fitted, and the log of the fit.
@@ -70,31 +88,43 @@ def fit(
         InterruptedFitError: if the process was told to stop, once a checkpoint is saved; it is a `KeyboardInterrupt`.
     """
     config = FitConfig() if config is None else config
-    trials = None
+    check_kinds(guide=guide, config=config)
+    check_devices(devices, strategy)
+    images, held_out, config = read_data(guide.model, train, validation, config)
     saving = _Saving(checkpoint, resume, interval)
-    with _training(guide, train, validation, config, progress, listeners, saving) as trainer:
+    if devices > 1 and not launched():
+        check_share(config.batch_size, devices)
+        check_together(guide, images, held_out, config)
+        options: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "interval": interval}
+        run = partial(fit, guide, images, held_out, config, False, devices=devices, **options)
+        everyone: list[Listener] = [*([ProgressBar()] if progress else []), *listeners]
+        result = on_devices(run, devices, everyone, checkpoint is not None)
+        _take_over(guide, result.posterior.guide)
+        return result
+    trials = None
+    with _training(guide, images, held_out, config, progress, listeners, saving, devices, strategy) as trainer:
         if not _sparsifies(guide):
             trainer.run(config.steps, "weights")
         else:
             fine_tune = round(config.fine_tune * config.steps)
             ising = config.steps - trainer.run_pilot() - fine_tune
             if isinstance(config.temperature, TemperatureSearch) and ising:
-                trials = config.temperature.run(trainer, cast(Images, validation), ising)
+                trials = config.temperature.run(trainer, cast(Images, held_out), ising)
             else:
                 trainer.run(ising, "ising")
             if fine_tune:
                 guide.model.fix_masks(guide.median_masks())
                 trainer.run(fine_tune, "fine-tune")
-    posterior = Posterior.of(guide, names=train.names)
+    posterior = Posterior.of(guide, names=images.names)
     if trials is not None:
-        posterior = posterior.calibrate(cast(Images, validation))
+        posterior = posterior.calibrate(cast(Images, held_out))
     return FitResult(posterior, trainer.history, trials, trainer.seconds, config.model_dump(mode="json"))
 
 
 def fit_path(
     guide: Guide,
-    train: Images,
-    validation: Images,
+    train: Source,
+    validation: Source,
     config: FitConfig | None = None,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
@@ -117,22 +147,24 @@ def fit_path(
         TrainingError: if training breaks down in the pilot phase or at the first temperature; later, the path ends.
     """
     config = FitConfig() if config is None else config
+    check_kinds(guide=guide, config=config)
+    images, held_out, config = read_data(guide.model, train, validation, config)
     search = config.temperature
     if not isinstance(search, TemperatureSearch):
         raise InputError(f"temperature={search}: a path goes through all temperatures; leave it 'auto'")
     for name, value, free in (("target_density", config.target_density, None), ("fine_tune", config.fine_tune, 0)):
         if value != free:
             raise InputError(f"{name}={value}: a path goes through all temperatures and densities; leave it {free!r}")
-    with _training(guide, train, validation, config, progress, listeners) as trainer:
+    with _training(guide, images, held_out, config, progress, listeners) as trainer:
         left = config.steps - trainer.run_pilot()
         tried = len(search.factors)
         if left < tried:
             raise InputError(
                 f"steps={config.steps}, pilot={config.pilot} leave {left} for {tried} temperatures: more steps"
             )
-        stops = search.follow_path(trainer, validation, left // tried)
+        stops = search.follow_path(trainer, cast(Images, held_out), left // tried)
     table, facts = path_table(stops), config.model_dump(mode="json")
-    return FitPath(Posterior.of(guide, names=train.names), table, stops, trainer.history, trainer.seconds, facts)
+    return FitPath(Posterior.of(guide, names=images.names), table, stops, trainer.history, trainer.seconds, facts)
 
 
 @dataclass(frozen=True)
@@ -144,7 +176,7 @@ class _Saving:
     interval: float = 60.0
 
     def checkpoints(
-        self, guide: Guide, train: Images, validation: Images | None, config: FitConfig
+        self, guide: Guide, train: Labelled, validation: Images | None, config: FitConfig
     ) -> Checkpoints | None:
         if self.folder is None:
             if self.resume:
@@ -163,31 +195,35 @@ class _Saving:
 @contextmanager
 def _training(
     guide: Guide,
-    train: Images,
+    train: Labelled,
     validation: Images | None,
     config: FitConfig,
     progress: bool,
     listeners: Sequence[Listener],
     saving: _Saving | None = None,
+    devices: int = 1,
+    strategy: Any = "ddp",
 ) -> Iterator[Trainer]:
     """Context with a trainer on the device, and with random state, held density and temperature set for the fit."""
-    check_kinds(guide=guide, train=train, validation=validation, config=config)
+    ranks, model = connect(config.torch_device(), devices, strategy), guide.model
+    check_share(config.batch_size, ranks.size)
+    device = ranks.device
     checkpoints = saving.checkpoints(guide, train, validation, config) if saving is not None else None
-    device, model = config.torch_device(), guide.model
     model.to(device).train()
     guide.to(device).train()
     check_together(guide, train, validation, config)
     with (
         _holding(guide, config.target_density),
-        seeded(device, config.seed),
+        watched(ranks),
+        seeded(device, seed_of(ranks, config.seed)),
         keeping_memory(),
         pyro.validation_enabled(False),
         torch.enable_grad(),
         listening(checkpoints is not None) as told,
     ):
         wanted = config.temperature
-        everyone: list[Listener] = [*([ProgressBar()] if progress else []), *listeners]
-        trainer = Trainer(guide, train.to(device), validation, config, everyone, checkpoints, told)
+        everyone: list[Listener] = [*([ProgressBar()] if progress else []), *listeners] if ranks.first else []
+        trainer = Trainer(guide, train.to(device), validation, config, ranks, everyone, checkpoints, told)
         search = wanted if isinstance(wanted, TemperatureSearch) else None
         trainer.temperature = cast(float, wanted) if search is None else search.pilot_temperature(guide, len(train))
         before = model.fixed_masks
@@ -195,6 +231,7 @@ def _training(
             at_the_end.push(lambda error, *_: model.fix_masks(before) if error else None)
             at_the_end.callback(model.follow, None)
             at_the_end.callback(guide.forget)
+            at_the_end.callback(setattr, guide, "averaging", None)
             for listener in everyone:
                 at_the_end.callback(_stop, listener, trainer)
             trainer.tell(Started(config.steps))
@@ -245,13 +282,51 @@ _LIKELIHOODS = {"classes": "Classes()", "numbers": "Regression()", "several labe
 
 _KINDS: dict[str, tuple[Any, str]] = {
     "guide": (Guide, "a Guide of the model, e.g. LikelihoodGuided(model)"),
-    "train": (Images, "Images"),
-    "validation": (Images | None, "Images, or None"),
     "config": (FitConfig, "a FitConfig"),
 }
 
 
-def check_together(guide: Guide, train: Images, validation: Images | None, config: FitConfig) -> None:
+def read_data(
+    model: IsingViT, train: Any, validation: Any, config: FitConfig
+) -> tuple[Labelled, Images | None, FitConfig]:
+    """The images of a fit as it takes them: validation images in memory, and the batch size of a data loader.
+
+    Raises:
+        InputError: if they are not of the right kinds.
+    """
+    images = _with_classes(model, labelled(train))
+    if isinstance(images, Stream) and images.batch_size is not None:
+        config = config.model_copy(update={"batch_size": images.batch_size})
+    if validation is None:
+        return images, None, config
+    held_out = _with_classes(model, labelled(validation, "validation"))
+    return images, in_memory(held_out, VALIDATION, config.seed), config
+
+
+def _with_classes(model: IsingViT, part: Labelled) -> Labelled:
+    """Images of which the number of classes is known; by the outputs of the network, if by nothing else."""
+    if isinstance(part, Images) or part.classes:
+        return part
+    classes = _outputs(model, part) if part.kind == "classes" else part.first.classes
+    return replace(part, classes=classes)
+
+
+def _outputs(model: IsingViT, part: Labelled) -> int:
+    with evaluating(model):
+        outputs: int = model.network(some_of(part).images.to(next(model.network.parameters()).device)).shape[-1]
+    return outputs
+
+
+def _take_over(guide: Guide, fitted: Guide) -> None:
+    """Bring a guide and its model to the state of a fitted copy."""
+    guide.load_state_dict(fitted.state_dict())
+    guide.model.load_state_dict(fitted.model.state_dict())
+    for part, other in ((guide, fitted), (guide.model, fitted.model)):
+        set_attributes(part, attributes(other))
+    guide.model.fix_masks(fitted.model.fixed_masks)
+
+
+def check_together(guide: Guide, train: Labelled, validation: Images | None, config: FitConfig) -> None:
     """Check that arguments of `fit` fit together, on the device where the guide is.
 
     Raises:
@@ -279,10 +354,11 @@ def check_together(guide: Guide, train: Images, validation: Images | None, confi
         if part is not None:
             check_part(model, name, part)
     with seeded(device), evaluating(model, guide):
-        check_pair(guide, train.images[:1].to(device), train.labels[:1].to(device))
+        first = some_of(train)
+        check_pair(guide, first.images.to(device), first.labels.to(device))
 
 
-def check_part(model: IsingViT, name: str, part: Images) -> None:
+def check_part(model: IsingViT, name: str, part: Labelled) -> None:
     """Check that labelled images fit a model.
 
     Raises:
@@ -297,8 +373,6 @@ def check_part(model: IsingViT, name: str, part: Images) -> None:
         )
     if part.kind == "classes" and part.classes == 1:
         raise InputError(f"{name}.classes=1: one class leaves nothing to predict; give numbers as floats")
-    with torch.no_grad():
-        outputs = model.network(part.images[:1].to(next(model.network.parameters()).device)).shape[-1]
-    wanted = likelihood.outputs(part.classes)
+    outputs, wanted = _outputs(model, part), likelihood.outputs(part.classes)
     if outputs != wanted:
         raise InputError(f"{name}.classes={part.classes}: the network has {outputs}; set ViTConfig(classes={wanted})")

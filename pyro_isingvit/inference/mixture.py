@@ -17,14 +17,16 @@ import pandas as pd
 import torch
 
 from ..data import Images
+from ..data.streams import Labelled, Source
 from ..draws import seeded
 from ..errors import InputError, InterruptedFitError, check_count, check_positive, kind_of
 from ..files import home
 from ..guides import Guide
 from ..saved import description, difference
 from .config import FitConfig
-from .fit import check_kinds, check_together
+from .fit import check_kinds, check_together, read_data
 from .members import Order, fit_all, progress_bar
+from .ranks import check_devices
 from .result import FitResult, member_seed
 from .search import TemperatureSearch
 from .trainer import Trainer
@@ -36,8 +38,8 @@ MOST = 1000
 def fit_mixture(
     build: Callable[[], Guide],
     members: int,
-    train: Images,
-    validation: Images | None = None,
+    train: Source,
+    validation: Source | None = None,
     config: FitConfig | None = None,
     progress: bool = True,
     share: float = 1.0,
@@ -45,6 +47,8 @@ def fit_mixture(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     interval: float = 60.0,
+    devices: int = 1,
+    strategy: Any = "ddp",
 ) -> FitResult:
     """Fit the members of a mixture of posteriors, with equal weights.
 
@@ -59,9 +63,10 @@ def fit_mixture(
         progress: whether to show a progress bar.
         share: share of the training images, within (0, 1], that each member draws for itself, without replacement.
         jobs: number of processes at a time, which share the threads; None for as many as there are members to fit (at
-            most two for each thread), or 1 on a GPU. With 1, members are fitted in this process, one after the other.
-            Results depend on it, in the last bits, as they do on the number of threads.
+            most two for each thread), or 1 on a GPU or several devices. With 1, members are fitted in this process, one
+            after the other. Results depend on it, in the last bits, as they do on the number of threads.
         checkpoint, resume, interval: see `fit`; each member has a folder of its own in that of the checkpoints.
+        devices, strategy: see `fit`; all devices train one member after the other.
 
     Returns:
         The posterior of the mixture, see `Posterior.members`, and the log of the fit: ``history`` has a column
@@ -73,7 +78,8 @@ def fit_mixture(
     """
     start = time.perf_counter()
     config = FitConfig() if config is None else config
-    check_kinds(train=train, validation=validation, config=config)
+    check_kinds(config=config)
+    check_devices(devices, strategy)
     check_count("members", members, MOST)
     if jobs is not None:
         check_count("jobs", jobs, MOST)
@@ -88,7 +94,8 @@ def fit_mixture(
     seeds = [member_seed(config.seed, k) for k in range(members)]
     guides = _built(build, seeds)
     config.torch_device()
-    check_together(guides[0], train, validation, config)
+    images, held_out, config = read_data(guides[0].model, train, validation, config)
+    check_together(guides[0], images, held_out, config)
     with (
         tempfile.TemporaryDirectory(prefix="isingvit-", ignore_cleanup_errors=True) as scratch,
         progress_bar(Path(scratch), guides, config, progress),
@@ -97,21 +104,23 @@ def fit_mixture(
             Order(
                 k,
                 guides[k],
-                _drawn(train, share, seeds[k]),
-                validation,
+                _drawn(images, share, seeds[k]),
+                held_out,
                 _config_of(k, seeds[k], config, Path(scratch)),
                 None if folder is None else folder / str(k),
                 resume,
                 interval,
+                devices,
+                strategy,
                 Path(scratch),
             )
             for k in range(members)
         ]
         with _naming(folder):
-            results, together = fit_all(orders, jobs)
+            results, together = fit_all(orders, 1 if devices > 1 else jobs)
     each = [result.seconds for result in results]  # with those before an interruption
     seconds = max(time.perf_counter() - start, max(each) if together else sum(each))
-    return _together(results, validation, config, seconds)
+    return _together(results, held_out, config, seconds)
 
 
 def _built(build: Callable[[], Guide], seeds: Sequence[int]) -> list[Guide]:
@@ -130,7 +139,7 @@ def _built(build: Callable[[], Guide], seeds: Sequence[int]) -> list[Guide]:
     return guides
 
 
-def _drawn(train: Images, share: float, seed: int) -> Images:
+def _drawn(train: Labelled, share: float, seed: int) -> Labelled:
     """The images of a member."""
     if share == 1:
         return train
@@ -156,9 +165,10 @@ class _First(TemperatureSearch):
 
     def try_temperatures(self, trainer: Trainer, validation: Images, steps: int) -> pd.DataFrame | None:
         trials = super().try_temperatures(trainer, validation, steps)
-        draft = self.found.with_suffix(".draft")
-        draft.write_text(repr(trainer.temperature))
-        draft.replace(self.found)
+        if trainer.ranks.first:
+            draft = self.found.with_suffix(".draft")
+            draft.write_text(repr(trainer.temperature))
+            draft.replace(self.found)
         return trials
 
 

@@ -1,4 +1,4 @@
-"""The state of training that can be put back: snapshots, the order of batches, and what no state dict holds."""
+"""The state of training that can be put back: snapshots, and what no state dict holds."""
 
 import random
 from collections.abc import Sequence
@@ -22,20 +22,6 @@ class Snapshot:
     position: float
     stride: float
     rows: Sequence[dict[str, Any]]
-
-
-class Batches:
-    """Endless minibatches of indices, all of one size: one permutation per epoch, without a last incomplete batch."""
-
-    def __init__(self, total: int, size: int, device: torch.device) -> None:
-        self.total, self.size = total, min(size, total)
-        self.order, self.place = torch.empty(0, dtype=torch.long, device=device), 0
-
-    def __next__(self) -> Tensor:
-        if self.place + self.size > len(self.order):
-            self.order, self.place = torch.randperm(self.total, device=self.order.device), 0
-        self.place += self.size
-        return self.order[self.place - self.size : self.place]
 
 
 def generators(device: torch.device) -> State:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Images
+from ..data.batches import Batches
+from ..data.streams import Labelled, in_memory
 from ..draws import guide_draw
 from ..errors import InputError, InterruptedFitError, TrainingError
 from ..guides import Guide
@@ -23,14 +25,18 @@ from .checkpoint import Checkpoints
 from .config import FitConfig
 from .elbo import TraceGraph_ELBO
 from .events import CheckpointSaved, Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
+from .ranks import Ranks, seed_of
 from .signals import Told
-from .state import Batches, Snapshot, State, attributes, generators, set_attributes, set_generators
+from .state import Snapshot, State, attributes, generators, set_attributes, set_generators
 
 LOGS = 50
 """Approximate number of rows of the history of a fit."""
 
 LOGGED_IMAGES = 1000
 """Largest number of validation (else training) images that accuracy and NLL of each row are computed on."""
+
+TOGETHER = 10
+"""Steps after which several processes agree whether they were told to stop."""
 
 DRAWN_IMAGES = 8
 """Number of images that one draw predicts at each row, to see that draws are finite."""
@@ -46,32 +52,34 @@ class Trainer:
     def __init__(
         self,
         guide: Guide,
-        train: Images,
+        train: Labelled,
         validation: Images | None,
         config: FitConfig,
+        ranks: Ranks,
         listeners: Sequence[Listener] = (),
         checkpoints: Checkpoints | None = None,
         told: Told | None = None,
     ) -> None:
-        device, model = train.images.device, guide.model
-        self.model, self.guide, self.train, self.config = model, guide, train, config
+        device, model = ranks.device, guide.model
+        self.model, self.guide, self.train, self.config, self.ranks = model, guide, train, config, ranks
         self.step, self.started, self.seconds = 0, time.perf_counter(), 0.0
         self.position, self.stride = 0.0, 1.0  # on the schedule of the learning rate; increment per step
         self.rows: list[dict[str, Any]] = []
         model.num_data = len(train)
         guide.forget()
-        self.loss = TraceGraph_ELBO()(model, guide)
+        guide.averaging = ranks.average if ranks.size > 1 else None
+        self.loss = ranks.wrap(TraceGraph_ELBO()(model, guide))
         rate = config.learning_rate
         shared = [p for p in model.parameters() if p.requires_grad]
         groups = [*guide.parameter_groups(rate), *([{"params": shared, "lr": rate}] if shared else [])]
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
-        held_out = train if validation is None else validation.to(device)
+        held_out = in_memory(train if validation is None else validation, LOGGED_IMAGES, config.seed).to(device)
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
         precision = getattr(torch, config.precision)
         self.autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
-        self.batches = Batches(len(train), config.batch_size, device)
+        self.batches = Batches(train, config.batch_size, config.seed, device, ranks.rank, ranks.size)
         self.listeners = tuple(listeners)
         self.checkpoints, self.told = checkpoints, told or Told()
         self._done: list[str] = []  # calls of `run` that have ended
@@ -123,19 +131,18 @@ class Trainer:
         config, every, name = self.config, math.ceil(self.config.steps / LOGS), name or phase
         if name in self._past:
             return
-        total, count, first = torch.zeros((), device=self.train.images.device), 0, 0
+        total, count, first = torch.zeros((), device=self.ranks.device), 0, 0
         if self._resumed is not None:
             total, count, first = self._go_on(name)
         scale = self.temperature / len(self.train)  # from nats of all data to nats per image
         self.tell(PhaseStarted(phase, self.temperature, steps))
         for i in range(first, steps):
-            batch = next(self.batches)
-            images, labels = self.train.images[batch], self.train.labels[batch]
+            images, labels = next(self.batches)
             if config.augment is not None:
                 images = config.augment(as_floats(images))
             with pyro.validation_enabled(i == 0), self.autocast():
                 loss = self.loss(images, labels)
-            loss.backward()
+            self.ranks.backward(loss)
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * config.rate_at(self.position)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -155,6 +162,7 @@ class Trainer:
             if after_step is not None:
                 after_step()
             if self.step % every == 0 or i == steps - 1:
+                self.ranks.average([total])
                 self._log(phase, float(total) / count)
                 total, count = torch.zeros_like(total), 0
             if self.checkpoints is not None:
@@ -162,15 +170,18 @@ class Trainer:
         self._done.append(name)
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make()`` returns; after an interruption, what it returned before. Checkpoints have to hold it."""
+        """What ``make()`` returns; after an interruption, what it returned before. Checkpoints have to hold it.
+
+        Of several processes, all get what the first has made.
+        """
         if name not in self._memory:
-            self._memory[name] = make()
+            self._memory[name] = self.ranks.same(make())
         return self._memory[name]
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one: in the next call of `run` that was not done before it."""
         assert self.checkpoints is not None
-        state = self.checkpoints.load()
+        state = self.ranks.same(self.checkpoints.load() if self.ranks.first else None)
         if state is not None:
             self._resumed, self._done, self._memory = state, state["done"], state["memory"]
             self._past = set(self._done)
@@ -179,35 +190,38 @@ class Trainer:
     def _keep(self, phase: str, name: str, where: State, last: bool) -> None:
         """Write a checkpoint if it is time to, or if the process was told to stop, which is then obeyed."""
         assert self.checkpoints is not None
-        stop = self.told.signal
+        stop = self.told.signal or 0
+        if self.ranks.size > 1:  # all stop after the same step
+            stop = self.ranks.most(stop) if last or self.step % TOGETHER == 0 else 0
         if not (stop or last or self.checkpoints.due):
             return
         self._check_gradients(phase)
         self._check_state(phase)
         self._good = self.snapshot()
-        device = self.train.images.device
-        saved = self.checkpoints.save(
-            where
-            | {
-                "now": vars(self._good),
-                "fixed_masks": self.model.fixed_masks,
-                "attributes": [attributes(part) for part in (self.model, self.guide)],
-                "generators": generators(device),
-                "batches": vars(self.batches),
-                "run": name,
-                "done": self._done,
-                "memory": self._memory,
-                "seconds": time.perf_counter() - self.started,
-            }
-        )
-        self.tell(CheckpointSaved(self.step))
+        saved = True
+        if self.ranks.first:
+            saved = self.checkpoints.save(
+                where
+                | {
+                    "now": vars(self._good),
+                    "fixed_masks": self.model.fixed_masks,
+                    "attributes": [attributes(part) for part in (self.model, self.guide)],
+                    "generators": generators(self.ranks.device),
+                    "images": self.batches.taken * self.batches.size,
+                    "run": name,
+                    "done": self._done,
+                    "memory": self._memory,
+                    "seconds": time.perf_counter() - self.started,
+                }
+            )
+            self.tell(CheckpointSaved(self.step))
         if stop:
             where_to = f"go on from the checkpoint in {self.checkpoints.folder}" if saved else "no checkpoint was saved"
             raise InterruptedFitError(f"stopped at step {self.step}, {phase} phase; {where_to}", stop)
 
     def _go_on(self, name: str) -> tuple[Tensor, int, int]:
         """Take up the state of a checkpoint; returns sum and number of losses since the last row, and the next step."""
-        state, device = self._resumed, self.train.images.device
+        state, device = self._resumed, self.ranks.device
         assert state is not None
         if state["run"] != name:
             raise InputError(f"checkpoint: of another fit, in its phase {state['run']!r}, not {name!r}; fit again")
@@ -218,7 +232,9 @@ class Trainer:
         for part, values in zip((self.model, self.guide), state["attributes"], strict=True):
             set_attributes(part, values)
         set_generators(state["generators"], device)
-        vars(self.batches).update(state["batches"] | {"order": state["batches"]["order"].to(device)})
+        if self.ranks.size > 1:  # not the draws of the first process in all
+            torch.manual_seed(seed_of(self.ranks, self.config.seed, self.step))
+        self.batches.taken = state["images"] // self.batches.size
         return state["total"].to(device), state["count"], state["taken"]
 
     @property
@@ -279,7 +295,7 @@ class Trainer:
         if self.model.likelihood.kind == "classes":
             scores = mean_scores(posterior.predict_plug_in(self.watched.images), labels)
         else:
-            outputs = posterior.plug_in_outputs(self.watched.images).to(self.train.images.device)
+            outputs = posterior.plug_in_outputs(self.watched.images).to(self.ranks.device)
             with torch.no_grad():
                 scores = self.model.likelihood.scores(outputs, self.watched.labels)
         if not math.isfinite(scores["nll"]):
