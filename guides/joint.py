@@ -106,8 +106,8 @@ class Scales:
     """
 
     def __init__(self, log_scales: Sequence[Tensor], layout: Layout) -> None:
-        self.layout, self.log = layout, layout.join(log_scales)
-        self.scale = self.log.exp()
+        self.layout, self.log_scales = layout, log_scales
+        self.scale = layout.join(log_scales).exp()
         self._against: tuple[Tensor, Tensor, Tensor] | None = None
 
     def against(self, priors: Callable[[], Sequence[Gaussian]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,7 +123,9 @@ class Scales:
         else:
             precisions = tuple((-2 * each).exp() for each in log_scales)
         loc, log_scale, precision = (self.layout.join(each) for each in (locs, log_scales, precisions))
-        rest = torch.addcmul(log_scale - self.log - 0.5, self.scale.square(), precision, value=0.5)
+        rest = torch.addcmul(
+            log_scale - self.layout.join(self.log_scales) - 0.5, self.scale.square(), precision, value=0.5
+        )
         if _can_be_kept(loc, rest):
             self._against = loc, precision, rest
         return loc, precision, rest

@@ -100,8 +100,13 @@ class MeanField(Guide):
         with full_precision(one.device):
             logits = {site.name: self.logit[site.key] for site in sites if site.name in self.mask_shapes}
             of_masks = self._kept("masks", logits, Masks) if logits and fixed is None else None
-            masks = dict(fixed or {}) if of_masks is None else of_masks.by_site(of_masks.draw())
-            every = self._layout.join([masks.get(site.name, one) for site in sites])
+            masks, every = dict(fixed or {}), None
+            if of_masks is not None:
+                drawn = of_masks.draw()
+                masks = of_masks.by_site(drawn)
+                every = drawn if of_masks.layout.shapes == self._layout.shapes else None  # a mask for each weight
+            if every is None:
+                every = self._layout.join([masks.get(site.name, one) for site in sites])
             log_scales = {site.name: self.log_scale[site.key] for site in sites}
             scales = self._kept("scales", log_scales, lambda given: Scales(list(given.values()), self._layout))
             of_weights = Weights([self.loc[site.key] for site in sites], scales, every, self._layout)

@@ -153,6 +153,7 @@ class Trainer:
             torch._foreach_mul_(gradients, scale * (config.clip / (norm + 1e-6)).clamp_max(1.0))
             self.optimizer.step()
             self.optimizer.zero_grad()
+            del gradients  # not beside those of the next step
             # After the step, which is also when the guide would call it itself (see `Guide.learn`).
             self.guide.learn()
             self.step += 1
