@@ -1,6 +1,6 @@
 """The generative side: the model and its priors."""
 
-from .ising_vit import IsingViT
+from .ising_vit import IsingNetwork, IsingViT
 from .likelihoods import Classes, Likelihood, Regression, SeveralLabels
 from .priors import (
     BackwardIsingSpikeSlab,
@@ -25,6 +25,7 @@ __all__ = [
     "HierarchicalSpikeSlab",
     "IndependentSpikeSlab",
     "Interaction",
+    "IsingNetwork",
     "IsingSpikeSlab",
     "IsingViT",
     "LatticeSpikeSlab",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_isingvit.errors import InputError
-from pyro_isingvit.network import Linear, ViT, WeightSite
+from pyro_isingvit.network import Linear, WeightSite
 from pyro_isingvit.programs import announce_parameters, full_precision
 
 from .likelihoods import Classes, Likelihood
@@ -88,7 +88,7 @@ class JointDraw(Protocol):
         """
 
 
-class IsingViT(nn.Module):
+class IsingNetwork(nn.Module):
     r"""The Pyro model of masks, their interaction, weights and labels.
 
     With ``N = num_data`` and temperature of the posterior ``T``:
@@ -107,8 +107,8 @@ class IsingViT(nn.Module):
     prior.
 
     Args:
-        network: a `ViT`, or any module that has the weights of the prior's sites as parameters. Guides start from
-            these weights; the network's own copy is no longer trained.
+        network: a `ViT`, a network that `adapt` has made, or any module that has the weights of the prior's sites as
+            parameters. Guides start from these weights; the network's own copy is no longer trained.
         prior: the prior over the network's sites.
         num_data: N, the number of training images; `fit` sets it. If None, the size of each batch.
         temperature: T > 0, the temperature of the posterior; `fit` sets it.
@@ -127,7 +127,7 @@ class IsingViT(nn.Module):
 
     def __init__(
         self,
-        network: ViT,
+        network: nn.Module,
         prior: Prior,
         num_data: int | None = None,
         temperature: float = 1.0,
@@ -142,7 +142,8 @@ class IsingViT(nn.Module):
                 f"prior={type(prior).__name__} over sites {list(prior.sites)}: {strange} are no weights of the network "
                 "or of another shape there; build it from network.weight_sites()"
             )
-        self.network, self.prior = network, prior
+        self.network: Any = network
+        self.prior = prior
         self.likelihood = Classes() if likelihood is None else likelihood.to(prior.zero.device)
         self.num_data, self.temperature = num_data, temperature
         self.fixed_masks: dict[str, Tensor] | None = None
@@ -302,3 +303,7 @@ def _samples(prior: Prior) -> bool:
     with poutine.block(), torch.random.fork_rng(), torch.no_grad():
         traces = [poutine.trace(prior.mask).get_trace(site) for site in prior.sites.values()]
     return any(node["type"] == "sample" for trace in traces for node in trace.nodes.values())
+
+
+IsingViT = IsingNetwork
+"""The name of `IsingNetwork` from when it took a `ViT` alone."""

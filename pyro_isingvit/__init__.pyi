@@ -1,4 +1,5 @@
 from . import data, diagnostics, guides, pruning
+from .adapted import Adapted, adapt
 from .couplings import Coupling
 from .data import Augment, Images, from_dataset, read, split
 from .diagnostics import plots
@@ -17,6 +18,7 @@ from .models import (
     FeatureSpikeSlab,
     IndependentSpikeSlab,
     Interaction,
+    IsingNetwork,
     IsingSpikeSlab,
     IsingViT,
     Likelihood,
@@ -33,6 +35,7 @@ from .pruning import export, prune
 from .targets import TargetPrediction
 
 __all__ = [
+    "Adapted",
     "Augment",
     "Classes",
     "Coupling",
@@ -47,6 +50,7 @@ __all__ = [
     "InputError",
     "Interaction",
     "InterruptedFitError",
+    "IsingNetwork",
     "IsingSpikeSlab",
     "IsingViT",
     "Likelihood",
@@ -68,6 +72,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "WeightSite",
+    "adapt",
     "data",
     "diagnostics",
     "export",

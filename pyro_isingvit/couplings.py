@@ -29,6 +29,7 @@ class Coupling:
         first, second: names of two different sites.
         units: the dimensions, by name, that make up a shared unit; both sites have them.
         strength: strength of this coupling, in multiples of the common strength of the prior.
+        second_units: names of these dimensions at the second site, in the same order, if they are others there.
         first_layers, second_layers: which blocks of a site take part: all, one, or a slice. Two
             slices are matched in order, which is how a block is coupled to the next.
     """
@@ -39,6 +40,7 @@ class Coupling:
     strength: float = 1.0
     first_layers: Layers = None
     second_layers: Layers = None
+    second_units: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -86,24 +88,28 @@ class End:
         return whole
 
 
-def end_of(site: WeightSite, coupling: Coupling, layers: Layers) -> End:
+def end_of(site: WeightSite, coupling: Coupling, layers: Layers, units: tuple[str, ...] | None = None) -> End:
     """The end of a coupling at a site, of which some blocks take part.
+
+    Args:
+        units: names of the units there; those of the coupling if None.
 
     Raises:
         InputError: if the site lacks a unit or a block, or blocks and units do not fit together.
     """
-    missing = set(coupling.units) - set(site.dims)
+    units = coupling.units if units is None else units
+    missing = set(units) - set(site.dims)
     if missing:
         raise InputError(f"coupling {coupling.name!r}: {site.name} has no {missing}; its dims are {site.dims}")
-    if isinstance(layers, int) and LAYER in coupling.units:
+    if isinstance(layers, int) and LAYER in units:
         raise InputError(f"coupling {coupling.name!r}: a single block has no {LAYER!r} unit; leave it out of units")
-    if isinstance(layers, slice) and LAYER not in coupling.units:
+    if isinstance(layers, slice) and LAYER not in units:
         raise InputError(
             f"coupling {coupling.name!r}: blocks are matched in order by the unit {LAYER!r}; add it to units"
         )
     if layers is not None and LAYER not in site.dims:
         raise InputError(f"coupling {coupling.name!r}: {site.name} has no blocks to choose from; its dims {site.dims}")
-    kept = [d for d in site.dims if d in coupling.units or (layers is not None and d == LAYER)]
+    kept = [d for d in site.dims if d in units or (layers is not None and d == LAYER)]
     axes = tuple(site.axis(d) for d in site.dims if d not in kept)
     sizes = dict(zip(site.dims, site.shape, strict=True))
     layer_axis = kept.index(LAYER) - len(kept) if layers is not None else None
@@ -121,9 +127,9 @@ def end_of(site: WeightSite, coupling: Coupling, layers: Layers) -> End:
         axes,
         layer_axis,
         layers,
-        tuple(left.index(d) for d in coupling.units),
+        tuple(left.index(d) for d in units),
         weights,
-        tuple(sizes[d] for d in coupling.units),
+        tuple(sizes[d] for d in units),
     )
 
 

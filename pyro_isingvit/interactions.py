@@ -70,7 +70,7 @@ class CouplingGraph(Described):
         if coupling.first == coupling.second:
             raise InputError(f"coupling {coupling.name!r}: joins a site with itself; couple two different sites")
         first = end_of(self.sites[coupling.first], coupling, coupling.first_layers)
-        second = end_of(self.sites[coupling.second], coupling, coupling.second_layers)
+        second = end_of(self.sites[coupling.second], coupling, coupling.second_layers, coupling.second_units)
         if first.shape != second.shape:
             raise InputError(
                 f"coupling {coupling.name!r}: units {coupling.units} are {first.shape} in {coupling.first} "

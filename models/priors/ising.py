@@ -20,6 +20,7 @@ from pyro_isingvit.distributions.ising import EXACT_LIMIT
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import CouplingGraph
 from pyro_isingvit.network import WeightSite
+from pyro_isingvit.network.units import SITES
 
 from .independent import DEFAULT, Inclusion, IndependentSpikeSlab
 from .interaction import Interaction
@@ -37,7 +38,8 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         inclusion: see `IndependentSpikeSlab`.
         coupling: common strength J; the log odds of a mask change by up to 2 J for each coupling that it is part of
             (on average over a unit's weights, where they count by magnitude).
-        couplings: the graph of couplings, whose own strengths are multiplied by J; that of a `ViT` if None.
+        couplings: the graph of couplings, whose own strengths are multiplied by J; that of a `ViT` if None. A network
+            that `adapt` has made has its own, ``network.couplings``.
         weighting: how weights count in the mean spin of a unit: all alike (``"uniform"``), or by their squares
             (``"magnitude"``), as published. Guides that update masks in closed form supply the magnitudes; until then
             all weights count alike.
@@ -64,7 +66,7 @@ class IsingSpikeSlab(IndependentSpikeSlab):
             raise InputError(f"weighting={weighting!r}: choose one of ('uniform', 'magnitude')")
         if not math.isfinite(coupling):
             raise InputError(f"coupling={coupling}: must be finite, e.g. 1.0; 0 switches it off")
-        self.couplings = CouplingGraph(sites, VIT_COUPLINGS) if couplings is None else couplings
+        self.couplings = _of_vit(sites) if couplings is None else couplings
         self.weighting, self.learn_coupling = weighting, learn_coupling
         self.interaction: IsingInteraction = self.make_interaction(coupling)
 
@@ -94,6 +96,16 @@ class IsingSpikeSlab(IndependentSpikeSlab):
     def at_units(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Masks, or squared weights, by site name, brought to the shapes of the graph's sites."""
         return masks
+
+
+def _of_vit(sites: Sequence[WeightSite]) -> CouplingGraph:
+    names = [site.name for site in sites]
+    if not set(SITES) <= set(names):
+        raise InputError(
+            f"couplings=None: the couplings of a ViT, and these sites are of another network ({names[:3]}...); give "
+            "couplings=network.couplings, or CouplingGraph(sites, ...)"
+        )
+    return CouplingGraph(sites, VIT_COUPLINGS)
 
 
 class IsingInteraction(Interaction):
