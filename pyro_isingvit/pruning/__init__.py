@@ -5,7 +5,21 @@ from .cost import Cost, costs
 from .cut import shrink
 from .decide import decide
 from .exported import export
+from .modules import PrunedModule, load_module, prune_module
 from .networks import prune, prune_draws
 from .tune import fine_tune
 
-__all__ = ["CompactViT", "Cost", "costs", "decide", "export", "fine_tune", "prune", "prune_draws", "shrink"]
+__all__ = [
+    "CompactViT",
+    "Cost",
+    "PrunedModule",
+    "costs",
+    "decide",
+    "export",
+    "fine_tune",
+    "load_module",
+    "prune",
+    "prune_draws",
+    "prune_module",
+    "shrink",
+]

@@ -69,7 +69,9 @@ def _check(
     if not guide.mask_shapes:
         raise InputError(f"guide={type(guide).__name__} has no masks, and so nothing that says what to prune")
     if not isinstance(network, ViT):
-        raise InputError(f"network={type(network).__name__}: only a ViT can be cut")
+        raise InputError(
+            f"network={type(network).__name__}: only a ViT can be cut; prune_module cuts what adapt has made"
+        )
     if not 0 < threshold < 1:
         raise InputError(f"threshold={threshold}: a probability lies strictly between 0 and 1, e.g. 0.5")
     if density is None:

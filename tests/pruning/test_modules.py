@@ -1,0 +1,63 @@
+"""Modules that are cut: equal to the masked network, saved, and read again."""
+
+import pytest
+import torch
+
+from pyro_isingvit import FitConfig, Images, InputError, IsingNetwork, IsingSpikeSlab, LikelihoodGuided, adapt, fit
+from pyro_isingvit.pruning import load_module, prune, prune_module
+from tests.conftest import QUICK, quick_fit
+from tests.test_adapted import Packed, Residual
+
+
+def fitted(make, around="zero"):
+    torch.manual_seed(0)
+    images = Images(torch.rand(40, 3, 8, 8), torch.arange(40) % 4, 5 if make is Residual else 4)
+    network = adapt(make(), images.images[:1], around=around)
+    guide = LikelihoodGuided(IsingNetwork(network, IsingSpikeSlab(network.weight_sites(), couplings=network.couplings)))
+    posterior = fit(guide, images, config=FitConfig(**QUICK | {"temperature": 0.01}), progress=False).posterior
+    chosen = posterior.guide
+    with torch.no_grad():  # masks that leave something to cut: every second unit is read by nothing, or has no weights
+        for name, logit in chosen.logit.items():
+            logit.fill_(8.0)
+            if name in ("b", "back"):
+                logit[:, ::2] = -8.0
+            if name in ("own", "a", "gate_part0"):
+                logit[1] = -8.0
+    return posterior, images.images
+
+
+@pytest.mark.parametrize(("make", "layer", "cut"), [(Residual, "a", 3), (Packed, "gate", 0)])
+def test_what_nothing_reads_is_cut_and_the_rest_computes_the_same(make, layer, cut, tmp_path):
+    posterior, images = fitted(make)
+    small = prune_module(posterior, images)
+    assert type(small.module) is make
+    units = small.units.set_index("layer")
+    assert units.loc[layer, "cut"] == cut
+    with torch.no_grad():
+        torch.testing.assert_close(small.module(images), posterior.network()(images), rtol=1e-5, atol=1e-5)
+        small.save(tmp_path / "small")
+        again = load_module(tmp_path / "small", make(), images)
+        torch.testing.assert_close(again(images), small.module(images))
+        exported = torch.export.export(small.module, (images[:2],)).module()
+        torch.testing.assert_close(exported(images[:2]), small.module(images[:2]))
+
+
+def test_why_units_are_kept_is_said():
+    small = prune_module(*fitted(Packed))
+    assert set(small.units["kept_because"]) > {"outputs of the network"}
+    assert small.weights < sum(p.numel() for p in Packed().parameters())
+
+
+def test_what_cannot_be_cut_is_refused_by_name(stripes, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="network=ViT: only networks that adapt has made"):
+        prune_module(quick_fit(stripes).posterior, stripes.images)
+    posterior, images = fitted(Packed, "pretrained")
+    with pytest.raises(InputError, match="around='pretrained': dropped weights are what they were"):
+        prune_module(posterior, images)
+    with pytest.raises(InputError, match="network=Adapted: only a ViT can be cut; prune_module"):
+        prune(posterior)
+    with pytest.raises(InputError, match=r"no pruned\.safetensors there"):
+        load_module(tmp_path, Packed(), images)
+    monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
+    with pytest.raises(InputError, match="needs torch-pruning"):
+        prune_module(fitted(Residual)[0], images)
