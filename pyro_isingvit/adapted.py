@@ -153,7 +153,8 @@ def adapt(
         around: ``"zero"``: weights are dropped to zero; ``"pretrained"``: to what they are now. Sites are then
             differences from these, and masks say which weights have to change.
         train: whether what is not masked is learned as well (``"all"``), or frozen (``"masked"``).
-        mean, std: mean and standard deviation of each channel, or of all, by which images are standardised.
+        mean, std: mean and standard deviation of each channel, or of all, by which images are standardised. Of several
+            and a grey example, the network gets as many channels, each of which is the grey image.
 
     Raises:
         InputError: if the module has no weight to mask, fails with the example, uses a weight twice, has one under two
@@ -196,7 +197,7 @@ def _check_arguments(module: object, example: object, around: str, train: str) -
 
 def _standard(values: Sequence[float], name: str, example: Tensor) -> Tensor:
     given = torch.tensor(values, dtype=torch.float32)
-    if given.dim() != 1 or len(given) not in (1, example.shape[1]):
+    if given.dim() != 1 or (len(given) not in (1, example.shape[1]) and example.shape[1] > 1):
         raise InputError(f"{name}={values}: give one number for each of {example.shape[1]} channels, or one for all")
     return given.view(-1, 1, 1)
 

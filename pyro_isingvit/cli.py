@@ -59,6 +59,9 @@ def fit_command(
     coupling: option.CouplingStrength = None,
     structured: option.Structured = False,
     select: option.Select = False,
+    network: option.Network = None,
+    pretrained: option.Pretrained = False,
+    around: option.Around = None,
     patch_size: option.PatchSize = None,
     stem: option.Stem = None,
     dim: option.Dim = None,
@@ -90,17 +93,24 @@ def fit_command(
     _check_out(out, overwrite)
     grey = 255 if reads["background"] is None else reads["background"]
     everything = read(dataset, data_root, "train", download, reads["image_size"], grey)
-    network = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
+    geometry = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
+    if network is None and (pretrained or around is not None):
+        raise InputError(
+            "--pretrained and --around are of other networks: give --network, e.g. timm:vit_tiny_patch16_224"
+        )
     fit: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "pilot": pilot}
     fit |= {"fine_tune": fine_tune, "temperature": temperature, "target_density": target_density, "augment": augment}
     given: dict[str, Any] = {
-        "network": network | {"mlp_ratio": mlp_ratio},
+        "network": geometry | {"mlp_ratio": mlp_ratio},
+        "module": {"name": network, "pretrained": pretrained or None, "around": around},
         "fit": fit | {"precision": precision, "seed": seed, "device": device},
         "prior": {"inclusion": inclusion, "coupling": coupling, "structured": structured or None},
         **reads,
         **{"validation": validation, "test": test, "members": members},
         **{"balanced": balanced or None, "select": select or None},
     }
+    if network is None:
+        given.pop("module")
     settings = merged(merged(recipe(dataset, everything, train, data_root), written), given)
     config = RunConfig(**settings)
     if epochs is not None:

@@ -95,6 +95,16 @@ Precision = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split, the initial weights and the training.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        help="Network in place of the ViT: timm:NAME, torchvision:NAME, transformers:NAME or FILE.py:FUNCTION."
+    ),
+]
+Pretrained = Annotated[bool, typer.Option(help="Start from the library's weights, which it may download.")]
+Around = Annotated[
+    str | None, typer.Option(help="With --network, what dropped weights are: zero, or what they were: pretrained.")
+]
 Devices = Annotated[
     int, typer.Option(help="Number of devices that share each batch; needs the extra 'devices'.", show_default=True)
 ]

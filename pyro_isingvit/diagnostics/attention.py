@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..draws import Draw, evaluating
+from ..errors import InputError
 from ..network import ViT
 from ..posterior import Posterior
 from .units import unit_inclusion
@@ -52,9 +53,11 @@ def attention_maps(posterior: Posterior, images: Tensor, draws: int = 50, seed: 
         seed: seed of the draws.
 
     Raises:
-        InputError: if ``draws`` is below 1.
+        InputError: if ``draws`` is below 1, or the network is no `ViT`.
     """
     network = posterior.model.network
+    if not isinstance(network, ViT):
+        raise InputError(f"network={type(network).__name__}: attention maps are of a ViT; this one gives none")
     config, sums = network.config, list[Tensor]()
     for draw in posterior.draws(draws, seed):
         maps = _maps(draw, images.to(posterior.device))

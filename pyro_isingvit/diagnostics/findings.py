@@ -11,6 +11,7 @@ from rich.progress import track
 from ..data import Data, Images
 from ..data.streams import in_memory
 from ..inference.result import FitResult
+from ..network import ViT
 from ..network.stem import as_floats
 from ..network.units import UNITS, is_complete
 from ..posterior import Posterior
@@ -55,7 +56,7 @@ class Findings:
         agreement: `stability` of the members of a mixture; None without one.
         outside: `outside_scores` of test images turned by 90 degrees and of random pixels, by method.
         shift: `under_shift`, by method.
-        attention: `attention_maps` of the images shown.
+        attention: `attention_maps` of the images shown; None if the network is no `ViT`.
         shown: indices of the test images shown.
         checks: `posterior_predictive_check` on the test images.
         prior_checks: `prior_predictive_check` on the test images; None if the prior cannot draw from its interaction.
@@ -76,7 +77,7 @@ class Findings:
     agreement: pd.DataFrame | None
     outside: pd.DataFrame
     shift: Mapping[str, pd.DataFrame]
-    attention: Attention
+    attention: Attention | None
     shown: torch.Tensor
     checks: pd.DataFrame
     prior_checks: pd.DataFrame | None
@@ -123,7 +124,7 @@ def examine(
     costly: dict[str, Callable[[], Any]] = {
         "shift": lambda: {m: under_shift(fit, few, draws=n, seed=seed) for m, (fit, n) in methods.items()},
         "outside": lambda: _outside(methods, few, seed),
-        "attention": lambda: attention_maps(posterior, test.images[shown], draws, seed),
+        "attention": lambda: _attention(posterior, test.images[shown], draws, seed),
         "checks": lambda: posterior_predictive_check(posterior, test, draws=CHECK_DRAWS, seed=seed),
         "prior_checks": lambda: _prior_checks(posterior, test, seed),
         "loo": lambda: leave_one_out(posterior, train, LOO_DRAWS, seed),
@@ -145,6 +146,10 @@ def examine(
         shown=shown,
         **found,
     )
+
+
+def _attention(posterior: Posterior, images: torch.Tensor, draws: int, seed: int) -> Attention | None:
+    return attention_maps(posterior, images, draws, seed) if isinstance(posterior.model.network, ViT) else None
 
 
 def _units(posterior: Posterior) -> pd.DataFrame:

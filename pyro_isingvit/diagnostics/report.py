@@ -75,7 +75,7 @@ def write_report(findings: Findings, folder: Path, facts: Mapping[str, Any]) -> 
         result=result,
         posterior=result.posterior,
         selected=None if findings.selection is None else inclusion_meaning(findings.selection.posterior),
-        network=result.posterior.model.network.config,
+        network=result.posterior.model.network,
         densities=result.posterior.densities(),
         weights=sum(site.numel for site in result.posterior.model.sites),
         verdicts=verdicts(findings),
@@ -226,9 +226,10 @@ def _figures(findings: Findings) -> dict[str, Figure]:
         "inclusion": figure_of(plot_inclusion(posterior)),
         "thresholds": figure_of(plot_thresholds(posterior)),
         "samples": figure_samples(few, test.images[shown], labels[shown]),
-        "attention": figure_attention(findings.attention, test.images[shown]),
         "checks": figure_of(plot_check(findings.checks)),
     }
+    if findings.attention is not None:
+        figures["attention"] = figure_attention(findings.attention, test.images[shown])
     if any(role in posterior.inclusion_probabilities() for role in UNITS["head"].owns):
         figures["heads"] = figure_of(plot_heads(posterior))
     if findings.selection is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..adapted import Adapted
 from ..data import Data
 from ..draws import seeded
 from ..guides import Guide, LikelihoodGuided, PointEstimate
@@ -17,6 +18,7 @@ from ..models.priors.features import FEATURES
 from ..models.priors.structured import UNIT_LEVELS
 from ..network import ViT
 from ..posterior import Posterior
+from .modules import make_module
 from .recipes import RunConfig
 
 
@@ -30,7 +32,9 @@ def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGu
     """
     network, prior = build_network(config), config.prior
     options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
-    if prior.structured or selection is not None:
+    if isinstance(network, Adapted):
+        model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), couplings=network.couplings, **options))
+    elif prior.structured or selection is not None:
         levels = UNIT_LEVELS if prior.structured else FEATURES
         model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), levels, **options))
     else:
@@ -47,10 +51,10 @@ def build_deterministic(config: RunConfig, dropconnect: float = 0.0) -> PointEst
     return PointEstimate(model, dropconnect)
 
 
-def build_network(config: RunConfig) -> ViT:
+def build_network(config: RunConfig) -> ViT | Adapted:
     """Build the network of a run; its weights are drawn with the run's seed."""
     with seeded(torch.device("cpu"), config.fit.seed):
-        return ViT(config.network)
+        return ViT(config.network) if config.module is None else make_module(config.module, config.network)
 
 
 def fit_ising(

@@ -49,7 +49,7 @@ SWAG_RANK = 20
 class NetworkDraw:
     """A draw of some parameters of a network, by name; the others are the network's own."""
 
-    network: ViT
+    network: nn.Module
     parameters: Mapping[str, Tensor]
 
     def logits(self, images: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def ivon(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Candi
         yield Candidate(f"learning rate {rate:g}, {share:g} N", draw, seconds, device)
 
 
-def _ivon_draw(network: ViT, optimizer: torch.optim.Optimizer) -> Callable[[], NetworkDraw]:
+def _ivon_draw(network: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], NetworkDraw]:
     def draw() -> NetworkDraw:
         with optimizer.sampled_params(train=False):  # type: ignore[attr-defined]
             return NetworkDraw(network, {name: p.detach().clone() for name, p in network.named_parameters()})
@@ -214,7 +214,7 @@ def _plain(network: nn.Module) -> ViT:
 
 
 def _train(
-    network: ViT,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: RunConfig,
     train: Labelled,

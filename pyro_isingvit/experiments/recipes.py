@@ -18,6 +18,7 @@ from ..inference.mixture import MOST as MOST_MEMBERS
 from ..network import ViTConfig
 from ..network.vit import Side
 from ..yaml_text import parse_yaml
+from .modules import ModuleConfig
 
 LARGEST = 1_000_000
 """Size in bytes above which a file is not taken for settings."""
@@ -65,7 +66,8 @@ class RunConfig(Config):
         background: grey level, 0 to 255, beneath transparent images of a folder.
         train, validation, test, balanced: how the images are split, see `pyro_isingvit.split`; ``"official"``
             takes the data set's own test, or validation, images.
-        network: geometry of the network.
+        network: geometry of the network; with ``module`` only that of the images is used.
+        module: a network of another library or from a file, in place of a `ViT`; see `ModuleConfig`.
         prior: the Ising prior.
         guide: the guide.
         select: whether input features are selected first, at temperature 1, by a `FeatureSpikeSlab`. The network is
@@ -84,6 +86,7 @@ class RunConfig(Config):
     test: Number | Literal["official"] | None = None
     balanced: bool = False
     network: ViTConfig
+    module: ModuleConfig | None = None
     prior: PriorConfig = PriorConfig()
     guide: GuideConfig = GuideConfig()
     select: bool = False
@@ -93,6 +96,8 @@ class RunConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _pixels_to_select(self) -> Self:
+        if self.module is not None and (self.select or self.prior.structured):
+            raise ValueError("select and structured are of the parts of a ViT; leave them out with another network")
         if self.select and self.network.stem != "patches":
             raise ValueError(f"select=True with stem={self.network.stem!r}: only pixels of patches can be selected")
         return self

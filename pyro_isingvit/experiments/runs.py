@@ -15,7 +15,7 @@ from ..inference.ranks import check_devices, launched
 from ..inference.result import FitResult
 from ..posterior import Posterior
 from ..scores import ENSEMBLE, ISING, PLAIN, nll
-from .fits import fit_deterministic, fit_ensemble, fit_ising, select_features
+from .fits import build, build_deterministic, fit_deterministic, fit_ensemble, fit_ising, select_features
 from .images import load, read_images
 from .place import begin, check_finished, check_free, continuing, resolved, working
 from .recipes import RunConfig
@@ -198,8 +198,9 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
         InputError: if the folder is not a run folder or is damaged, or the data set has other images than the run.
     """
     config, data, result = open_run(folder, data_root, draws)
+    point = None if config.module is None else build_deterministic(_without_download(config))
     plain, ensemble, selection = (
-        FitResult.load(part) if part.is_dir() else None
+        FitResult.load(part, point) if part.is_dir() else None
         for part in (home(folder) / name for name in ("deterministic", "ensemble", "selection"))
     )
     scores = score_fits({ISING: result, PLAIN: plain, ENSEMBLE: ensemble}, data.test, config)
@@ -220,7 +221,15 @@ def open_run(
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
     everything = read_images(config)
-    return config, _same_images(config, everything, facts, folder), FitResult.load(folder)
+    guide = None if config.module is None else build(_without_download(config))
+    return config, _same_images(config, everything, facts, folder), FitResult.load(folder, guide)
+
+
+def _without_download(config: RunConfig) -> RunConfig:
+    """The configuration of networks whose weights are read from a run."""
+    if config.module is None:
+        return config
+    return config.model_copy(update={"module": config.module.model_copy(update={"pretrained": False})})
 
 
 def _same_images(config: RunConfig, everything: Labelled, known: Unfinished | RunFacts, folder: Path) -> Data:

@@ -1,0 +1,138 @@
+"""Networks of other libraries, or from a file, by name, with the geometry of a run's images."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pydantic
+import torch
+from torch import nn
+
+from ..adapted import Adapted, adapt
+from ..config import Config
+from ..errors import InputError, kind_of
+from ..files import home
+from ..network import ViTConfig
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of the channels of ImageNet, which most pretrained networks are standardised by."""
+
+
+class ModuleConfig(Config):
+    """A network that is adapted, in place of a `ViT`; see `adapt`.
+
+    Attributes:
+        name: ``timm:NAME``, ``torchvision:NAME`` or ``transformers:NAME`` of these libraries (of transformers a class,
+            or with ``pretrained`` a checkpoint), or ``FILE.py:FUNCTION``, a function that makes a module and takes any
+            of ``classes``, ``channels`` and ``image_size``.
+        pretrained: whether the library loads weights, which it may download.
+        around: what dropped weights are: ``"zero"``, or what they were.
+    """
+
+    name: str = pydantic.Field(pattern=r".+:.+")
+    pretrained: bool = False
+    around: Literal["zero", "pretrained"] = "zero"
+
+
+def make_module(config: ModuleConfig, geometry: ViTConfig) -> Adapted:
+    """The network that a configuration names, adapted to images of a geometry.
+
+    Raises:
+        InputError: if there is no such network, its library is not installed, or it cannot be adapted.
+    """
+    kind, _, name = config.name.rpartition(":")
+    make = MAKERS.get(kind)
+    if make is None and not kind.endswith(".py"):
+        raise InputError(f"network={config.name!r}: begin with one of {[f'{k}:' for k in MAKERS]}, or FILE.py:FUNCTION")
+    module, standard = make(name, config, geometry) if make is not None else _from_file(kind, name, config, geometry)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"network={config.name!r}: made {kind_of(module)}, not a torch module")
+    example = torch.rand(1, geometry.channels, *geometry.image_size, generator=torch.Generator().manual_seed(0))
+    return adapt(module, example, around=config.around, mean=standard[0], std=standard[1])
+
+
+Standard = tuple[tuple[float, ...], tuple[float, ...]]
+
+HALF: Standard = ((0.5,), (0.5,))
+
+
+def _from_timm(name: str, config: ModuleConfig, geometry: ViTConfig) -> tuple[nn.Module, Standard]:
+    timm = _library("timm", config)
+    if not timm.is_model(name.split(".")[0]):
+        raise InputError(f"network={config.name!r}: timm has no such model; timm.list_models() names them")
+    options = {"pretrained": config.pretrained, "num_classes": geometry.classes, "in_chans": geometry.channels}
+    try:
+        module = timm.create_model(name, img_size=geometry.image_size, **options)
+    except TypeError:  # a network of any size
+        module = timm.create_model(name, **options)
+    known = getattr(module, "default_cfg", {})
+    if not config.pretrained or len(known.get("mean", ())) != geometry.channels:
+        return module, HALF
+    return module, (tuple(known["mean"]), tuple(known["std"]))
+
+
+def _from_torchvision(name: str, config: ModuleConfig, geometry: ViTConfig) -> tuple[nn.Module, Standard]:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise InputError(f"network={config.name!r}: torchvision has no such model of classes")
+    options: dict[str, Any] = {"image_size": geometry.image_size[0]} if name.startswith("vit_") else {}
+    if config.pretrained:
+        module = models.get_model(name, weights="DEFAULT", **options)
+        _replace_head(module, geometry.classes)
+    else:
+        module = models.get_model(name, weights=None, num_classes=geometry.classes, **options)
+    return module, IMAGENET  # three channels, of which a grey image has three times the same
+
+
+def _from_transformers(name: str, config: ModuleConfig, geometry: ViTConfig) -> tuple[nn.Module, Standard]:
+    transformers = _library("transformers", config)
+    if config.pretrained:
+        options = {"num_labels": geometry.classes, "ignore_mismatched_sizes": True}
+        return transformers.AutoModelForImageClassification.from_pretrained(name, **options), IMAGENET
+    cls = getattr(transformers, name, None)
+    if cls is None or not hasattr(cls, "config_class"):
+        raise InputError(f"network={config.name!r}: transformers has no such class, e.g. ViTForImageClassification")
+    settings = {"num_channels": geometry.channels, "num_labels": geometry.classes, "image_size": geometry.image_size[0]}
+    return cls(cls.config_class(**settings)), HALF
+
+
+def _from_file(path: str, name: str, config: ModuleConfig, geometry: ViTConfig) -> tuple[nn.Module, Standard]:
+    file = home(path)
+    if not file.is_file():
+        raise InputError(f"network={config.name!r}: no file {path!r}; give FILE.py:FUNCTION")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    make = getattr(found, name, None)
+    if not callable(make):
+        raise InputError(f"network={config.name!r}: {path!r} has no function {name!r}")
+    known = {"classes": geometry.classes, "channels": geometry.channels, "image_size": geometry.image_size}
+    taken = inspect.signature(make).parameters
+    return make(**{key: value for key, value in known.items() if key in taken}), HALF
+
+
+def _library(name: str, config: ModuleConfig) -> Any:
+    if importlib.util.find_spec(name) is None:
+        raise InputError(f"network={config.name!r}: needs {name}; pip install 'pyro-isingvit[{name}]'")
+    return importlib.import_module(name)
+
+
+def _replace_head(module: nn.Module, classes: int) -> None:
+    """Put a new last layer, of so many outputs, in the place of the last linear one."""
+    name, last = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
+    path, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(path), leaf, nn.Linear(last.in_features, classes))
+
+
+Maker = Callable[[str, ModuleConfig, ViTConfig], tuple[nn.Module, Standard]]
+
+MAKERS: Mapping[str, Maker] = {
+    "timm": _from_timm,
+    "torchvision": _from_torchvision,
+    "transformers": _from_transformers,
+}
+"""Functions that make a network by name, by library."""

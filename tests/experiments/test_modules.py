@@ -1,0 +1,80 @@
+"""Runs of other networks, from the command line."""
+
+import json
+
+import pytest
+import torch
+
+from pyro_isingvit import InputError, ViTConfig
+from pyro_isingvit.experiments.modules import ModuleConfig, make_module
+
+GEOMETRY = ViTConfig(image_size=32, patch_size=8, channels=1, classes=3)
+
+SOURCE = """
+from torch import nn
+
+def small(classes, channels):
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes)
+    )
+
+def nothing():
+    return 3
+"""
+
+
+def test_a_network_from_a_file_is_fitted_evaluated_and_reported(data, isingvit, tmp_path):
+    (tmp_path / "net.py").write_text(SOURCE)
+    quick = "--train 20 --validation 10 --test 10 --steps 20 --batch-size 5 --temperature 0.01 --members 1 --device cpu"
+    code, _, said = isingvit("fit", "--dataset", data, "--network", "net.py:small", "--out", "run", *quick.split())
+    assert code == 0, said
+    before = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    code, out, said = isingvit("evaluate", "run")
+    assert code == 0, said
+    assert f"{before['ising']['nll']:.4f}" in out
+    assert f"{before['deterministic']['nll']:.4f}" in out
+    code, _, said = isingvit("report", "run")
+    assert code == 0, said
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Sequential, 2 roles of weights" in page
+    assert "Attention rollout" not in page
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224", "torchvision:resnet18"])
+def test_networks_of_libraries_have_the_geometry_of_the_images(name):
+    network = make_module(ModuleConfig(name=name), GEOMETRY).eval()
+    assert network(torch.rand(2, 1, 32, 32)).shape == (2, 3)
+    assert network.unknown == network.uncoupled == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("keras:resnet", r"network='keras:resnet': begin with one of \['timm:'"),
+        ("timm:no_such_model", "timm has no such model"),
+        ("torchvision:no_such_model", "torchvision has no such model"),
+        ("missing.py:make", "no file 'missing.py'"),
+        ("net.py:none", "'net.py' has no function 'none'"),
+        ("net.py:nothing", "made int, not a torch module"),
+    ],
+)
+def test_what_there_is_not_is_refused_by_name(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(SOURCE)
+    with pytest.raises(InputError, match=message):
+        make_module(ModuleConfig(name=name), GEOMETRY)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--pretrained",), "--pretrained and --around are of other networks"),
+        (("--network", "net"), "module.name"),
+        (("--network", "net.py:small", "--structured"), "select and structured are of the parts of a ViT"),
+        (("--network", "net.py:small", "--around", "one"), "module.around"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message, data, isingvit):
+    code, _, said = isingvit("fit", "--dataset", data, "--train", 20, "--members", 1, *options)
+    assert (code, len(said.strip().splitlines())) == (2, 1)
+    assert message in said
