@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import Laplace, StudentT
+from pyro.distributions import StudentT
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -23,13 +23,6 @@ class StudentSlab(iv.FeatureSpikeSlab):
     def slab(self, site: iv.WeightSite) -> Any:
         scale = ((DEGREES - 2) / DEGREES / site.fan_in) ** 0.5
         return StudentT(DEGREES, self.zero.expand(site.shape), scale)
-
-
-class LaplaceSlab(iv.FeatureSpikeSlab):
-    """`FeatureSpikeSlab` with a Laplace slab, of the variance of the Gaussian one."""
-
-    def slab(self, site: iv.WeightSite) -> Any:
-        return Laplace(self.zero.expand(site.shape), (0.5 / site.fan_in) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -54,16 +47,14 @@ def _units(sites: Any) -> iv.Prior:
 METHODS: Mapping[str, Method] = {
     "likelihood-guided": Method("features", iv.FeatureSpikeSlab, iv.LikelihoodGuided),
     "Student-t slab": Method("features", StudentSlab, iv.LikelihoodGuided),
-    "Laplace slab": Method("features", LaplaceSlab, iv.LikelihoodGuided),
     "mean field": Method("features", iv.FeatureSpikeSlab, iv.MeanField),
     "low rank": Method("features", iv.FeatureSpikeSlab, iv.guides.LowRank),
     "likelihood-guided, units": Method("units", _units, iv.LikelihoodGuided),
-    "likelihood-guided, weights": Method("weights", iv.IsingSpikeSlab, iv.LikelihoodGuided),
     "mean field, weights": Method("weights", iv.IsingSpikeSlab, iv.MeanField),
     "backward Ising, weights": Method("weights", iv.priors.BackwardIsingSpikeSlab, iv.guides.BackwardIsing),
 }
-"""By name. `BackwardIsing` follows couplings, and none joins masks of features: it is compared on masks of weights. The
-horseshoe has no masks, and so no inclusion probabilities."""
+"""By name. `BackwardIsing` follows couplings, and none joins masks of features: it is compared on masks of weights. (The
+task ``grid`` has likelihood-guided fits of these.) The horseshoe has no masks, and so no inclusion probabilities."""
 
 
 class GroupLaplace(iv.Gaussian):
