@@ -53,8 +53,8 @@ METHODS: Mapping[str, Method] = {
     "mean field, weights": Method("weights", iv.IsingSpikeSlab, iv.MeanField),
     "backward Ising, weights": Method("weights", iv.priors.BackwardIsingSpikeSlab, iv.guides.BackwardIsing),
 }
-"""By name. `BackwardIsing` follows couplings, and none joins masks of features: it is compared on masks of weights. (The
-task ``grid`` has likelihood-guided fits of these.) The horseshoe has no masks, and so no inclusion probabilities."""
+"""By name. `BackwardIsing` follows couplings, and none joins masks of features: it is compared on masks of weights, of
+which the task ``grid`` has likelihood-guided fits. The horseshoe has no masks, and so no inclusion probabilities."""
 
 
 class GroupLaplace(iv.Gaussian):
