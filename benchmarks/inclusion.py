@@ -123,7 +123,7 @@ def cells() -> list[Cell]:
         for mask_T in (None, 1.0)
         if not (T == 1.0 and mask_T == 1.0)
     ]
-    every += [Cell("guides", "digits", 4, seed, name, T) for name in METHODS for seed in SEEDS[:3] for T in (1.0, 0.2)]
+    every += [Cell("guides", "digits", 4, seed, name, T) for seed in SEEDS[:3] for name in METHODS for T in (1.0, 0.2)]
     return every
 
 
