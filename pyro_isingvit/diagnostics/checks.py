@@ -73,7 +73,8 @@ def predictive_check(
         labels: observed labels: classes, (n,); floats, (n, k), which are numbers; or booleans, (n, k), which are
             several labels of an image.
         replicated: replicated labels, (draws, n) or (draws, n, k).
-        predicted: mean predictive probabilities, (n, classes) or (n, k); of numbers, their prediction.
+        predicted: mean predictive probabilities, (n, classes) or (n, k); of numbers, what `Posterior.predict_targets`
+            returns.
         statistics: by name; if None, those of `label_statistics.STATISTICS` for this kind of labels.
 
     Returns:
@@ -115,11 +116,12 @@ def _checked_kind(labels: Tensor, replicated: Tensor, predicted: Tensor | Target
         wanted = "a TargetPrediction" if kind == "numbers" else "a tensor of probabilities"
         raise InputError(f"predicted={kind_of(predicted)}: labels are {kind}, so give {wanted}")
     of_each = predicted.mean if isinstance(predicted, TargetPrediction) else predicted
-    dims, needed = (
-        (1, "(n,), (draws, n) and (n, classes)") if kind == "classes" else (2, "(n, k), (draws, n, k), (n, k)")
-    )
-    fits = labels.dim() == dims and replicated.shape[1:] == labels.shape and of_each.dim() == 2
-    if not fits or len(of_each) != len(labels) or (dims == 2 and of_each.shape != labels.shape):
+    dims, needed = 2, "(n, k), (draws, n, k) and (n, k)"
+    fits = of_each.shape == labels.shape
+    if kind == "classes":
+        dims, needed = 1, "(n,), (draws, n) and (n, classes)"
+        fits = of_each.dim() == 2 and len(of_each) == len(labels)
+    if not fits or labels.dim() != dims or replicated.shape[1:] != labels.shape:
         raise InputError(
             f"labels {tuple(labels.shape)}, replicated {tuple(replicated.shape)} and predicted "
             f"{tuple(of_each.shape)}: need {needed}"

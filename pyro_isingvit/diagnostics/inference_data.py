@@ -184,6 +184,7 @@ def _attributes(posterior: Posterior, log: FitResult | None) -> dict[str, Any]:
         "draws_are": "independent draws from a variational guide, not a Markov chain",
         "guide": type(posterior.guides[0]).__name__,
         "prior": type(posterior.model.prior).__name__,
+        "likelihood": type(posterior.model.likelihood).__name__,
         "temperature": posterior.model.temperature,
         "logit_scale": posterior.logit_scale,
     }

@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_refused(stripes):
     with pytest.raises(InputError, match="predicted=Tensor: labels are numbers, so give a TargetPrediction"):
         predictive_check(data.labels, replicated, means)
     predicted = TargetPrediction(means[:, :1], means, means, means)
-    with pytest.raises(InputError, match=r"predicted \(30, 1\): need \(n, k\), \(draws, n, k\)"):
+    with pytest.raises(InputError, match=r"predicted \(30, 1\): need \(n, k\), \(draws, n, k\) and"):
         predictive_check(data.labels, replicated, predicted)
 
 
