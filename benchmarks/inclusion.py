@@ -10,7 +10,6 @@ be stopped and started again. `inclusion_report.py` makes tables and pictures of
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from inclusion_methods import METHODS, GroupLasso
 from torch import Tensor
-from torch.distributions import constraints
 
 import pyro_isingvit as iv
 from pyro_isingvit.data import TestBed, digits_decoys, planted_network
@@ -67,12 +66,12 @@ class Cell:
 
     Attributes:
         task: ``"select"``, features alone at temperature 1; ``"predict"``, given that selection; ``"all features"``,
-            the same without a selection; ``"grid"``; ``"held-out"``, the same with gains from the validation images; or
-            the name of an opponent.
+            the same without a selection; ``"grid"``; ``"held-out"``, the same with gains from the validation images;
+            ``"guides"``, other guides and slabs; or the name of an opponent.
         bed: ``"digits"``, ``"noise"``, ``"correlated"`` (decoys of that kind), or ``"planted"``.
         patch: height and width of a patch; 4 gives 16 features a channel, 8 gives 64.
         seed: seed of the decoys, the split, the first weights and the fit.
-        level: of the masks, see `LEVELS`.
+        level: of the masks, see `LEVELS`; of the task ``"guides"``, the name of one of `METHODS`.
         temperature: of the weights.
         mask_temperature: of the masks of the patch embedding; None for that of the weights.
         strength: rate of dropout, or strength of the group lasso, or share of the features kept by magnitude.
@@ -124,6 +123,7 @@ def cells() -> list[Cell]:
         for mask_T in (None, 1.0)
         if not (T == 1.0 and mask_T == 1.0)
     ]
+    every += [Cell("guides", "digits", 4, seed, name, T) for seed in SEEDS[:3] for name in METHODS for T in (1.0, 0.2)]
     return every
 
 
@@ -159,10 +159,14 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
         found = _predict(cell, bed, data, config, work)
     elif cell.task in ("grid", "held-out"):
         found = _grid(cell, bed, data, config, truth)
+    elif cell.task == "guides":
+        network, method = network_of(cell, bed), METHODS[cell.level]
+        guide = method.guide(iv.IsingViT(network, method.prior(network.weight_sites())))
+        found = _measured(guide, data, config, truth, {"fit": None})
     else:
         found = _opponent(cell, bed, data, config)
     scores = found.pop("scores")
-    if cell.level != "weights":
+    if len(scores) == len(truth):  # one mask for each feature
         found["scores"] = [round(value, 5) for value in scores.tolist()]
         found["truth"] = truth.tolist()
     return asdict(cell) | found | {"seconds": round(time.perf_counter() - start)}
@@ -197,9 +201,20 @@ def _grid(cell: Cell, bed: TestBed, data: iv.data.Data, config: iv.FitConfig, tr
     if cell.task == "held-out":
         estimator = partial(HeldOut, held_out=(data.validation.images, data.validation.labels))
     guide = iv.LikelihoodGuided(model, estimator=estimator, mask_temperature=mask_temperature)
+    return _measured(guide, data, config, truth, {"fit": None, "read off at 1": 1.0})
+
+
+def _measured(
+    guide: iv.Guide,
+    data: iv.data.Data,
+    config: iv.FitConfig,
+    truth: Tensor,
+    temperatures: Mapping[str, float | None],
+) -> dict[str, Any]:
+    """Fit, and measure the masks of the patch embedding, at some temperatures of the evidence by name."""
     posterior = iv.fit(guide, data.train, config=config, progress=False).posterior
     tables = {}
-    for name, temperature in (("fit", None), ("read off at 1", 1.0)):
+    for name, temperature in temperatures.items():
         probs = posterior.inclusion_probabilities(temperature)["patch_embed"]
         relevant = truth.expand(probs.shape)
         tables[name] = {
@@ -208,33 +223,6 @@ def _grid(cell: Cell, bed: TestBed, data: iv.data.Data, config: iv.FitConfig, tr
         }
     probs = posterior.inclusion_probabilities()["patch_embed"].flatten()
     return {"scores": probs, "tables": tables} | _predictions(posterior, data)
-
-
-class GroupLaplace(iv.Gaussian):
-    """A density proportional to ``exp(-strength * sqrt(n) * norm)`` of each column of n weights: the group lasso."""
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
-    def __init__(self, shape: tuple[int, int], strength: float) -> None:
-        super().__init__(torch.zeros(shape), torch.zeros(shape))
-        self.strength = strength
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        norm = (value.square().sum(0) + 1e-12).sqrt()
-        return (-self.strength * norm / math.sqrt(len(value))).expand(value.shape)  # summed over columns: sqrt(n) norm
-
-
-class GroupLasso(iv.Prior):
-    """Group lasso over the features of a patch, Gaussian weights elsewhere."""
-
-    def __init__(self, sites: Any, strength: float) -> None:
-        super().__init__(sites)
-        self.strength = strength
-
-    def slab(self, site: iv.WeightSite) -> Any:
-        if site.name == "patch_embed":
-            return GroupLaplace((site.shape[0], site.shape[1]), self.strength)
-        return super().slab(site)
 
 
 def _opponent(cell: Cell, bed: TestBed, data: iv.data.Data, config: iv.FitConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 from inclusion import FRESH, OPPONENTS, SEEDS, Cell, bed_of, cells
+from inclusion_methods import METHODS
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -44,8 +45,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     shipped = Path(iv.__file__).parent / "diagnostics" / "measured.csv"
     parser.add_argument("--measured", type=Path, default=shipped, help="Table that ships.")
+    parser.add_argument("--guides", action="store_true", help="Print the table of other guides alone; write nothing.")
     options = parser.parse_args()
     every = _rows(options.work)
+    guides = every[every["task"] == "guides"]
+    if len(guides):
+        print(f"## Other guides and slabs\n\n{markdown(_guides(guides))}\n")
+    if options.guides:
+        return
     every.drop(columns="found").round(4).to_csv(options.out / "inclusion.csv", index=False)
     chosen, grid = (every[every["task"] == task] for task in ("select", "grid"))
     print(f"## Selection\n\n{markdown(_selections(chosen))}")
@@ -125,6 +132,29 @@ def _setting(level: str, temperature: float, at: float, group: pd.DataFrame, cur
     }
 
 
+def _guides(fits: pd.DataFrame) -> pd.DataFrame:
+    """A row for each guide and slab, and temperature."""
+    rows = []
+    for (name, temperature), group in fits.groupby(["level", "temperature"], sort=False):
+        curve = _merged([found["tables"]["fit"]["reliability"] for found in group["found"]])
+        rows.append(
+            {
+                "guide, slab": name,
+                "masks of": METHODS[name].masks,
+                "T": f"{temperature:g}",
+                "seeds": ", ".join(map(str, group["seed"])),
+                "selected": f"{group['selected'].mean():.0f}",
+                "false, expected": f"{group['expected'].mean():.3f}",
+                "false, realised": f"{group['false_discovery_rate'].mean():.3f}",
+                "power": f"{group['power'].mean():.2f}",
+                "largest gap": f"{_largest_gap(curve):.2f}",
+                "accuracy %": f"{100 * group['accuracy'].mean():.1f}",
+                "NLL": f"{group['nll'].mean():.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def _rows(work: Path) -> pd.DataFrame:
     """All cells that are done, with error rates at a threshold of 0.5."""
     rows = []
@@ -202,7 +232,7 @@ def _fact(masks: str, temperature: float, at: float, group: pd.DataFrame, curve:
 
 def _tuned(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each method and seed, the setting with the least NLL of validation images."""
-    methods = rows[~rows["task"].isin(("select", "grid"))]
+    methods = rows[~rows["task"].isin(("select", "grid", "held-out", "guides"))]
     return methods.loc[methods.groupby(["task", "seed"], sort=False)["validation_nll"].idxmin()]
 
 

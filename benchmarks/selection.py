@@ -16,7 +16,8 @@ import torch
 import pyro_isingvit as iv
 from pyro_isingvit.data import digits_decoys
 from pyro_isingvit.diagnostics import select
-from pyro_isingvit.diagnostics.select import By, Refit
+from pyro_isingvit.diagnostics.refits import Refit
+from pyro_isingvit.diagnostics.select import By
 from pyro_isingvit.experiments.page import markdown
 
 RATES = 0.1, 0.2

@@ -83,9 +83,7 @@ class Images:
     @property
     def kind(self) -> str:
         """Kind of the labels: ``"classes"``, ``"numbers"`` or ``"several labels"``; see `Likelihood`."""
-        if self.labels.is_floating_point():
-            return "numbers"
-        return "several labels" if self.labels.dtype == torch.bool else "classes"
+        return kind_of_labels(self.labels)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -117,6 +115,13 @@ class Images:
         at_once = max(1, PIXELS_AT_ONCE // (self.shape[0] * max(size**2, self.shape[1] * self.shape[2])))
         parts = [resize(batch, size) for batch in self.images.split(at_once)]
         return replace(self, images=torch.cat(parts), source=self.fingerprint)
+
+
+def kind_of_labels(labels: Tensor) -> str:
+    """Kind of labels as they are stored, see `Images.kind`."""
+    if labels.is_floating_point():
+        return "numbers"
+    return "several labels" if labels.dtype == torch.bool else "classes"
 
 
 def _checked_numbers(labels: Tensor, images: Tensor, classes: int) -> Tensor:

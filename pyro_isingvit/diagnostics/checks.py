@@ -8,7 +8,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,48 +18,20 @@ import torch
 from torch import Tensor
 
 from ..data import Images
-from ..draws import Draw, check_draws, draw_labels, prior_draws
+from ..data.images import kind_of_labels
+from ..draws import Draw, check_draws, prior_draws
 from ..errors import InputError, kind_of
-from ..logit_scale import scale_logits
+from ..inference.fit import check_part
 from ..models import IsingViT
 from ..posterior import Posterior
+from ..prediction import central_levels
+from ..targets import TargetPrediction
 from .arviz_adapter import psislw
-
-Statistic = Callable[[Tensor, Tensor], Tensor]
-"""A function of labels (n,) and predictive probabilities (n, classes) that returns a number, or one for each class."""
+from .label_statistics import INTERVAL, STATISTICS, Statistic
+from .labels import labels_given
 
 LEVEL = 0.01
 """A check fails if its two-sided p-value is below this level. If the model holds, this share fails by chance."""
-
-
-def class_frequencies(labels: Tensor, probs: Tensor) -> Tensor:
-    """Share of the labels in each class."""
-    return torch.bincount(labels, minlength=probs.shape[-1]) / len(labels)
-
-
-def confidence(labels: Tensor, probs: Tensor) -> Tensor:
-    """Share of the labels that are the most probable class; replicated labels average to the mean confidence."""
-    return (probs.argmax(-1) == labels).float().mean()
-
-
-def entropy(labels: Tensor, probs: Tensor) -> Tensor:
-    """Mean negative log-probability of the labels, in nats; replicated labels average to the mean entropy."""
-    return -probs.clamp_min(1e-12).log().gather(-1, labels.unsqueeze(-1)).mean()
-
-
-def class_error(labels: Tensor, probs: Tensor) -> Tensor:
-    """For each class, the share of its images whose most probable class is another; 0 for a class without images."""
-    there = torch.bincount(labels, minlength=probs.shape[-1])
-    wrong = torch.bincount(labels[probs.argmax(-1) != labels], minlength=probs.shape[-1])
-    return wrong / there.clamp_min(1)
-
-
-STATISTICS: Mapping[str, Statistic] = {
-    "class frequency": class_frequencies,
-    "confidence": confidence,
-    "entropy": entropy,
-    "class error": class_error,
-}
 
 
 def _numbers(name: str, value: Any) -> Tensor:
@@ -86,43 +58,46 @@ def _compared(observed: float, draws: Tensor) -> dict[str, float | bool]:
 
 
 def predictive_check(
-    labels: Tensor, replicated: Tensor, probs: Tensor, statistics: Mapping[str, Statistic] = STATISTICS
+    labels: Tensor,
+    replicated: Tensor,
+    predicted: Tensor | TargetPrediction,
+    statistics: Mapping[str, Statistic] | None = None,
 ) -> pd.DataFrame:
     """Compare statistics of observed labels with those of replicated labels.
 
-    A statistic is a function of the labels and of the mean predictive probabilities. If the labels come from the model,
-    and the probabilities do not depend on them (as on test images), then observed and replicated statistics have the
-    same distribution, and p-values are uniform.
+    A statistic is a function of the labels and of what was predicted. If the labels come from the model, and the
+    predictions do not depend on them (as on test images), then observed and replicated statistics have the same
+    distribution, and p-values are uniform.
 
     Args:
-        labels: observed labels, (n,).
-        replicated: replicated labels, (draws, n).
-        probs: mean predictive probabilities, (n, classes).
-        statistics: by name.
+        labels: observed labels: classes, (n,); floats, (n, k), which are numbers; or booleans, (n, k), which are
+            several labels of an image.
+        replicated: replicated labels, (draws, n) or (draws, n, k).
+        predicted: mean predictive probabilities, (n, classes) or (n, k); of numbers, what `Posterior.predict_targets`
+            returns.
+        statistics: by name; if None, those of `label_statistics.STATISTICS` for this kind of labels.
 
     Returns:
-        One row for each statistic and class: ``statistic``; ``class``, missing where the statistic is a single number;
-        ``observed``; ``replicated``, the mean over the draws; ``lower`` and ``upper``, the central 90 % interval of the
-        replicated statistics; ``p_value``, the share of the replicated statistics that are larger than the observed
-        one, with ties counted half; ``fails``, whether the p-value is within `LEVEL` / 2 of 0 or 1. Replicated values
-        that are not finite, as of a class without images, are left out. If the observed one is not, or fewer than
-        1 / `LEVEL` are left, the p-value is missing, and nothing fails.
+        One row for each statistic and class: ``statistic``; ``class``, the number of the class (or of one of several
+        numbers, or labels), missing where the statistic is a single number; ``observed``; ``replicated``, the mean over
+        the draws; ``lower`` and ``upper``, the central 90 % interval of the replicated statistics; ``p_value``, the
+        share of the replicated statistics that are larger than the observed one, with ties counted half; ``fails``,
+        whether the p-value is within `LEVEL` / 2 of 0 or 1. Replicated values that are not finite, as of a class
+        without images, are left out. If the observed one is not, or fewer than 1 / `LEVEL` are left, the p-value is
+        missing, and nothing fails.
 
     Raises:
         InputError: if shapes do not fit, or there are fewer than 1 / `LEVEL` draws.
     """
-    if replicated.dim() != 2 or replicated.shape[1:] != labels.shape or len(probs) != len(labels):
-        raise InputError(
-            f"labels {tuple(labels.shape)}, replicated {tuple(replicated.shape)} and probs {tuple(probs.shape)}: "
-            "need (n,), (draws, n) and (n, classes)"
-        )
+    kind = _checked_kind(labels, replicated, predicted)
+    statistics = STATISTICS[kind] if statistics is None else statistics
     least = math.ceil(1 / LEVEL)
     if len(replicated) < least:
         raise InputError(f"draws={len(replicated)}: p-values at level {LEVEL} take at least {least}")
     rows = []
     for name, statistic in statistics.items():
-        observed = _numbers(name, statistic(labels, probs))
-        draws = torch.stack([_numbers(name, statistic(each, probs)) for each in replicated])
+        observed = _numbers(name, statistic(labels, predicted))
+        draws = torch.stack([_numbers(name, statistic(each, predicted)) for each in replicated])
         if draws.shape[1:] != observed.shape:
             raise InputError(
                 f"statistics[{name!r}]: has {len(observed)} values of the labels, but not of replicated ones"
@@ -134,10 +109,30 @@ def predictive_check(
     return pd.DataFrame(rows).astype({"class": "Int64"})
 
 
+def _checked_kind(labels: Tensor, replicated: Tensor, predicted: Tensor | TargetPrediction) -> str:
+    """The kind of the labels; raises an `InputError` if shapes do not fit it."""
+    kind = kind_of_labels(labels)
+    if (kind == "numbers") is not isinstance(predicted, TargetPrediction):
+        wanted = "a TargetPrediction" if kind == "numbers" else "a tensor of probabilities"
+        raise InputError(f"predicted={kind_of(predicted)}: labels are {kind}, so give {wanted}")
+    of_each = predicted.mean if isinstance(predicted, TargetPrediction) else predicted
+    dims, needed = 2, "(n, k), (draws, n, k) and (n, k)"
+    fits = of_each.shape == labels.shape
+    if kind == "classes":
+        dims, needed = 1, "(n,), (draws, n) and (n, classes)"
+        fits = of_each.dim() == 2 and len(of_each) == len(labels)
+    if not fits or labels.dim() != dims or replicated.shape[1:] != labels.shape:
+        raise InputError(
+            f"labels {tuple(labels.shape)}, replicated {tuple(replicated.shape)} and predicted "
+            f"{tuple(of_each.shape)}: need {needed}"
+        )
+    return kind
+
+
 def posterior_predictive_check(
     posterior: Posterior,
     data: Images,
-    statistics: Mapping[str, Statistic] = STATISTICS,
+    statistics: Mapping[str, Statistic] | None = None,
     draws: int = 400,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -148,7 +143,7 @@ def posterior_predictive_check(
     Args:
         posterior: posterior to check.
         data: labelled images.
-        statistics: by name.
+        statistics: by name; those of the kind of the labels if None, see `predictive_check`.
         draws: number of draws, each of which replicates all labels once.
         seed: seed of the draws.
 
@@ -156,15 +151,16 @@ def posterior_predictive_check(
         The table of `predictive_check`.
 
     Raises:
-        InputError: if there are fewer than 1 / `LEVEL` draws.
+        InputError: if there are fewer than 1 / `LEVEL` draws, or labels are of another kind or number than in the fit.
     """
+    check_part(posterior.model, "data", data)
     return _check(posterior.draws(draws, seed), data, statistics, seed, posterior.logit_scale)
 
 
 def prior_predictive_check(
     model: IsingViT,
     data: Images,
-    statistics: Mapping[str, Statistic] = STATISTICS,
+    statistics: Mapping[str, Statistic] | None = None,
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -176,7 +172,7 @@ def prior_predictive_check(
     Args:
         model: model whose prior is checked, fitted or not.
         data: labelled images.
-        statistics: by name.
+        statistics: by name; those of the kind of the labels if None, see `predictive_check`.
         draws: number of draws, each of which replicates all labels once.
         seed: seed of the draws.
 
@@ -184,27 +180,35 @@ def prior_predictive_check(
         The table of `predictive_check`.
 
     Raises:
-        InputError: if there are fewer than 1 / `LEVEL` draws.
+        InputError: if there are fewer than 1 / `LEVEL` draws, or labels are of another kind or number than the model's.
         NotImplementedError: if the prior cannot draw from its interaction, see `Prior.draw_masks`.
     """
     check_draws(draws)
+    check_part(model, "data", data)
     return _check(prior_draws(model, draws, seed), data, statistics, seed)
 
 
 def _check(
     draws: Iterable[Draw],
     data: Images,
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[str, Statistic] | None,
     seed: int,
     logit_scale: float = 1.0,
 ) -> pd.DataFrame:
     generator = torch.Generator().manual_seed(seed)
-    total, replicated = torch.zeros(len(data), data.classes), []
+    total, means, every = torch.zeros(()), list[Tensor](), list[Tensor]()
     for draw in draws:
-        each = scale_logits(draw.log_probs(data.images), logit_scale)
-        total += each.exp()
-        replicated.append(draw_labels(each, generator))
-    return predictive_check(data.labels.cpu(), torch.stack(replicated), total / len(replicated), statistics)
+        each = labels_given(draw, data.images, logit_scale)
+        total = total + each.mean
+        every.append(each.sample(generator))
+        if data.kind == "numbers":
+            means.append(each.mean)
+    replicated, labels = torch.stack(every), data.labels.cpu()
+    predicted: Tensor | TargetPrediction = total / len(replicated)
+    if means:
+        lower, upper = replicated.quantile(central_levels(INTERVAL, replicated.device), 0)
+        predicted = TargetPrediction(total / len(replicated), lower, upper, torch.stack(means).std(0, correction=0))
+    return predictive_check(labels, replicated, predicted, statistics)
 
 
 @dataclass(frozen=True)
@@ -256,17 +260,18 @@ def leave_one_out(posterior: Posterior, train: Images, draws: int = 1000, seed: 
         seed: seed of the draws.
 
     Raises:
-        InputError: if there are fewer than 25 draws, too few to fit a tail.
+        InputError: if there are fewer than 25 draws, too few to fit a tail, or labels are of another kind or number
+            than in the fit.
     """
     if draws < 25:
         raise InputError(f"draws={draws}: a tail takes at least 25")
+    check_part(posterior.model, "train", train)
     ratios, likelihoods = [], []
-    labels = train.labels.cpu().unsqueeze(-1)
     for draw in posterior.draws(draws, seed):
         ratios.append(draw.log_ratio)
-        plain = draw.log_probs(train.images)
-        both = torch.stack([plain, scale_logits(plain, posterior.logit_scale)])
-        likelihoods.append(both.gather(-1, labels.expand(2, -1, -1)).squeeze(-1))
+        plain = labels_given(draw, train.images)
+        scaled = plain.at(posterior.logit_scale)
+        likelihoods.append(torch.stack([plain.log_likelihood(train.labels), scaled.log_prob(train.labels)]))
     trained, each = torch.stack(likelihoods, -1).double().numpy()
     tempered = trained / posterior.model.temperature
     whole = np.asarray(ratios) + tempered.sum(0)

@@ -20,12 +20,13 @@ from ..draws import Draw, check_draws
 from ..errors import InputError, kind_of
 from ..guides import Guide
 from ..inference.config import FitConfig
-from ..inference.fit import fit
+from ..inference.fit import check_part, fit
 from ..inference.result import FitResult
 from ..posterior import Posterior
 from ..scores import mean_scores
 from .calibration import paired_difference
 from .checks import leave_one_out
+from .labels import labels_given
 
 LOO_DRAWS = 100
 """Number of draws behind leave-one-out scores, which are shown if they are reliable."""
@@ -136,7 +137,7 @@ def power_sensitivity(
     Args:
         posterior: posterior of one guide, or a mixture.
         train: the images that it was fitted to.
-        held_out: images whose mean NLL and entropy are among the quantities; the training images if None.
+        held_out: images whose mean NLL and, of classes, entropy are among the quantities; the training images if None.
         draws: number of draws, at least `FEWEST`.
         seed: seed of the draws.
 
@@ -148,18 +149,20 @@ def power_sensitivity(
         draws.
 
     Raises:
-        InputError: if there are fewer than `FEWEST` draws, or labels are not classes.
+        InputError: if there are fewer than `FEWEST` draws, or labels are of another kind or number than in the fit.
     """
     check_draws(draws)
     if draws < FEWEST:
         raise InputError(f"draws={draws}: covariances take at least {FEWEST}")
     held_out = train if held_out is None else held_out
+    for name, part in (("train", train), ("held_out", held_out)):
+        check_part(posterior.model, name, part)
     factors: dict[str, list[float]] = {"prior": [], "likelihood": []}
     every: list[dict[str, float]] = []
     for t, draw in enumerate(posterior.draws(draws, seed)):
         guide = posterior.guides[t % len(posterior.guides)]  # of which the draw is, see `Posterior.draws`
         factors["prior"].append(_log_prior_of_masks(guide, draw.masks))
-        of_train = _log_likelihood(draw, train)
+        of_train = labels_given(draw, train.images).log_likelihood(train.labels)
         factors["likelihood"].append(float(of_train.double().sum()) / guide.model.temperature)
         every.append(_quantities(posterior, draw, held_out))
     table = pd.DataFrame(every)
@@ -188,10 +191,6 @@ def _log_prior_of_masks(guide: Guide, masks: Mapping[str, Tensor]) -> float:
     return float(total)
 
 
-def _log_likelihood(draw: Draw, data: Images) -> Tensor:
-    return draw.log_probs(data.images).gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1)
-
-
 def _change(values: Tensor, logs: Tensor) -> tuple[float, float]:
     """The change of a mean for a doubled power, in standard deviations, and its standard error."""
     if float(values.std()) == 0:
@@ -207,7 +206,8 @@ def _quantities(posterior: Posterior, draw: Draw, held_out: Images) -> dict[str,
         shares = {site.name: float(draw.masks[site.name].double().mean()) for site in sites}
         found["kept"] = sum(site.numel * shares[site.name] for site in sites) / sum(site.numel for site in sites)
         found |= {f"kept {name}": share for name, share in shares.items()}
-    probs = draw.log_probs(held_out.images).exp()
-    found["nll"] = -float(_log_likelihood(draw, held_out).mean())
-    found["entropy"] = float(torch.special.entr(probs).sum(-1).mean())
+    each = labels_given(draw, held_out.images)
+    found["nll"] = -float(each.log_prob(held_out.labels).mean())
+    if held_out.kind == "classes":
+        found["entropy"] = float(torch.special.entr(each.mean).sum(-1).mean())
     return found

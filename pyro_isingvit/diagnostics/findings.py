@@ -11,6 +11,7 @@ from rich.progress import track
 from ..data import Data, Images
 from ..data.streams import in_memory
 from ..inference.result import FitResult
+from ..models.likelihoods import require_classes
 from ..network import ViT
 from ..network.stem import as_floats
 from ..network.units import UNITS, is_complete
@@ -106,9 +107,10 @@ def examine(
         selection: fit of a `FeatureSpikeSlab` that selected input features, if any.
 
     Raises:
-        InputError: if the posterior has no masks, or ``draws`` is below 1.
+        InputError: if the posterior has no masks, ``draws`` is below 1, or labels are not classes.
     """
     posterior = result.posterior
+    require_classes(posterior.model.likelihood, "examine", "; use posterior_predictive_check and to_inference_data")
     methods = {ISING: (posterior, draws)} | ({} if deterministic is None else {PLAIN: (deterministic.posterior, 1)})
     test, few = data.test, data.test[torch.arange(min(IMAGES, len(data.test)))]
     train, labels = in_memory(data.train, IMAGES), test.labels.cpu()

@@ -1,7 +1,7 @@
 """Conversion of a posterior to the data structures of ArviZ."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,14 +12,18 @@ import xarray as xr
 from torch import Tensor
 
 from ..data import Images
-from ..draws import check_draws, draw_labels, prior_draws
+from ..draws import check_draws, prior_draws
 from ..errors import InputError
+from ..inference.fit import check_part
 from ..inference.result import FitResult
-from ..logit_scale import scale_logits
 from ..models import IsingViT
 from ..network import LAYER, WeightSite
 from ..posterior import Posterior
 from .arviz_adapter import inference_data
+from .labels import labels_given
+
+LABEL_DIMS: Mapping[str, tuple[str, ...]] = {"classes": (), "numbers": ("number",), "several labels": ("class",)}
+"""Dimensions of the labels of an image, by their kind. Those of several labels are the rows of the last layer."""
 
 PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "xarray")
 
@@ -60,17 +64,22 @@ def to_inference_data(
         * ``sample_stats``: ``log_ratio``, log p - log q of each draw in nats, up to a constant and without the
           likelihood; with ``log`` also ``elbo``, the ELBO of the power posterior in nats (of a mixture, by chain), and
           ``phase``, over ``step``;
-        * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``label`` over ``image``. The log-likelihood
-          is in nats, neither tempered nor scaled; labels are drawn with the logit scale of the posterior;
-        * ``predictions``: ``label`` over ``new_image``;
+        * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``label`` over ``image``, and, except in the
+          log-likelihood, over the ``number`` of several numbers, or the ``class`` of several labels of an image, which
+          are booleans. The log-likelihood is that of all labels of an image, in nats, neither tempered nor scaled, and
+          each image counts once; classes are drawn with the logit scale of the posterior;
+        * ``predictions``: ``label`` like ``posterior_predictive``, over ``new_image``;
         * ``prior``, ``prior_predictive``: the same variables as in their posterior counterparts, without weights.
 
     Raises:
-        InputError: if the guide has no masks, or an argument is out of range.
+        InputError: if the guide has no masks, an argument is out of range, or labels are of another kind or number than
+            in the fit.
         NotImplementedError: if ``prior`` is positive and the prior cannot draw from its interaction, see
             `Prior.draw_masks`.
     """
     _check(posterior, draws, weights, prior)
+    if data is not None:
+        check_part(posterior.model, "data", data)
     if log is not None and log.history.get("member", pd.Series([0])).nunique() != len(posterior.guides):
         raise InputError("log: of another number of members than the posterior; see FitResult.member")
     labels = torch.Generator().manual_seed(seed)
@@ -95,7 +104,7 @@ def _of_posterior(
     labels: torch.Generator,
 ) -> dict[str, xr.Dataset]:
     """The groups that are made of draws from the guide, by name; see `to_inference_data`."""
-    scale = posterior.logit_scale
+    scale, own = posterior.logit_scale, LABEL_DIMS[posterior.model.likelihood.kind]
     kept = _Draws(posterior.model.sites, weights)
     log_ratio: list[float] = []
     log_likelihood: list[Tensor] = []
@@ -105,21 +114,19 @@ def _of_posterior(
         kept.add(draw.masks, draw.weights)
         log_ratio.append(draw.log_ratio)
         if data is not None:
-            each = draw.log_probs(data.images)
-            log_likelihood.append(each.gather(-1, data.labels.cpu().unsqueeze(-1)).squeeze(-1))
-            replicated.append(draw_labels(scale_logits(each, scale), labels))
+            each = labels_given(draw, data.images)
+            log_likelihood.append(each.log_prob(data.labels))
+            replicated.append(each.at(scale).sample(labels))
         if predictions is not None:
-            predicted.append(draw_labels(scale_logits(draw.log_probs(predictions), scale), labels))
+            predicted.append(labels_given(draw, predictions, scale).sample(labels))
     ratios = xr.Dataset({"log_ratio": (("chain", "draw"), np.asarray([log_ratio]))}, _chain(len(log_ratio)))
     groups = {"posterior": kept.dataset(), "sample_stats": ratios}
     if data is not None:
-        groups["log_likelihood"] = _labels(log_likelihood, "image")
-        groups["posterior_predictive"] = _labels(replicated, "image")
-        groups["observed_data"] = xr.Dataset(
-            {"label": ("image", data.labels.cpu().numpy())}, {"image": np.arange(len(data))}
-        )
+        groups["log_likelihood"] = _of_draws(log_likelihood, ("image",))
+        groups["posterior_predictive"] = _of_draws(replicated, ("image", *own))
+        groups["observed_data"] = _of_draws([data.labels.cpu()], ("image", *own)).isel(chain=0, draw=0, drop=True)
     if predictions is not None:
-        groups["predictions"] = _labels(predicted, "new_image")
+        groups["predictions"] = _of_draws(predicted, ("new_image", *own))
     return groups
 
 
@@ -132,10 +139,10 @@ def _of_prior(
     for draw in prior_draws(model, draws, seed):
         before.add(draw.masks, draw.weights)
         if data is not None:
-            replicated.append(draw_labels(draw.log_probs(data.images), labels))
+            replicated.append(labels_given(draw, data.images).sample(labels))
     groups = {"prior": before.dataset()}
     if data is not None:
-        groups["prior_predictive"] = _labels(replicated, "image")
+        groups["prior_predictive"] = _of_draws(replicated, ("image", *LABEL_DIMS[model.likelihood.kind]))
     return groups
 
 
@@ -177,6 +184,7 @@ def _attributes(posterior: Posterior, log: FitResult | None) -> dict[str, Any]:
         "draws_are": "independent draws from a variational guide, not a Markov chain",
         "guide": type(posterior.guides[0]).__name__,
         "prior": type(posterior.model.prior).__name__,
+        "likelihood": type(posterior.model.likelihood).__name__,
         "temperature": posterior.model.temperature,
         "logit_scale": posterior.logit_scale,
     }
@@ -234,7 +242,9 @@ def _chain(draws: int) -> dict[str, Any]:
     return {"chain": [0], "draw": np.arange(draws)}
 
 
-def _labels(each: list[Tensor], over: str) -> xr.Dataset:
+def _of_draws(each: list[Tensor], over: tuple[str, ...]) -> xr.Dataset:
+    """``label`` over the dimensions of one draw of it, stacked over draws."""
     values = torch.stack(each).unsqueeze(0).numpy()
-    coords = {**_chain(len(each)), over: np.arange(values.shape[-1])}
-    return xr.Dataset({"label": (("chain", "draw", over), values)}, coords)
+    sizes = dict(zip(over, values.shape[2:], strict=True))
+    coords = {**_chain(len(each)), **{dim: np.arange(size) for dim, size in sizes.items()}}
+    return xr.Dataset({"label": (("chain", "draw", *over), values)}, coords)

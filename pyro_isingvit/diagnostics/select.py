@@ -4,7 +4,6 @@ The rules themselves, with their references, are in `error_rates`.
 """
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -18,18 +17,23 @@ from ..posterior import Posterior
 from .error_rates import knockoff_plus, stable, tail_rates, while_mean_is_below
 from .inclusion import inclusion_dataset
 from .meaning import INPUT, check_masks, inclusion_meaning
+from .refits import Refit, Refits, at_site, log_odds
 
 By = Literal["posterior", "shadow", "null", "stability"]
 """Ways to control the false discovery rate, see `select`."""
-
-Refit = Callable[[Images], Posterior]
-"""A function that fits a posterior, with masks like those of another, to images."""
 
 FITS = {"null": 1, "stability": 10}
 """Number of refits, by default."""
 
 FEWEST_HALVES, FEWEST_MEMBERS = 4, 10
 """Smallest number of fits on halves, in pairs that complete each other, and of members on halves that do not."""
+
+
+OF_MEMBERS = (
+    "Members of the mixture were fitted to as many images as half of the training images; assumes that these were "
+    "drawn at random for each member by itself, as fit_mixture does."
+)
+"""What stability of the members of a mixture depends on beside the rest."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,14 @@ def select(
 
     Args:
         posterior: a posterior with masks. A mixture of at least `FEWEST_MEMBERS` needs no refits for ``"stability"`` if
-            its members were fitted on halves (``fit_mixture(share=0.5)``), which is not checked.
+            its members were fitted to halves of ``train`` (``fit_mixture(share=0.5)``). How many images each was fitted
+            to is checked; that these were drawn at random, for each member by itself, it does not know.
         fdr: nominal false discovery rate, within (0, 1).
         by: the method.
-        train: the images that the posterior was fitted to; all methods but ``"posterior"`` need them.
+        train: the images that the posterior was fitted to, and of whose halves a mixture's members have one each; all
+            methods but ``"posterior"`` need them.
         refit: fits a posterior with the same masks to given images, whose number of channels, for ``"shadow"``, is
-            twice that of ``train``; all methods but ``"posterior"`` need it.
+            twice that of ``train``; all methods but ``"posterior"`` need it, save for ``"stability"`` of a mixture.
         fits: number of refits; 1 for ``"null"`` and 10 for ``"stability"`` if None.
         site: name of the site; ``"shadow"`` needs one mask for each input feature, as of a `FeatureSpikeSlab`.
         seed: seed of permutations and halves.
@@ -109,8 +115,9 @@ def select(
         The selection, which says what its error rate depends on.
 
     Raises:
-        InputError: if an argument is out of range, missing or superfluous, the posterior has no masks at the site, or
-            there are too few masks for ``"shadow"``, which selects none or at least ``1 / fdr``.
+        InputError: if an argument is out of range, missing or superfluous, the posterior has no masks at the site,
+            members of a mixture without refits were not fitted to as many images as half of ``train`` has, or there are
+            too few masks for ``"shadow"``, which selects none or at least ``1 / fdr``.
 
     Example: with all features kept, log odds rank them best (docs/inclusion.md).
 
@@ -122,28 +129,31 @@ def select(
         >>> select(refit(train), fdr=0.1, by="shadow", train=train, refit=refit)  # doctest: +SKIP
     """
     _check(posterior, fdr, by)
-    probs = _at(posterior, site)
+    probs = at_site(posterior, site)
     free = by == "stability" and refit is None and len(posterior.members) >= FEWEST_MEMBERS
     if fits is not None and (by not in FITS or free):
         raise InputError(f"fits={fits}: by={by!r} takes no number of fits here; leave it out")
-    if by == "posterior" or free:
+    if by == "posterior":
         if train is not None or refit is not None:
             raise InputError(f"by={by!r} needs no refit and no images; leave out train and refit")
+    elif free:
+        _check_halves(posterior, train)
     elif not isinstance(train, Images) or not callable(refit):
         raise InputError(f"by={by!r} fits again: give train, the training images, and refit, a function of images")
     number = check_fits(by, fits)
     if by == "posterior":
         chosen = _by_posterior(posterior, probs, fdr, site)
     elif free:
-        chosen = _by_stability(torch.stack([_at(member, site) for member in posterior.members]), fdr)
+        chosen = _by_stability(torch.stack([at_site(member, site) for member in posterior.members]), fdr)
+        chosen = replace(chosen, assumes=f"{chosen.assumes} {OF_MEMBERS}")
     else:
         assert train is not None
         assert refit is not None
-        again = _Refits(refit, train, site, seed, tuple(probs.shape))
+        again = Refits(refit, train, site, seed, tuple(probs.shape))
         if by == "shadow":
             chosen = _by_shadow(again, probs, fdr)
         elif by == "null":
-            chosen = _by_null(_log_odds(posterior, site), again.to_permuted_labels(number), fdr)
+            chosen = _by_null(log_odds(posterior, site), again.to_permuted_labels(number), fdr)
         else:
             chosen = _by_stability(again.to_halves(number), fdr)
     return _selection(posterior, site, by, fdr, chosen)
@@ -157,6 +167,25 @@ def _check(posterior: Posterior, fdr: float, by: By) -> None:
     if not isinstance(fdr, int | float) or not 0 < fdr < 1:
         raise InputError(f"fdr={fdr!r}: a rate lies strictly between 0 and 1, e.g. 0.1")
     check_masks(posterior)
+
+
+def _check_halves(posterior: Posterior, train: Images | None) -> None:
+    """Check that each member of a mixture was fitted to as many images as half of the training images.
+
+    Raises:
+        InputError: if a member was not, or the images are not given.
+    """
+    if not isinstance(train, Images):
+        raise InputError(
+            f"train={kind_of(train)}: give the training images of the mixture, half of which each member was fitted to"
+        )
+    halves = {len(train) // 2, -(-len(train) // 2)}
+    for number, guide in enumerate(posterior.guides):
+        if guide.model.num_data not in halves:
+            raise InputError(
+                f"posterior: its member {number} was fitted to {guide.model.num_data} images, where half of train is "
+                f"{len(train) // 2}; use fit_mixture(share=0.5), or give refit"
+            )
 
 
 def check_fits(by: str, fits: int | None) -> int:
@@ -178,66 +207,6 @@ class _Chosen:
     assumes: str
 
 
-@dataclass(frozen=True)
-class _Refits:
-    """Fits to images that are changed at random."""
-
-    refit: Refit
-    train: Images
-    site: str
-    seed: int
-    shape: tuple[int, ...]
-
-    def to_shadows(self, masks: Tensor) -> Tensor:
-        """Log odds (2, features) of input features and of their shadows."""
-        order = torch.randperm(len(self.train), generator=self._generator())
-        shadows = self.train.images[order.to(self.train.images.device)]
-        both = replace(self.train, images=torch.cat([self.train.images, shadows], 1), source="")
-        return self._log_odds(both, (1, 2 * masks.numel())).view(2, -1)
-
-    def to_permuted_labels(self, fits: int) -> Tensor:
-        """Log odds (all masks of all fits,) where no label depends on its image."""
-        generator, every = self._generator(), []
-        for _ in range(fits):
-            order = torch.randperm(len(self.train), generator=generator).to(self.train.labels.device)
-            every.append(self._log_odds(replace(self.train, labels=self.train.labels[order], source="")))
-        return torch.cat(every)
-
-    def to_halves(self, fits: int) -> Tensor:
-        """Inclusion probabilities (fits, masks) of fits to halves of the images."""
-        return torch.stack([self._checked(_at(self._fitted(half), self.site)).flatten() for half in self._halves(fits)])
-
-    def _halves(self, fits: int) -> Iterator[Images]:
-        generator = self._generator()
-        for _ in range(fits // 2):
-            order = torch.randperm(len(self.train), generator=generator).to(self.train.labels.device)
-            half = len(order) // 2
-            yield self.train[order[:half]]
-            yield self.train[order[half : 2 * half]]
-
-    def _log_odds(self, images: Images, shape: tuple[int, ...] | None = None) -> Tensor:
-        return self._checked(_log_odds(self._fitted(images), self.site), shape).flatten()
-
-    def _checked(self, masks: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-        wanted = self.shape if shape is None else shape
-        if tuple(masks.shape) != wanted:
-            channels = self.train.shape[0] * (1 if shape is None else 2)
-            raise InputError(
-                f"refit: masks of {self.site} of shape {tuple(masks.shape)}, not {wanted}; build the network and prior "
-                f"of the posterior, for images.shape[0]={channels} channels"
-            )
-        return masks
-
-    def _fitted(self, images: Images) -> Posterior:
-        found = self.refit(images)
-        if not isinstance(found, Posterior):
-            raise InputError(f"refit: returned {kind_of(found)}; return a Posterior, as fit(...).posterior")
-        return found
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed)
-
-
 def _by_posterior(posterior: Posterior, probs: Tensor, fdr: float, site: str) -> _Chosen:
     scores = probs.flatten()
     selected, estimated = while_mean_is_below(1 - scores, fdr)
@@ -247,7 +216,7 @@ def _by_posterior(posterior: Posterior, probs: Tensor, fdr: float, site: str) ->
     return _Chosen(scores, selected, estimated, assumes + str(meaning["says"]))
 
 
-def _by_shadow(again: _Refits, masks: Tensor, fdr: float) -> _Chosen:
+def _by_shadow(again: Refits, masks: Tensor, fdr: float) -> _Chosen:
     if again.site != INPUT or masks.dim() != 2 or masks.shape[0] != 1:
         raise InputError(
             f"site={again.site!r} with masks of shape {tuple(masks.shape)}: shadows need one mask for each input "
@@ -267,8 +236,8 @@ def _by_shadow(again: _Refits, masks: Tensor, fdr: float) -> _Chosen:
     return _Chosen(own - shadow, selected, estimated, assumes)
 
 
-def _by_null(log_odds: Tensor, null: Tensor, fdr: float) -> _Chosen:
-    scores = tail_rates(log_odds.flatten(), null)
+def _by_null(own: Tensor, null: Tensor, fdr: float) -> _Chosen:
+    scores = tail_rates(own.flatten(), null)
     selected = scores <= fdr
     estimated = float(scores[selected].max()) if selected.any() else 0.0
     assumes = (
@@ -287,21 +256,6 @@ def _by_stability(probs: Tensor, fdr: float) -> _Chosen:
         "bound on the expected number of irrelevant masks, over the number selected."
     )
     return _Chosen(frequency, selected, estimated, assumes)
-
-
-def _at(posterior: Posterior, site: str) -> Tensor:
-    """Inclusion probabilities of the masks of a site, on the CPU."""
-    every = posterior.inclusion_probabilities()
-    if site not in every:
-        raise InputError(f"site={site!r}: the posterior has masks at {list(every)}")
-    return every[site].cpu().double()
-
-
-def _log_odds(posterior: Posterior, site: str) -> Tensor:
-    """Log odds of the masks of a site, in their shape; for a mixture, their mean over members."""
-    _at(posterior, site)
-    every = [guide.inclusion_log_odds()[site].cpu().double() for guide in posterior.guides]
-    return torch.stack(every).mean(0)
 
 
 def _selection(posterior: Posterior, site: str, by: By, fdr: float, chosen: _Chosen) -> Selection:

@@ -26,12 +26,12 @@ from pyro_isingvit import (
     fit,
 )
 from pyro_isingvit.diagnostics.checks import (
-    STATISTICS,
     leave_one_out,
     posterior_predictive_check,
     predictive_check,
     prior_predictive_check,
 )
+from pyro_isingvit.diagnostics.label_statistics import STATISTICS
 from pyro_isingvit.draws import draw_labels
 from pyro_isingvit.testing import TINY
 
@@ -46,7 +46,7 @@ def result(tiny_model):
 def test_statistics_by_hand():
     labels = torch.tensor([0, 0, 1, 2])
     probs = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
-    found = {name: statistic(labels, probs).tolist() for name, statistic in STATISTICS.items()}
+    found = {name: statistic(labels, probs).tolist() for name, statistic in STATISTICS["classes"].items()}
     assert found["class frequency"] == [0.5, 0.25, 0.25]
     assert found["confidence"] == 0.75
     assert found["entropy"] == pytest.approx(-math.log(0.5 * 0.2 * 0.8 * 0.4) / 4)

@@ -250,12 +250,19 @@ def test_halves_complete_each_other(fitted):
 
 
 def test_a_mixture_on_halves_needs_no_refit(fitted):
-    _, posterior = fitted
+    images, posterior = fitted
     mixture = Posterior(posterior.guides * 10)
-    found = select(mixture, fdr=0.5, by="stability")
+    twice = images[torch.arange(120).repeat(2)]  # of which the posterior's 120 are half
+    found = select(mixture, fdr=0.5, by="stability", train=twice)
     kept = posterior.inclusion_probabilities()["patch_embed"] >= 0.5
     assert torch.equal(found.selected, kept)  # all members agree: their frequency is 1
     assert found.estimated == pytest.approx(float(kept.sum()) / 32)
+    assert "as half of the training images; assumes that these were drawn at random" in found.assumes
+    assert select(mixture, fdr=0.5, by="stability", train=twice[torch.arange(239)]).by == "stability"
+    with pytest.raises(InputError, match=r"member 0 was fitted to 120 images, where half of train is 60; use fit_mix"):
+        select(mixture, by="stability", train=images)
+    with pytest.raises(InputError, match="train=NoneType: give the training images of the mixture"):
+        select(mixture, by="stability")
     with pytest.raises(InputError, match="fits=50: by='stability' takes no number of fits here"):
         select(mixture, by="stability", fits=50)
     with pytest.raises(InputError, match="by='stability' fits again"):
