@@ -41,6 +41,9 @@ class FitConfig(Config):
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
         precision: precision of matrix products in training. ``"bfloat16"`` saves up to half of the time if the
             processor has instructions for it; after training everything is float32.
+        compile: whether the step is traced and compiled by torch's Inductor, see docs/performance.md: it takes minutes
+            before the first step of each phase, less once they are cached on disk, so that it pays in long fits alone.
+            Programs of fixed structure only; others are refused when the fit begins.
 
     Raises:
         InputError: if a value is out of range, or ``pilot`` and ``fine_tune`` are more than 1 together.
@@ -59,6 +62,7 @@ class FitConfig(Config):
     seed: Seed = 0
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
     @pydantic.field_validator("temperature", mode="wrap")
     @classmethod

@@ -20,11 +20,13 @@ from ..network.stem import as_floats
 from ..posterior import Posterior
 from ..scores import mean_scores
 from .checkpoint import Checkpoints
+from .compiled import CompiledStep
 from .config import FitConfig
 from .elbo import TraceGraph_ELBO
 from .events import CheckpointSaved, Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
 from .signals import Told
 from .state import Batches, Snapshot, State, attributes, generators, set_attributes, set_generators
+from .traced import eager_step
 
 LOGS = 50
 """Approximate number of rows of the history of a fit."""
@@ -71,6 +73,7 @@ class Trainer:
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
         precision = getattr(torch, config.precision)
         self.autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
+        self.gradients = (CompiledStep if config.compile else partial(partial, eager_step))(self.loss, self.autocast)
         self.batches = Batches(len(train), config.batch_size, device)
         self.listeners = tuple(listeners)
         self.checkpoints, self.told = checkpoints, told or Told()
@@ -133,9 +136,8 @@ class Trainer:
             images, labels = self.train.images[batch], self.train.labels[batch]
             if config.augment is not None:
                 images = config.augment(as_floats(images))
-            with pyro.validation_enabled(i == 0), self.autocast():
-                loss = self.loss(images, labels)
-            loss.backward()
+            with pyro.validation_enabled(i == 0):
+                loss = self.gradients(images, labels)
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * config.rate_at(self.position)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -150,7 +152,7 @@ class Trainer:
             self.guide.learn()
             self.step += 1
             self.position += self.stride
-            total, count = total + loss.detach() * scale, count + 1
+            total, count = total + loss * scale, count + 1
             self.tell(StepTaken(self.step))
             if after_step is not None:
                 after_step()
