@@ -1,4 +1,4 @@
-"""The compiled step: loss, gradients, and what the guide learns from, by a function that Inductor makes of the trace."""
+"""The compiled step: loss, gradients and what the guide learns from, by a function that Inductor makes of the graph."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,14 +6,22 @@ from typing import Any
 import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ..errors import InputError
 from ..models.ising_vit import Pass
-from .traced import Autocast, Traced, as_tensor, eager_step, first_line, refusal, registered, same_random_state, trace
+from .traced import (
+    Autocast,
+    Traced,
+    as_tensor,
+    eager_step,
+    first_line,
+    one_fake_mode,
+    refusal,
+    registered,
+    same_random_state,
+    trace,
+)
 
 MOST = 12
 """Largest number of times that a step is traced; a program that changes more often is not of fixed structure."""
@@ -33,9 +41,8 @@ def inductor(graph: GraphModule, inputs: Sequence[Tensor]) -> Run:
     from torch._inductor import compile as compile_graph
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
-    shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without an environment nothing is cached
     try:
-        with tracing(TracingContext(shapes)):
+        with one_fake_mode():
             return compile_graph(graph, list(inputs), options={"fallback_random": True})
     except Exception as error:
         inner = getattr(error, "inner_exception", error)

@@ -15,9 +15,12 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError
@@ -103,7 +106,13 @@ def trace(loss: nn.Module, autocast: Autocast, images: Tensor, labels: Tensor) -
     copies = [tensor.detach().clone() for tensor in tensors.values()]  # in case the step changes some in place
     guide.forget()
     try:
-        with same_random_state(images.device), pyro.validation_enabled(False), torch.enable_grad(), _NoReading(loss):
+        with (
+            same_random_state(images.device),
+            pyro.validation_enabled(False),
+            torch.enable_grad(),
+            one_fake_mode(),
+            _NoReading(loss),
+        ):
             graph = make_fx(step)(images, labels, as_tensor(before, images.device), *copies)
     except InputError:
         raise
@@ -147,6 +156,14 @@ def first_line(error: BaseException) -> str:
 def as_tensor(temperature: float, device: torch.device) -> Tensor:
     """The temperature as an input of a graph: in double precision, as Python computes with it."""
     return torch.tensor(temperature, dtype=torch.float64, device=device)
+
+
+def one_fake_mode() -> AbstractContextManager[Any]:
+    """Context with one fake mode, in which shapes are constants; else torch makes one for each operation it traces.
+
+    Inductor does not cache what it compiles outside of such a context.
+    """
+    return tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)))
 
 
 def same_random_state(device: torch.device) -> AbstractContextManager[Any]:

@@ -73,7 +73,9 @@ class Trainer:
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
         precision = getattr(torch, config.precision)
         self.autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
-        self.gradients = (CompiledStep if config.compile else partial(partial, eager_step))(self.loss, self.autocast)
+        self.gradients: Callable[[Tensor, Tensor], Tensor] = (
+            CompiledStep(self.loss, self.autocast) if config.compile else partial(eager_step, self.loss, self.autocast)
+        )
         self.batches = Batches(len(train), config.batch_size, device)
         self.listeners = tuple(listeners)
         self.checkpoints, self.told = checkpoints, told or Told()
