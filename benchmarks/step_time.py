@@ -7,7 +7,10 @@ method does. The methods take turns, so that other work on the machine slows all
     python benchmarks/step_time.py --threads 1 --json step_time.json
     python benchmarks/step_time.py --threads 1 --vary depth 2 4 8 12 --batches 20
     python benchmarks/step_time.py --threads 1 --vary dim 32 64 128 --batches 50
+    python benchmarks/step_time.py --threads 1 --batches 20 128 --compile
 
+With `--compile`, the plain network and the Ising network with compiled steps take part too, and the seconds of the
+first step, which has to compile, are given. Set TORCHINDUCTOR_CACHE_DIR to an empty folder to measure without a cache.
 IVON and bayesian-torch take part if `ivon-opt` and `bayesian-torch` are installed.
 """
 
@@ -26,6 +29,8 @@ from torch import Tensor, nn
 
 from pyro_isingvit import Guide, IsingSpikeSlab, IsingViT, LikelihoodGuided, MeanField, TraceGraph_ELBO, ViT, ViTConfig
 from pyro_isingvit.guides import PointEstimate
+from pyro_isingvit.inference.compiled import CompiledStep
+from pyro_isingvit.inference.traced import eager_step
 from pyro_isingvit.models.priors import Flat
 from pyro_isingvit.programs import keeping_memory
 
@@ -42,10 +47,14 @@ GEOMETRIES = {
 Step = Callable[[], None]
 
 
-def plain_step(config: ViTConfig, batch: int) -> Step:
+def plain_step(config: ViTConfig, batch: int, compiled: bool = False) -> Step:
     """A step of the deterministic ViT in plain torch."""
     network = ViT(config)
-    return torch_step(network, lambda images, labels: nn.functional.cross_entropy(network(images), labels), batch)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(network(images), labels)
+
+    return torch_step(network, torch.compile(loss) if compiled else loss, batch)
 
 
 def torch_step(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batch: int) -> Step:
@@ -62,18 +71,20 @@ def torch_step(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], bat
     return step
 
 
-def pyro_step(model: IsingViT, guide: Guide, batch: int, precision: torch.dtype = torch.float32) -> Step:
+def pyro_step(
+    model: IsingViT, guide: Guide, batch: int, precision: torch.dtype = torch.float32, compiled: bool = False
+) -> Step:
     """A training step of a model and guide, as in `fit`."""
     model.num_data, model.temperature = IMAGES, 1e-4
     images, labels = random_batch(model.network.config, batch)
     loss, scale = TraceGraph_ELBO()(model, guide), model.temperature / IMAGES
     parameters = [p for module in (model, guide) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, 1e-3, fused=True)
+    autocast = partial(torch.autocast, "cpu", precision, enabled=precision != torch.float32)
+    leave_gradients = CompiledStep(loss, autocast) if compiled else partial(eager_step, loss, autocast)
 
     def step() -> None:
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            value = loss(images, labels)
-        value.backward()
+        leave_gradients(images, labels)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = scale * nn.utils.get_total_norm(gradients)
         torch._foreach_mul_(gradients, scale * (1.0 / (norm + 1e-6)).clamp_max(1.0))
@@ -89,11 +100,12 @@ def masked_step(
     batch: int,
     guide: Callable[[IsingViT], Guide] = LikelihoodGuided,
     precision: torch.dtype = torch.float32,
+    compiled: bool = False,
 ) -> Step:
     """A step of the Ising phase."""
     network = ViT(config)
     model = IsingViT(network, IsingSpikeSlab(network.weight_sites()))
-    return pyro_step(model, guide(model), batch, precision)
+    return pyro_step(model, guide(model), batch, precision, compiled)
 
 
 def flat_step(config: ViTConfig, batch: int) -> Step:
@@ -169,16 +181,26 @@ METHODS: dict[str, Callable[[ViTConfig, int], Step]] = {
     "bayesian-torch, reparameterised": bayesian_torch_step,
 }
 
+COMPILED: dict[str, Callable[[ViTConfig, int], Step]] = {
+    "plain torch, compiled": partial(plain_step, compiled=True),
+    "Ising, compiled": partial(masked_step, compiled=True),
+}
 
-def compare(config: ViTConfig, batch: int, rounds: int, steps: int) -> list[dict[str, float | str]]:
-    """Rows of time and ratio of every method that is installed."""
-    methods = {}
-    for name, make in METHODS.items():
+
+def compare(
+    config: ViTConfig, batch: int, rounds: int, steps: int, compiled: bool = False
+) -> list[dict[str, float | str]]:
+    """Rows of time, ratio to plain torch (compiled to compiled) and first step of every method that is installed."""
+    methods, first = {}, {}
+    for name, make in (METHODS | (COMPILED if compiled else {})).items():
         try:
             methods[name] = make(config, batch)
         except ImportError as error:
             print(f"without {name}: {error}")
-    for step in methods.values():
+    for name, step in methods.items():
+        start = time.perf_counter()
+        step()
+        first[name] = time.perf_counter() - start
         for _ in range(10):
             step()
     times: dict[str, list[float]] = {name: [] for name in methods}
@@ -190,8 +212,10 @@ def compare(config: ViTConfig, batch: int, rounds: int, steps: int) -> list[dict
             times[name].append((time.perf_counter() - start) / steps * 1e3)
     rows: list[dict[str, float | str]] = []
     for name, each in times.items():
-        ratio = statistics.median(a / b for a, b in zip(each, times["plain torch"], strict=True))
-        rows.append({"method": name, "batch": batch, "ms": statistics.median(each), "ratio": ratio})
+        plain = times["plain torch, compiled" if name in COMPILED else "plain torch"]
+        ratio = statistics.median(a / b for a, b in zip(each, plain, strict=True))
+        row = {"method": name, "batch": batch, "ms": statistics.median(each), "ratio": ratio}
+        rows.append(row | {"first step s": first[name]} if name in COMPILED else row)
     return rows
 
 
@@ -203,6 +227,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=20, help="steps per round; the masks are updated every ten steps")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="compare compiled steps too")
     parser.add_argument("--json", type=Path, help="file that the figures are written to")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -213,9 +238,10 @@ def main() -> None:
         for value in values:
             config = GEOMETRIES[options.geometry].model_copy(update={name: int(value)})
             for batch in options.batches:
-                for row in compare(config, batch, options.rounds, options.steps):
+                for row in compare(config, batch, options.rounds, options.steps, options.compile):
                     rows.append({name: int(value)} | row)
-                    print(f"{value:>6} {batch:5}  {row['method']:33} {row['ms']:9.1f}  {row['ratio']:5.2f}")
+                    first = f"  {row['first step s']:5.0f} s" if "first step s" in row else ""
+                    print(f"{value:>6} {batch:5}  {row['method']:33} {row['ms']:9.1f}  {row['ratio']:5.2f}{first}")
     if options.json:
         facts = {"torch": torch.__version__, "processor": platform.processor(), "threads": options.threads}
         options.json.write_text(json.dumps(facts | {"geometry": options.geometry, "rows": rows}, indent=2) + "\n")

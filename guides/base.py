@@ -57,6 +57,10 @@ class Guide(Described, nn.Module):
     sparsifies = False
     """Whether `fit` trains in phases, from a whole network to a sparse one, although no site has masks."""
 
+    counters: tuple[str, ...] = ()
+    """Names of numbers that change in training and that no draw or density depends on, such as those that `learn`
+    counts in. Any other number is taken for part of the program, which is traced again when it changes."""
+
     closed_form = False
     """Whether masks and scales are updated in closed form, independently of the learning rate."""
 

@@ -81,6 +81,7 @@ class LikelihoodGuided(MeanField):
     """
 
     closed_form = True
+    counters = ("_since_refresh",)
 
     def __init__(
         self,

@@ -63,6 +63,9 @@ class Estimator(Described, nn.Module):
         decay: decay of the exponential averages per batch.
     """
 
+    counters: tuple[str, ...] = ()
+    """See `Guide.counters`."""
+
     def __init__(self, model: IsingViT, decay: float = 0.98) -> None:
         super().__init__()
         self.sites, self.decay, self._device = list(model.sites), decay, model.prior.zero.device

@@ -27,6 +27,8 @@ class HessianDiagonal(Estimator):
         chunk: number of weights that are evaluated at once.
     """
 
+    counters = ("_calls",)
+
     def __init__(self, model: IsingViT, decay: float = 0.5, every: int = 20, chunk: int = 128) -> None:
         super().__init__(model, decay)
         self.every, self.chunk, self._calls = every, chunk, 0

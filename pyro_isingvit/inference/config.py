@@ -41,6 +41,10 @@ class FitConfig(Config):
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
         precision: precision of matrix products in training. ``"bfloat16"`` saves up to half of the time if the
             processor has instructions for it; after training everything is float32.
+        compile: whether the step is traced and compiled by torch's Inductor, which needs a C++ compiler. Losses and
+            gradients are the same to rounding. Compiling takes about a minute, and seconds once it is cached on disk,
+            so that it pays in fits of thousands of steps only; see docs/performance.md. Programs that cannot be
+            traced are refused before the first step.
 
     Raises:
         InputError: if a value is out of range, or ``pilot`` and ``fine_tune`` are more than 1 together.
@@ -59,6 +63,7 @@ class FitConfig(Config):
     seed: Seed = 0
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
     @pydantic.field_validator("temperature", mode="wrap")
     @classmethod

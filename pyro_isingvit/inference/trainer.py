@@ -22,12 +22,14 @@ from ..network.stem import as_floats
 from ..posterior import Posterior
 from ..scores import mean_scores
 from .checkpoint import Checkpoints
+from .compiled import CompiledStep
 from .config import FitConfig
 from .elbo import TraceGraph_ELBO
 from .events import CheckpointSaved, Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
 from .ranks import Ranks, seed_of
 from .signals import Told
 from .state import Snapshot, State, attributes, generators, set_attributes, set_generators
+from .traced import eager_step
 
 LOGS = 50
 """Approximate number of rows of the history of a fit."""
@@ -68,7 +70,6 @@ class Trainer:
         model.num_data = len(train)
         guide.forget()
         guide.averaging = ranks.average if ranks.size > 1 else None
-        self.loss = ranks.wrap(TraceGraph_ELBO()(model, guide))
         rate = config.learning_rate
         shared = [p for p in model.parameters() if p.requires_grad]
         groups = [*guide.parameter_groups(rate), *([{"params": shared, "lr": rate}] if shared else [])]
@@ -79,6 +80,12 @@ class Trainer:
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
         precision = getattr(torch, config.precision)
         self.autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
+        loss = TraceGraph_ELBO()(model, guide)
+        self.gradients: Callable[[Tensor, Tensor], Tensor] = (
+            CompiledStep(loss, self.autocast)
+            if config.compile
+            else partial(eager_step, ranks.wrap(loss), self.autocast, backward=ranks.backward)
+        )
         self.batches = Batches(train, config.batch_size, config.seed, device, ranks.rank, ranks.size)
         self.listeners = tuple(listeners)
         self.checkpoints, self.told = checkpoints, told or Told()
@@ -140,12 +147,13 @@ class Trainer:
             images, labels = next(self.batches)
             if config.augment is not None:
                 images = config.augment(as_floats(images))
-            with pyro.validation_enabled(i == 0), self.autocast():
-                loss = self.loss(images, labels)
-            self.ranks.backward(loss)
+            with pyro.validation_enabled(i == 0):
+                loss = self.gradients(images, labels)
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * config.rate_at(self.position)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
+            if config.compile:  # otherwise they were averaged as they were computed
+                self.ranks.average(gradients)
             norm = scale * nn.utils.get_total_norm(gradients)
             self._largest = torch.maximum(self._largest, norm)  # NaN if either is
             if norm.device.type == "cpu":  # elsewhere once a row, as reading it would hold up the device
@@ -158,7 +166,7 @@ class Trainer:
             self.guide.learn()
             self.step += 1
             self.position += self.stride
-            total, count = total + loss.detach() * scale, count + 1
+            total, count = total + loss * scale, count + 1
             self.tell(StepTaken(self.step))
             if after_step is not None:
                 after_step()
