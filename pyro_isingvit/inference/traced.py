@@ -127,7 +127,7 @@ def trace(loss: nn.Module, autocast: Autocast, images: Tensor, labels: Tensor) -
     finally:
         model.temperature = before
         guide.forget()
-    inputs = [partial(getitem, holder, key) for holder, key in places.values()]
+    inputs: list[Any] = [partial(getitem, holder, key) for holder, key in places.values()]
     return Traced(graph, [*inputs, *_lift(graph, loss)], trained, entered)
 
 
@@ -224,6 +224,7 @@ def _find_tensors(holder: Any, path: _Path, found: dict[int, _Path], visited: se
     if id(holder) in visited or isinstance(holder, type | ModuleType | FunctionType):
         return
     visited.add(id(holder))
+    parts: list[tuple[Callable[[Any], Any], Any]]
     if isinstance(holder, Mapping):
         parts = [(itemgetter(key), part) for key, part in holder.items()]
     elif isinstance(holder, list | tuple):
