@@ -78,7 +78,7 @@ def test_every_number_is_the_one_from_the_python_call(folder):
     again = evaluate(folder)
     result, plain, data = again.result, again.deterministic, again.data
     test, seed = data.test, again.config.fit.seed
-    assert 1 not in (result.posterior.logit_scale, plain.posterior.logit_scale)  # a run is calibrated
+    assert result.posterior.logit_scale != 1  # a run is calibrated
     expected = {
         "train": len(data.train),
         "validation": len(data.validation),

@@ -105,9 +105,13 @@ def test_same_seed_same_result_and_no_trace_on_the_global_generator(stripes):
 
 @pytest.mark.parametrize("estimator", ["squared_gradient", "levenberg_marquardt", "paired_draws"])
 def test_bfloat16_trains_to_much_the_same(stripes, estimator):
-    """Same steps, same random numbers: densities and losses of both precisions agree, and differ at all."""
+    """Same steps, same random numbers: densities and losses of both precisions agree, and differ at all.
+
+    With a seed on which these few images keep weights at all: on one in five, in float32 too, all masks are dropped.
+    """
+    settings = {"steps": 200, "seed": 2}
     results = [
-        quick_fit(stripes, partial(LikelihoodGuided, estimator=estimator), precision=precision, steps=200)
+        quick_fit(stripes, partial(LikelihoodGuided, estimator=estimator), precision=precision, **settings)
         for precision in ("float32", "bfloat16")
     ]
     for result in results:
@@ -294,12 +298,12 @@ def test_a_search_has_short_names_and_goes_through_json():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda g, s: fit(g.model, g, s), "guide=IsingViT: .* takes a Guide of the model"),
+        (lambda g, s: fit(g.model, g, s), "guide=IsingNetwork: .* takes a Guide of the model"),
         (lambda g, s: fit(MeanField, s), "guide=MeanField: .* takes a Guide of the model"),
-        (lambda g, s: fit(g, s.images), "train=Tensor: .* takes Images here"),
-        (lambda g, s: fit(g, s, FitConfig()), "validation=FitConfig: .* takes Images, or None"),
+        (lambda g, s: fit(g, s.images), "train=Tensor: give Images, a torch Dataset"),
+        (lambda g, s: fit(g, s, FitConfig()), "validation=FitConfig: give Images, a torch Dataset"),
         (lambda g, s: fit(g, s, s, {"steps": 3}), "config=dict: .* takes a FitConfig"),
-        (lambda g, s: Posterior((g,)).predict(s), "images=Images: give a tensor"),
+        (lambda g, s: Posterior((g,)).predict(s), "images=Images: give its tensor"),
         (lambda g, s: Posterior.load("nowhere", MeanField), "guide=MeanField: give a guide made for a model"),
     ],
 )
