@@ -38,7 +38,7 @@ PIXELS, LABELS = torch.rand(6, 1, 4, 4), torch.arange(6) % 3
         (PIXELS * float("nan"), r"images\[0\] holds NaN or infinity: remove or repair 6 image"),
         (PIXELS[:0], r"there is no pixel"),
         (PIXELS[:, 0], r"need \(n, channels, height, width\)"),
-        (Images(PIXELS, LABELS, 3), "images=Images: give its tensor"),
+        (Images(PIXELS, LABELS, 3), "images=Images: give a tensor"),
     ],
 )
 @pytest.mark.parametrize("call", ["predict", "predict_plug_in", "Images"])

@@ -234,8 +234,6 @@ def chunks_of_images(given: Any) -> Iterator[Tensor]:
     Raises:
         InputError: if they do not fit.
     """
-    if isinstance(given, Images):
-        raise InputError("images=Images: give its tensor, images.images")
     if not isinstance(given, Dataset | DataLoader | Stream):
         yield checked_pixels(given)
         return

@@ -303,7 +303,7 @@ def test_a_search_has_short_names_and_goes_through_json():
         (lambda g, s: fit(g, s.images), "train=Tensor: give Images, a torch Dataset"),
         (lambda g, s: fit(g, s, FitConfig()), "validation=FitConfig: give Images, a torch Dataset"),
         (lambda g, s: fit(g, s, s, {"steps": 3}), "config=dict: .* takes a FitConfig"),
-        (lambda g, s: Posterior((g,)).predict(s), "images=Images: give its tensor"),
+        (lambda g, s: Posterior((g,)).predict(s), "images=Images: give a tensor"),
         (lambda g, s: Posterior.load("nowhere", MeanField), "guide=MeanField: give a guide made for a model"),
     ],
 )
