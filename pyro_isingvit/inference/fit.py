@@ -76,7 +76,7 @@ def fit(
             the processes. Otherwise they are started here, one for each device, and end with this one. The batch of a
             step is shared among all devices, and each draws masks and weights of its own; otherwise it is the same
             fit. It needs Lightning Fabric (the extra ``devices``). A fit may be resumed on another number of devices.
-        strategy: ``"ddp"``, or a `DDPStrategy` of Lightning Fabric under a launcher.
+        strategy: ``"ddp"``, or a `DDPStrategy` of Lightning Fabric.
 
     Returns:
         The posterior, which is a copy of what was fitted, and the log of the fit.
@@ -96,7 +96,8 @@ def fit(
         check_share(config.batch_size, devices)
         check_together(guide, images, held_out, config)
         options: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "interval": interval}
-        run = partial(fit, guide, images, held_out, config, False, devices=devices, **options)
+        options |= {"devices": devices, "strategy": strategy}
+        run = partial(fit, guide, images, held_out, config, False, **options)
         everyone: list[Listener] = [*([ProgressBar()] if progress else []), *listeners]
         result = on_devices(run, devices, everyone, checkpoint is not None)
         _take_over(guide, result.posterior.guide)

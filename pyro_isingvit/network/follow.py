@@ -27,7 +27,7 @@ MOVES = (
 JOINS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "where", "maximum", "minimum", "lerp", "rsub"}
 """Operations whose result has the units of all operands, which are the same units from then on."""
 
-POOLS = {"avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool1d"} | {
+POOLS = {"avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_max_pool2d"} | {
     f"upsample_{how}2d" for how in ("bilinear", "nearest", "bicubic")
 }
 """Operations over space, which keep channels."""
@@ -222,7 +222,7 @@ class _Shadow(TorchDispatchMode):
     def _pair(self, a: Units, b: Units) -> None:
         first = a.numbers.narrow(-2, 0, 1).squeeze(-2).flatten()
         second = b.numbers.narrow(-1, 0, 1).squeeze(-1).flatten()
-        seen = torch.stack([first, second], 1).unique(dim=0)
+        seen = torch.stack([first, second], 1)[(first >= 0) & (second >= 0)].unique(dim=0)
         self.products.append(((seen[:, 0], a.writers), (seen[:, 1], b.writers)))
         self._same(seen[:, 0], seen[:, 1])
 
@@ -238,9 +238,7 @@ class _Shadow(TorchDispatchMode):
         if groups > 1 and kernel.shape[1] == 1 and kernel.shape[0] == groups:
             self._call(name, (0, 0), units, channels, result, channels, own=True)
         elif groups > 1:
-            raise InputError(
-                f"{name}: a convolution in {groups} groups of several channels; exclude={name!r} leaves it"
-            )
+            raise InputError(f"{name}: a convolution in {groups} groups of several channels, which is not supported")
         else:
             self._call(name, (0, 1), units, channels, result, channels)
 
@@ -279,8 +277,8 @@ class _Shadow(TorchDispatchMode):
         outputs = [result] if isinstance(result, Tensor) else [each for each in result if isinstance(each, Tensor)]
         if name in MOVES:
             for units in self.of(args[0]):
-                extra = {} if name != "constant_pad_nd" else {"value": -1}
-                moved = func(units.numbers.contiguous() if name == "view" else units.numbers, *args[1:3], **extra)
+                how = (args[1], -1) if name == "constant_pad_nd" else args[1:]  # padding belongs to no unit
+                moved = func(units.numbers.contiguous(), *how, **options)
                 for value, numbers in zip(outputs, [moved] if isinstance(moved, Tensor) else moved, strict=True):
                     self._units.setdefault(id(value), []).append(Units(numbers, units.writers))
         elif name in ("cat", "stack"):
@@ -324,10 +322,8 @@ class _Shadow(TorchDispatchMode):
             if any(units.varies(axis) for axis in axes):
                 continue
             kept = functools.reduce(lambda x, axis: x.narrow(axis, 0, 1), axes, numbers)
-            if kept.numel() == result.numel() or kept.expand(*kept.shape).numel():
-                shape = result.shape if kept.numel() == result.numel() else None
-                if shape is not None:
-                    self._units.setdefault(id(result), []).append(Units(kept.reshape(shape), units.writers))
+            if kept.numel() == result.numel():
+                self._units.setdefault(id(result), []).append(Units(kept.reshape(result.shape), units.writers))
 
     def _join(self, operands: list[Tensor], result: Tensor) -> None:
         merged: list[Units] = []

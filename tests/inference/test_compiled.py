@@ -302,8 +302,8 @@ def test_a_fit_refuses_before_its_first_step(stripes):
     same(before, guide.state_dict(), rtol=0, atol=0)
 
 
-def test_a_fit_ends_with_the_same_bits(stripes, monkeypatch, tmp_path):
-    """Through all phases: the guide learns, the temperature is searched for, and a checkpoint continues the fit."""
+def test_a_fit_ends_with_the_same_bits(stripes, monkeypatch):
+    """Through all phases: the guide learns, and the temperature is searched for."""
     graphs = []
     monkeypatch.setattr(compiled, "inductor", lambda graph, inputs: graphs.append(graph) or graph)
     monkeypatch.setattr(search, "LEAST", 4)
