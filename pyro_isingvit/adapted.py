@@ -14,7 +14,8 @@ from torch.func import functional_call
 from .errors import InputError, kind_of
 from .interactions import CouplingGraph
 from .network import WeightSite
-from .network.follow import Pass, follow
+from .network.follow import follow
+from .network.passes import Pass
 from .network.stem import as_floats
 from .roles import Piece, Roles, short
 

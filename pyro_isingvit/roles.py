@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .couplings import Coupling
 from .network import LAYER, WeightSite
-from .network.follow import Call, Pass
+from .network.passes import Call, Pass
 
 PARTS = {3: ("query", "key", "value")}
 """Names of the parts of a packed weight, by their number."""

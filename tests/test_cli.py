@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pyro_isingvit import FitResult, InputError
-from pyro_isingvit.experiments.runs import evaluate
+from pyro_isingvit.experiments.reading import evaluate
 from pyro_isingvit.files import sealed
 from tests.conftest import QUICK_RUN
 from tests.data.test_data import write_cifar100

@@ -21,7 +21,7 @@ from ..data import Images
 from ..data.images import kind_of_labels
 from ..draws import Draw, check_draws, prior_draws
 from ..errors import InputError, kind_of
-from ..inference.fit import check_part
+from ..inference.inputs import check_part
 from ..models import IsingViT
 from ..posterior import Posterior
 from ..prediction import central_levels

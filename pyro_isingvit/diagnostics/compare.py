@@ -20,7 +20,8 @@ from ..draws import Draw, check_draws
 from ..errors import InputError, kind_of
 from ..guides import Guide
 from ..inference.config import FitConfig
-from ..inference.fit import check_part, fit
+from ..inference.fit import fit
+from ..inference.inputs import check_part
 from ..inference.result import FitResult
 from ..posterior import Posterior
 from ..scores import mean_scores

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import Images
 from ..draws import check_draws, prior_draws
 from ..errors import InputError
-from ..inference.fit import check_part
+from ..inference.inputs import check_part
 from ..inference.result import FitResult
 from ..models import IsingViT
 from ..network import LAYER, WeightSite

@@ -1,8 +1,11 @@
 """The images of a run."""
 
+from pathlib import Path
+
 from ..data import Data, Labelled, read, split
 from ..data.folders import Part
 from .recipes import RunConfig
+from .record import RunFacts, Unfinished, check_images, check_official
 
 
 def load(config: RunConfig, everything: Labelled, download: bool = False) -> Data:
@@ -29,3 +32,11 @@ def load(config: RunConfig, everything: Labelled, download: bool = False) -> Dat
 def read_images(config: RunConfig, part: Part = "train", download: bool = False) -> Labelled:
     """Read all images of a part of a run's data set; see `pyro_isingvit.read`."""
     return read(config.dataset, config.data_root, part, download, config.image_size, config.background)
+
+
+def same_images(config: RunConfig, everything: Labelled, known: Unfinished | RunFacts, folder: Path) -> Data:
+    """The images of a run, once it is sure that they are the same as before."""
+    check_images(everything, known.images, folder)
+    data = load(config, everything)
+    check_official(config, data, known.official, folder)
+    return data

@@ -18,7 +18,7 @@ from ..pruning import Cost, costs, export, fine_tune, prune, prune_draws
 from ..pruning.compact import CompactViT
 from ..pruning.cut import scale_within
 from ..pruning.exported import METRICS, check
-from .runs import open_run
+from .reading import open_run
 
 NOTABLE_ZEROS = 0.1
 """Share of zeros in a small network above which `show_pruned` says that they save no time."""

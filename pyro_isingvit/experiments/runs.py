@@ -10,26 +10,22 @@ from typing import Any
 from ..data import Data, Images, Labelled
 from ..drafts import drafting
 from ..errors import InputError
-from ..files import home, write, write_json
+from ..files import write, write_json
 from ..inference.ranks import check_devices, launched
 from ..inference.result import FitResult
 from ..posterior import Posterior
 from ..scores import ENSEMBLE, ISING, PLAIN, nll
-from .fits import build, build_deterministic, fit_deterministic, fit_ensemble, fit_ising, select_features
-from .images import load, read_images
-from .place import begin, check_finished, check_free, continuing, resolved, working
+from .fits import fit_deterministic, fit_ensemble, fit_ising, select_features
+from .images import load, read_images, same_images
+from .place import begin, check_free, continuing, resolved, working
 from .recipes import RunConfig
 from .record import (
     RUN,
     RunFacts,
     Unfinished,
-    check_digests,
-    check_images,
-    check_official,
     config_of,
     digests,
     official_parts,
-    read_facts,
     versions,
 )
 from .scoring import Scores, score_fits
@@ -141,7 +137,7 @@ def resume_run(
         config = config_of(plan.config, work)
         config = config if data_root is None else config.model_copy(update={"data_root": data_root})
         everything = read_images(config)
-        data = _same_images(config, everything, plan, out)
+        data = same_images(config, everything, plan, out)
         return _work(work, out, config, everything, data, plan.compare, progress, interval, devices)
 
 
@@ -184,93 +180,6 @@ def _check_alone(devices: int) -> None:
             f"devices={devices} under a launcher: a run starts the processes of its devices itself; start it once, or "
             "call fit(devices=...) in the launcher's processes"
         )
-
-
-def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None = None) -> Run:
-    """Evaluate a run again on its test images, from its folder.
-
-    Args:
-        folder: a run folder that `run` made.
-        data_root: folder of the data set's files, if it has moved.
-        draws: number of posterior draws; that of the run if None.
-
-    Raises:
-        InputError: if the folder is not a run folder or is damaged, or the data set has other images than the run.
-    """
-    config, data, result = open_run(folder, data_root, draws)
-    point = None if config.module is None else build_deterministic(_without_download(config))
-    plain, ensemble, selection = (
-        FitResult.load(part, point) if part.is_dir() else None
-        for part in (home(folder) / name for name in ("deterministic", "ensemble", "selection"))
-    )
-    scores = score_fits({ISING: result, PLAIN: plain, ENSEMBLE: ensemble}, data.test, config)
-    return Run(config, data, result, plain, ensemble, selection, scores)
-
-
-def open_run(
-    folder: str | Path, data_root: str | None = None, draws: int | None = None
-) -> tuple[RunConfig, Data, FitResult]:
-    """Configuration, images and fit of a run folder; see `evaluate`."""
-    folder = home(folder)
-    check_finished(folder)
-    facts = read_facts(folder)
-    config = config_of(facts.config, folder / RUN)
-    if config.fit.seed != facts.seed:
-        raise InputError(f"{folder / RUN}: seed={facts.seed}, but its fit.seed={config.fit.seed}; restore it")
-    check_digests(folder, facts.files)
-    changes = {"data_root": data_root, "draws": draws}
-    config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    everything = read_images(config)
-    guide = None if config.module is None else build(_without_download(config))
-    return config, _same_images(config, everything, facts, folder), FitResult.load(folder, guide)
-
-
-def _without_download(config: RunConfig) -> RunConfig:
-    """The configuration of networks whose weights are read from a run."""
-    if config.module is None:
-        return config
-    return config.model_copy(update={"module": config.module.model_copy(update={"pretrained": False})})
-
-
-def _same_images(config: RunConfig, everything: Labelled, known: Unfinished | RunFacts, folder: Path) -> Data:
-    """The images of a run, once it is sure that they are the same as before."""
-    check_images(everything, known.images, folder)
-    data = load(config, everything)
-    check_official(config, data, known.official, folder)
-    return data
-
-
-def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:
-    """Write ``report.html`` and its pictures, under ``figures``, into a run folder; an earlier report is replaced.
-
-    Args:
-        folder, data_root, draws: see `evaluate`.
-        progress: whether to show a progress bar.
-
-    Returns:
-        Path of the page.
-
-    Raises:
-        InputError: see `evaluate`.
-    """
-    from ..diagnostics.findings import examine
-    from ..diagnostics.report import check_pictures, write_report
-
-    folder = home(folder)
-    check_pictures(folder)
-    again = evaluate(folder, data_root, draws)
-    facts = read_facts(folder).model_dump()
-    findings = examine(
-        again.result,
-        again.data,
-        again.deterministic,
-        again.scores,
-        again.config.draws,
-        again.config.fit.seed,
-        progress,
-        again.selection,
-    )
-    return write_report(findings, folder, facts)
 
 
 def _fit(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,29 +12,25 @@ import pyro
 import torch
 
 from ..data import Images
-from ..data.streams import Labelled, Source, Stream, in_memory, labelled, some_of
-from ..draws import evaluating, seeded
-from ..errors import InputError, InterruptedFitError, kind_of
+from ..data.streams import Labelled, Source
+from ..draws import seeded
+from ..errors import InputError, InterruptedFitError
 from ..guides import Guide
-from ..models import IsingViT
 from ..posterior import Posterior
 from ..programs import keeping_memory
 from ..saved import description
 from .checkpoint import Checkpoints
 from .config import FitConfig
 from .events import Listener, ProgressBar, Started, Stopped
-from .launch import check_share, on_devices
-from .pair import check_pair
+from .inputs import check_kinds, check_together, read_data, sparsifies
+from .launch import on_devices
 from .path import FitPath, path_table
-from .ranks import check_devices, connect, launched, seed_of, watched
+from .ranks import check_devices, check_share, connect, launched, seed_of, watched
 from .result import FitResult
 from .search import TemperatureSearch
 from .signals import listening
 from .state import attributes, set_attributes
 from .trainer import Trainer
-
-VALIDATION = 2000
-"""Number of validation images that are drawn from a stream: their NLL tells temperatures apart."""
 
 
 def fit(
@@ -63,7 +59,7 @@ def fit(
             are drawn here, without replacement.
         validation: held-out images, needed by a search for the temperature, which chooses the temperature on them and
             also calibrates the posterior on them, see `Posterior.calibrate`. They must not be the test images. Of a
-            `Dataset` or `DataLoader` at most `VALIDATION` are drawn.
+            `Dataset` or `DataLoader` at most `inputs.VALIDATION` are drawn.
         config: how to train; `FitConfig()` if None.
         progress: whether to show a progress bar.
         listeners: functions that are called with the events of the fit, see `pyro_isingvit.inference.events`.
@@ -104,7 +100,7 @@ def fit(
         return result
     trials = None
     with _training(guide, images, held_out, config, progress, listeners, saving, devices, strategy) as trainer:
-        if not _sparsifies(guide):
+        if not sparsifies(guide):
             trainer.run(config.steps, "weights")
         else:
             fine_tune = round(config.fine_tune * config.steps)
@@ -262,62 +258,6 @@ def _holding(guide: Guide, density: float | None) -> Iterator[None]:
             guide.hold_density(before)
 
 
-def _sparsifies(guide: Guide) -> bool:
-    return bool(guide.mask_shapes) or guide.sparsifies
-
-
-def check_kinds(**arguments: object) -> None:
-    """Check that some arguments of `fit`, by name, are of the right kinds.
-
-    Raises:
-        InputError: if one is not.
-    """
-    for name, value in arguments.items():
-        kind, fix = _KINDS[name]
-        if not isinstance(value, kind):
-            raise InputError(f"{name}={kind_of(value)}: fit(guide, train, validation, config) takes {fix} here")
-
-
-_LIKELIHOODS = {"classes": "Classes()", "numbers": "Regression()", "several labels": "SeveralLabels()"}
-"""A likelihood for each kind of labels."""
-
-_KINDS: dict[str, tuple[Any, str]] = {
-    "guide": (Guide, "a Guide of the model, e.g. LikelihoodGuided(model)"),
-    "config": (FitConfig, "a FitConfig"),
-}
-
-
-def read_data(
-    model: IsingViT, train: Any, validation: Any, config: FitConfig
-) -> tuple[Labelled, Images | None, FitConfig]:
-    """The images of a fit as it takes them: validation images in memory, and the batch size of a data loader.
-
-    Raises:
-        InputError: if they are not of the right kinds.
-    """
-    images = _with_classes(model, labelled(train))
-    if isinstance(images, Stream) and images.batch_size is not None:
-        config = config.model_copy(update={"batch_size": images.batch_size})
-    if validation is None:
-        return images, None, config
-    held_out = _with_classes(model, labelled(validation, "validation"))
-    return images, in_memory(held_out, VALIDATION, config.seed), config
-
-
-def _with_classes(model: IsingViT, part: Labelled) -> Labelled:
-    """Images of which the number of classes is known; by the outputs of the network, if by nothing else."""
-    if isinstance(part, Images) or part.classes:
-        return part
-    classes = _outputs(model, part) if part.kind == "classes" else part.first.classes
-    return replace(part, classes=classes)
-
-
-def _outputs(model: IsingViT, part: Labelled) -> int:
-    with evaluating(model):
-        outputs: int = model.network(some_of(part).images.to(next(model.network.parameters()).device)).shape[-1]
-    return outputs
-
-
 def _take_over(guide: Guide, fitted: Guide) -> None:
     """Bring a guide and its model to the state of a fitted copy."""
     guide.load_state_dict(fitted.state_dict())
@@ -325,55 +265,3 @@ def _take_over(guide: Guide, fitted: Guide) -> None:
     for part, other in ((guide, fitted), (guide.model, fitted.model)):
         set_attributes(part, attributes(other))
     guide.model.fix_masks(fitted.model.fixed_masks)
-
-
-def check_together(guide: Guide, train: Labelled, validation: Images | None, config: FitConfig) -> None:
-    """Check that arguments of `fit` fit together, on the device where the guide is.
-
-    Raises:
-        InputError: if they do not.
-    """
-    model = guide.model
-    searched = isinstance(config.temperature, TemperatureSearch)
-    if searched and validation is None:
-        raise InputError(
-            "temperature: a search, such as 'auto', is decided on held-out images: pass validation, or a number, e.g. "
-            "1e-3"
-        )
-    if searched and model.likelihood.kind != "classes":
-        raise InputError(
-            "temperature: a search, such as 'auto', compares predictions of classes, and the likelihood is "
-            f"{type(model.likelihood).__name__}: give a number, e.g. 1.0"
-        )
-    if searched and (not _sparsifies(guide) or config.pilot + config.fine_tune == 1):
-        raise InputError(
-            "temperature: a search, such as 'auto', is decided in the Ising phase, and there is none (no masks, or "
-            "pilot and fine_tune take all steps): give a number, e.g. 1e-3"
-        )
-    device = next(model.network.parameters()).device
-    for name, part in (("train", train), ("validation", validation)):
-        if part is not None:
-            check_part(model, name, part)
-    with seeded(device), evaluating(model, guide):
-        first = some_of(train)
-        check_pair(guide, first.images.to(device), first.labels.to(device))
-
-
-def check_part(model: IsingViT, name: str, part: Labelled) -> None:
-    """Check that labelled images fit a model.
-
-    Raises:
-        InputError: if their labels are of another kind or number than its likelihood and network are for, or a `ViT`
-            takes images of another size.
-    """
-    likelihood = model.likelihood
-    if likelihood.kind != part.kind:
-        raise InputError(
-            f"{name}.labels: {part.kind}, and the likelihood, {type(likelihood).__name__}, is of {likelihood.kind}; "
-            f"give IsingViT(likelihood={_LIKELIHOODS[part.kind]})"
-        )
-    if part.kind == "classes" and part.classes == 1:
-        raise InputError(f"{name}.classes=1: one class leaves nothing to predict; give numbers as floats")
-    outputs, wanted = _outputs(model, part), likelihood.outputs(part.classes)
-    if outputs != wanted:
-        raise InputError(f"{name}.classes={part.classes}: the network has {outputs}; set ViTConfig(classes={wanted})")

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError, TrainingError
+from ..errors import TrainingError
 from ..processes import Children, LostProcessError, Note
 from .events import Event, Listener
 from .result import FitResult
@@ -107,16 +107,3 @@ def _free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
-
-
-def check_share(batch_size: int, ranks: int) -> None:
-    """Check that a batch can be shared among processes.
-
-    Raises:
-        InputError: if it cannot.
-    """
-    if batch_size % ranks:
-        raise InputError(
-            f"batch_size={batch_size}: images of a step over all devices together, and there are {ranks}; give a "
-            f"multiple, e.g. {-(-batch_size // ranks) * ranks}"
-        )

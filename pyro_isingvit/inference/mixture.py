@@ -24,7 +24,7 @@ from ..files import home
 from ..guides import Guide
 from ..saved import description, difference
 from .config import FitConfig
-from .fit import check_kinds, check_together, read_data
+from .inputs import check_kinds, check_together, read_data
 from .members import Order, fit_all, progress_bar
 from .ranks import check_devices
 from .result import FitResult, member_seed

@@ -166,6 +166,19 @@ def check_devices(devices: object, strategy: object) -> None:
         )
 
 
+def check_share(batch_size: int, ranks: int) -> None:
+    """Check that a batch can be shared among processes.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    if batch_size % ranks:
+        raise InputError(
+            f"batch_size={batch_size}: images of a step over all devices together, and there are {ranks}; give a "
+            f"multiple, e.g. {-(-batch_size // ranks) * ranks}"
+        )
+
+
 @contextmanager
 def watched(ranks: Ranks) -> Iterator[None]:
     """Context in which the end of another process is an error that says so.

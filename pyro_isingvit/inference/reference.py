@@ -27,7 +27,7 @@ from ..errors import InputError, check_count, kind_of
 from ..models import IsingViT
 from ..network import WeightSite
 from ..prediction import Prediction, predictions
-from .fit import check_part
+from .inputs import check_part
 
 MOST_WEIGHTS = 5000
 """Largest number of weights that is sampled; beyond some 500 it mixes slowly."""

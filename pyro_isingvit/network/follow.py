@@ -8,7 +8,6 @@ the units of its terms; a product of two values, as of queries and keys, pairs t
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError
+from .passes import Call, Pass, Reading, Units
 
 MOVES = (
     {"view", "_unsafe_view", "_reshape_alias", "as_strided", "permute", "transpose", "t", "expand", "unsqueeze"}
@@ -33,65 +33,6 @@ POOLS = {"avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adapt
 """Operations over space, which keep channels."""
 
 REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "argmax", "std", "var", "prod", "linalg_vector_norm", "norm"}
-
-
-@dataclass(frozen=True)
-class Units:
-    """Units that elements of a value belong to.
-
-    Attributes:
-        numbers: number of the unit of each element, in the shape of the value.
-        writers: calls that wrote them last.
-    """
-
-    numbers: Tensor
-    writers: frozenset[int]
-
-    def varies(self, axis: int) -> bool:
-        """Whether elements along an axis belong to different units."""
-        first = self.numbers.narrow(axis, 0, 1)
-        return bool((self.numbers != first).any())
-
-    def along(self, axis: int) -> Tensor:
-        """The numbers along an axis, for one place of all others."""
-        numbers = self.numbers.movedim(axis, -1)
-        return numbers.reshape(-1, numbers.shape[-1])[0]
-
-
-@dataclass
-class Call:
-    """A linear map or convolution by one parameter.
-
-    Attributes:
-        name: name of the parameter.
-        axes: axes of the parameter of its outputs and inputs; the same if each channel has its own (depthwise).
-        outputs: numbers of the units that it writes.
-        inputs: units that it reads, with the calls that wrote them; none where these are not units.
-        before: calls whose results it depends on.
-    """
-
-    name: str
-    axes: tuple[int, int]
-    outputs: Tensor
-    inputs: list[tuple[Tensor, frozenset[int]]] = field(default_factory=list)
-    before: frozenset[int] = frozenset()
-
-
-@dataclass
-class Pass:
-    """What was found by following a pass.
-
-    Attributes:
-        calls: of linear maps and convolutions, in order.
-        products: pairs of units of two values that are multiplied and summed over, with the calls that wrote each.
-        unknown: names of operations that units could not be followed through.
-        same: for each unit, a number that it shares with the units that were joined to it.
-    """
-
-    calls: list[Call]
-    products: list[tuple[tuple[Tensor, frozenset[int]], tuple[Tensor, frozenset[int]]]]
-    unknown: list[str]
-    same: Tensor
 
 
 def follow(module: nn.Module, arguments: Sequence[Any]) -> Pass:
@@ -137,7 +78,7 @@ class _Shadow(TorchDispatchMode):
         super().__init__()
         self.names = names
         self.calls: list[Call] = []
-        self.products: list[tuple[tuple[Tensor, frozenset[int]], tuple[Tensor, frozenset[int]]]] = []
+        self.products: list[tuple[Reading, Reading]] = []
         self.unknown: list[str] = []
         self._parents: list[int] = []
         self._units: dict[int, list[Units]] = {}

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyro_isingvit import FitResult, InputError, Posterior
-from pyro_isingvit.experiments.runs import evaluate
+from pyro_isingvit.experiments.reading import evaluate
 from pyro_isingvit.files import file_digest, read_json, write_json
 from pyro_isingvit.pruning.compact import LoadError, load
 

@@ -30,7 +30,7 @@ from pyro_isingvit.diagnostics.shift import outside_scores, rotate, static, unde
 from pyro_isingvit.diagnostics.units import alive_units, unit_inclusion
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.experiments import RunConfig, recipe, report, run
-from pyro_isingvit.experiments.runs import evaluate
+from pyro_isingvit.experiments.reading import evaluate
 from pyro_isingvit.models import Interaction
 from pyro_isingvit.network.units import UNITS
 

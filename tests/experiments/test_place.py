@@ -13,7 +13,8 @@ from pyro_isingvit import InputError, Posterior, StorageError, TrainingError, ex
 from pyro_isingvit.diagnostics import findings
 from pyro_isingvit.drafts import ASIDE, drafting
 from pyro_isingvit.experiments import place, runs
-from pyro_isingvit.experiments.runs import evaluate, report, resume_run, run
+from pyro_isingvit.experiments.reading import evaluate, report
+from pyro_isingvit.experiments.runs import resume_run, run
 from tests.conftest import small_config
 
 EXAMINE = findings.examine

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pyro_isingvit.experiments.runs import evaluate
+from pyro_isingvit.experiments.reading import evaluate
 from pyro_isingvit.processes import Children
 
 COMMAND = [sys.executable, "-c", "from pyro_isingvit.cli import main; main()"]

@@ -89,7 +89,7 @@ def results(step, guide, seed=1, images=batch()):
     return found
 
 
-def same(one, two, **tolerance):
+def assert_same(one, two, **tolerance):
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
@@ -130,8 +130,8 @@ def test_loss_and_gradients_are_those_of_the_eager_step(name):
     other = copy.deepcopy(guide)
     (eager, _), (_, traced) = steps_of(guide), steps_of(other)
     for seed in (1, 2):
-        same(results(eager, guide, seed), results(traced, other, seed), rtol=0, atol=0)
-        same(guide.state_dict(), other.state_dict(), rtol=0, atol=0)
+        assert_same(results(eager, guide, seed), results(traced, other, seed), rtol=0, atol=0)
+        assert_same(guide.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("estimator", ["hessian_diagonal", "paired_draws", "straight_through", "disarm", "none"])
@@ -146,7 +146,7 @@ def test_estimators_learn_the_same(estimator):
                 guide.learn()
         states.append(guide.state_dict())
         assert guide._since_refresh == 0
-    same(*states, rtol=0, atol=0)
+    assert_same(*states, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_likelihoods(likelihood, labels):
     guide = program(PointEstimate, Flat, likelihood=likelihood)[1]
     eager, traced = steps_of(guide)
     images = batch()[0], labels
-    same(results(eager, guide, images=images), results(traced, guide, images=images), rtol=0, atol=0)
+    assert_same(results(eager, guide, images=images), results(traced, guide, images=images), rtol=0, atol=0)
 
 
 def test_dropout_and_lower_precision():
@@ -169,7 +169,7 @@ def test_dropout_and_lower_precision():
     loss, autocast = iv.TraceGraph_ELBO()(guide.model, guide), partial(torch.autocast, "cpu", torch.bfloat16)
     eager, traced = partial(eager_step, loss, autocast), CompiledStep(loss, autocast, uncompiled)
     found = results(eager, guide)
-    same(found, results(traced, guide), rtol=0, atol=0)
+    assert_same(found, results(traced, guide), rtol=0, atol=0)
     assert found["loss"] != results(steps_of(guide)[0], guide)["loss"]
 
 
@@ -209,12 +209,12 @@ def test_nothing_is_stale():
             change()
         guide.forget()  # the eager step overlooks a change through ``.data``, see `MeanField`
         expected = results(eager, guide)
-        same(expected, results(traced, guide), rtol=0, atol=0)
+        assert_same(expected, results(traced, guide), rtol=0, atol=0)
         assert name == "nothing" or expected["loss"] not in losses, name
         losses.append(expected["loss"])
     assert len(traced._traced) == 1  # all of them without tracing again
     model.num_data = 600
-    same(results(eager, guide), results(traced, guide), rtol=0, atol=0)
+    assert_same(results(eager, guide), results(traced, guide), rtol=0, atol=0)
     assert len(traced._traced) == 2
 
 
@@ -227,7 +227,7 @@ def test_masks_that_are_fixed_are_followed():
         if masks is None:  # of the interaction, which fixed masks do without
             model.prior.interaction.observe_weights({site.name: guide.loc[site.key] for site in model.sites})
         found = results(eager, guide)
-        same(found, results(traced, guide), rtol=0, atol=0)
+        assert_same(found, results(traced, guide), rtol=0, atol=0)
         assert any(name.startswith("MeanField.logit") for name in found) == (masks is None)
     assert len(traced._traced) == 2
 
@@ -239,7 +239,7 @@ def test_a_number_that_changes_is_traced_anew_until_it_changes_too_often():
     for step in range(MOST):
         guide.dropconnect += 0.01
         if step < 2 or step == MOST - 1:
-            same(results(eager, guide), results(traced, guide), rtol=0, atol=0)
+            assert_same(results(eager, guide), results(traced, guide), rtol=0, atol=0)
         else:
             traced._traced[traced._structure(*batch())] = None
     guide.dropconnect = 0.5
@@ -299,7 +299,7 @@ def test_a_fit_refuses_before_its_first_step(stripes):
     with pytest.raises(iv.InputError, match="LevenbergMarquardt"):
         iv.fit(guide, stripes, config=iv.FitConfig(**QUICK, compile=True), progress=False, listeners=[steps.append])
     assert not any(isinstance(event, StepTaken) for event in steps)
-    same(before, guide.state_dict(), rtol=0, atol=0)
+    assert_same(before, guide.state_dict(), rtol=0, atol=0)
 
 
 def test_a_fit_ends_with_the_same_bits(stripes, monkeypatch):
@@ -313,8 +313,8 @@ def test_a_fit_ends_with_the_same_bits(stripes, monkeypatch):
         guide = pair()[1]
         config = iv.FitConfig(**settings, compile=compile)
         fitted.append(iv.fit(guide, stripes, stripes, config, False).posterior)
-    same(fitted[0].guide.state_dict(), fitted[1].guide.state_dict(), rtol=0, atol=0)
-    same(fitted[0].model.state_dict(), fitted[1].model.state_dict(), rtol=0, atol=0)
+    assert_same(fitted[0].guide.state_dict(), fitted[1].guide.state_dict(), rtol=0, atol=0)
+    assert_same(fitted[0].model.state_dict(), fitted[1].model.state_dict(), rtol=0, atol=0)
     assert len(graphs) == 2  # one without fixed masks, and one with, for the first phase and the last
 
 
@@ -360,7 +360,7 @@ def test_inductor_gives_the_same_to_rounding():
     guide = small()
     eager, traced = steps_of(guide, None)
     for seed in (1, 2):
-        same(results(eager, guide, seed), results(traced, guide, seed), rtol=2e-5, atol=2e-5)
+        assert_same(results(eager, guide, seed), results(traced, guide, seed), rtol=2e-5, atol=2e-5)
         guide.model.temperature = 0.3
         for logit in guide.logit.values():
             logit.sub_(3.0)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pyro_isingvit.experiments.runs import evaluate
+from pyro_isingvit.experiments.reading import evaluate
 from pyro_isingvit.pruning.compact import load
 from tests.conftest import QUICK_RUN
 
