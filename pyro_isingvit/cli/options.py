@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .data import AUGMENTATIONS
+from ..data import AUGMENTATIONS
 
 ConfigFile = Annotated[
     Path | None,

@@ -1,0 +1,40 @@
+"""Bayesian sparsification of Vision Transformers, on the command line."""
+
+import os
+import sys
+
+import typer
+
+from ..errors import InputError, TrainingError
+from .ending import end
+from .fit import fit_command
+from .prune import prune_command
+from .read import evaluate_command, report_command
+from .study import study_command
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.command("fit")(fit_command)
+app.command("evaluate")(evaluate_command)
+app.command("report")(report_command)
+app.command("prune")(prune_command)
+app.command("study")(study_command)
+
+
+def main() -> None:
+    """Entry point. An error is one line on standard error.
+
+    The exit code is 2 for wrong input, 1 for what went wrong otherwise, and 128 and the signal's number if a signal has
+    stopped it.
+    """
+    try:
+        app()
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on; what was to be written into files is there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (InputError, OverflowError) as error:
+        end(error, 2)
+    except (MemoryError, RecursionError) as error:
+        end(f"not enough memory for this ({error or type(error).__name__}); make it smaller", 2)
+    except (TrainingError, OSError) as error:
+        end(error, 1)

@@ -1,0 +1,58 @@
+"""``isingvit prune``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..experiments.console import show_pruned
+from ..experiments.prune import prune_run
+from ..pruning.decide import DEFAULT_LEVELS
+
+
+def prune_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the small network to.")],
+    level: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to decide on: weight, hidden, head_dim, head, block, patch, classifier_hidden. Repeatable.",
+            show_default="hidden and head_dim",
+        ),
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of the weights to keep, the most probable first.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Keep units or weights that are alive with at least this probability.")
+    ] = 0.5,
+    fine_tune: Annotated[int, typer.Option(help="Steps of fine-tuning after the cut.")] = 0,
+    draws: Annotated[
+        int | None, typer.Option(help="Export an ensemble of this many posterior draws instead of one network.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="torch or onnx, in addition to safetensors. May be repeated.")
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a network that was exported there before.")
+    ] = False,
+) -> None:
+    """Cut the network of a run down to what its posterior keeps, and export it for use without Pyro."""
+    pruned = prune_run(
+        folder,
+        out,
+        level=level or DEFAULT_LEVELS,
+        threshold=threshold,
+        density=density,
+        fine_tune_steps=fine_tune,
+        draws=draws,
+        formats=formats or (),
+        data_root=data_root,
+        overwrite=overwrite,
+    )
+    show_pruned(pruned)
+    Console().print(f"Small network: {out}", highlight=False, soft_wrap=True)

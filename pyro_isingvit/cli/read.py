@@ -1,0 +1,38 @@
+"""Commands that read a run folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..draws import check_draws
+from ..experiments import evaluate, report
+from ..experiments.console import show_run
+
+
+def evaluate_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="Number of posterior draws.")] = None,
+) -> None:
+    """Evaluate a run again on its test images, from its folder."""
+    if draws is not None:
+        check_draws(draws)
+    show_run(evaluate(folder, data_root, draws))
+
+
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
+    data_root: Annotated[
+        str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="Number of posterior draws for each prediction.")] = None,
+) -> None:
+    """Write a page on a run: accuracy, calibration, what was kept, what is uncertain, and which checks fail."""
+    if draws is not None:
+        check_draws(draws)
+    page = report(folder, data_root, draws)
+    Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
