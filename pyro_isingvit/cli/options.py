@@ -91,7 +91,7 @@ Augmentation = Annotated[
     str | None, typer.Option(help=f"Augmentation of the training images: {', '.join(AUGMENTATIONS)}.")
 ]
 Precision = Annotated[
-    str | None, typer.Option(help="Precision of training: float32, or bfloat16, which may be faster.")
+    str | None, typer.Option(help="Precision of training: float32, or bfloat16 or float16, which may be faster.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split, the initial weights and the training.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")]

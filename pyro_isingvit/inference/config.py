@@ -40,14 +40,16 @@ class FitConfig(Config):
         seed: seed of everything random in `fit`.
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
         precision: precision of matrix products in training. ``"bfloat16"`` saves up to half of the time if the
-            processor has instructions for it; after training everything is float32.
+            processor has instructions for it; ``"float16"`` is for GPUs without these, and needs ``compile=False``.
+            After training everything is float32.
         compile: whether the step is traced and compiled by torch's Inductor, which needs a C++ compiler. Losses and
             gradients are the same to rounding. Compiling takes about a minute, and seconds once it is cached on disk,
             so that it pays in fits of thousands of steps only; see docs/performance.md. Programs that cannot be
             traced are refused before the first step.
 
     Raises:
-        InputError: if a value is out of range, or ``pilot`` and ``fine_tune`` are more than 1 together.
+        InputError: if a value is out of range, ``pilot`` and ``fine_tune`` are more than 1 together, or a compiled step
+            is to be in float16.
     """
 
     steps: int = pydantic.Field(default=3000, ge=1, le=MOST)
@@ -62,7 +64,7 @@ class FitConfig(Config):
     augment: Augment | None = None
     seed: Seed = 0
     device: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
 
     @pydantic.field_validator("temperature", mode="wrap")
@@ -88,6 +90,12 @@ class FitConfig(Config):
     def _phases_fit(self) -> Self:
         if self.pilot + self.fine_tune > 1:
             raise ValueError(f"pilot={self.pilot} and fine_tune={self.fine_tune} are more than 1 together; lower one")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _compiled_steps_have_no_loss_scale(self) -> Self:
+        if self.compile and self.precision == "float16":
+            raise ValueError("compile=True and precision='float16': use precision='bfloat16', or compile=False")
         return self
 
     def rate_at(self, step: float) -> float:

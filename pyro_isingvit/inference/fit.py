@@ -235,6 +235,7 @@ def _training(
             if saving is not None and saving.resume:
                 trainer.resume()
             yield trainer
+            trainer.settle()
         if told.signal is not None:  # after the last step
             where = cast(_Saving, saving).folder
             raise InterruptedFitError(f"stopped after the last step; go on from the checkpoint in {where}", told.signal)

@@ -26,6 +26,7 @@ from .compiled import CompiledStep
 from .config import FitConfig
 from .elbo import TraceGraph_ELBO
 from .events import CheckpointSaved, Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
+from .precision import autocast_of, backward_of
 from .ranks import Ranks, seed_of
 from .signals import Told
 from .state import Snapshot, State, attributes, generators, set_attributes, set_generators
@@ -78,13 +79,11 @@ class Trainer:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         held_out = in_memory(train if validation is None else validation, LOGGED_IMAGES, config.seed).to(device)
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
-        precision = getattr(torch, config.precision)
-        self.autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
-        loss = TraceGraph_ELBO()(model, guide)
+        autocast, loss = autocast_of(config, device), TraceGraph_ELBO()(model, guide)
         self.gradients: Callable[[Tensor, Tensor], Tensor] = (
-            CompiledStep(loss, self.autocast)
+            CompiledStep(loss, autocast)
             if config.compile
-            else partial(eager_step, ranks.wrap(loss), self.autocast, backward=ranks.backward)
+            else partial(eager_step, ranks.wrap(loss), autocast, backward=backward_of(config, guide, ranks.backward))
         )
         self.batches = Batches(train, config.batch_size, config.seed, device, ranks.rank, ranks.size)
         self.listeners = tuple(listeners)
@@ -195,6 +194,10 @@ class Trainer:
             self._resumed, self._done, self._memory = state, state["done"], state["memory"]
             self._past = set(self._done)
             self.started -= state["seconds"]
+
+    def settle(self) -> None:
+        """Average what the guides of several processes have gathered since the last update of the masks."""
+        self.ranks.average([p for p in self.guide.parameters() if not p.requires_grad])
 
     def _keep(self, phase: str, name: str, where: State, last: bool) -> None:
         """Write a checkpoint if it is time to, or if the process was told to stop, which is then obeyed."""

@@ -318,6 +318,31 @@ def test_a_fit_ends_with_the_same_bits(stripes, monkeypatch):
     assert len(graphs) == 2  # one without fixed masks, and one with, for the first phase and the last
 
 
+def test_a_compiled_fit_goes_on_from_its_checkpoint_to_the_same_bits(stripes, monkeypatch, tmp_path):
+    monkeypatch.setattr(compiled, "inductor", lambda graph, inputs: graph)
+    config = iv.FitConfig(**QUICK | {"steps": 40, "pilot": 0.3}, compile=True)
+
+    def go(stop=None, **saving):
+        def listen(event):
+            if isinstance(event, StepTaken) and event.step == stop:
+                raise KeyboardInterrupt
+
+        guide = pair()[1]
+        return guide, iv.fit(guide, stripes, config=config, progress=False, listeners=[listen], **saving)
+
+    saving = {"checkpoint": tmp_path / "saved", "interval": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        go(stop=25, **saving)
+    again, whole = go(resume=True, **saving)[0], go()[0]
+    assert_same(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert_same(again.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+def test_compiled_steps_have_no_loss_scale():
+    with pytest.raises(iv.InputError, match="compile=True and precision='float16': use precision='bfloat16'"):
+        iv.FitConfig(compile=True, precision="float16")
+
+
 def test_outputs_that_share_memory_are_found():
     x = torch.zeros(4, 6)
     outputs = [x[:2], x[2:], x[1:3], torch.zeros(()).expand(3), torch.zeros(3), torch.zeros(0)]

@@ -46,14 +46,22 @@ class Reporting(LikelihoodGuided):
         super().__init__(model)
         self.folder, self.updates = folder, 0
 
+    def report(self, kind, state):
+        digest = float(torch.cat([each.flatten() for each in state]).double().sum())
+        with open(os.path.join(self.folder, f"{kind}-{os.environ.get('RANK', '0')}"), "a") as file:
+            print(digest.hex(), file=file)
+
+    def forget(self) -> None:
+        """Called before the first step, at each row, and after the last step."""
+        super().forget()
+        if hasattr(self, "folder"):
+            self.report("averages", self.estimator.averages())
+
     def refresh(self, share: float = 1.0) -> None:
         super().refresh(share)
-        rank = os.environ.get("RANK", "0")
-        state = [*self.logit.values(), *self.log_scale.values()]
-        digest = float(torch.cat([each.flatten() for each in state]).double().sum())
+        self.report("bits", [*self.logit.values(), *self.log_scale.values()])
         self.updates += 1
-        with open(os.path.join(self.folder, f"bits-{rank}"), "a") as file:
-            print(digest.hex(), file=file)
+        rank = os.environ.get("RANK", "0")
         mark = os.path.join(self.folder, "killed")
         if rank == "1" and self.updates == 2 and not os.path.exists(mark):
             open(mark, "w").close()
@@ -72,14 +80,17 @@ def test_a_process_that_is_killed_ends_the_fit_which_one_process_finishes(stripe
         go(2)
     result = go(1, resume=True)
     assert result.history["step"].tolist()[-1] == 60
-    (tmp_path / "bits-0").unlink()
-    (tmp_path / "bits-1").unlink()
+    for file in (*tmp_path.glob("bits-*"), *tmp_path.glob("averages-*")):
+        file.unlink()
     for file in (tmp_path / "saved").iterdir():
         file.unlink()
     go(2)
     first, second = ((tmp_path / f"bits-{rank}").read_text().split() for rank in range(2))
     assert len(first) >= 3
     assert first == second
+    first, second = ((tmp_path / f"averages-{rank}").read_text().split() for rank in range(2))
+    assert first[-1] == second[-1]  # of the curvature
+    assert first[-2] != second[-2]  # each process has seen other images since the last update
 
 
 @pytest.mark.parametrize(
