@@ -26,6 +26,8 @@ class FitConfig(Config):
         steps: number of optimiser steps; the temperatures that a search tries take further steps.
         batch_size: images per step.
         learning_rate: peak learning rate of Adam.
+        rates: factors on the learning rate by pattern (``*``, ``?``) of names of sites and of the network's other
+            parameters, such as ``{"head*": 10.0}``; the first pattern that matches counts.
         warmup: share of the steps over which the learning rate rises to its peak; then it falls to zero along a cosine.
         pilot: share of the steps that the pilot phase takes, in which all masks are on.
         fine_tune: share of the steps at the end that train the weights of the median-probability model.
@@ -55,6 +57,7 @@ class FitConfig(Config):
     steps: int = pydantic.Field(default=3000, ge=1, le=MOST)
     batch_size: int = pydantic.Field(default=50, ge=1, le=MOST)
     learning_rate: pydantic.PositiveFloat = 2e-3
+    rates: dict[str, pydantic.PositiveFloat] = {}
     warmup: float = pydantic.Field(default=0.2, gt=0, lt=1)
     pilot: float = pydantic.Field(default=0.6, ge=0, le=1)
     fine_tune: float = pydantic.Field(default=0.0, ge=0, le=1)

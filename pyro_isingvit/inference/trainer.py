@@ -28,6 +28,7 @@ from .elbo import TraceGraph_ELBO
 from .events import CheckpointSaved, Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
 from .precision import autocast_of, backward_of
 from .ranks import Ranks, seed_of
+from .rates import with_rates
 from .signals import Told
 from .state import Snapshot, State, attributes, generators, set_attributes, set_generators
 from .traced import eager_step
@@ -74,6 +75,7 @@ class Trainer:
         rate = config.learning_rate
         shared = [p for p in model.parameters() if p.requires_grad]
         groups = [*guide.parameter_groups(rate), *([{"params": shared, "lr": rate}] if shared else [])]
+        groups = with_rates(groups, guide, config.rates)
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
