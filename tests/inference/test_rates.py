@@ -10,7 +10,8 @@ from tests.conftest import QUICK, pair
 
 def first_step(stripes, guide, rates):
     """How far each parameter of guide and network moves in one step of Adam, whose size is the learning rate."""
-    before = {name: p.detach().clone() for name, p in (*guide.named_parameters(), *guide.model.named_parameters())}
+    both = *guide.named_parameters(), *guide.model.named_parameters()
+    before = {name: p.detach().clone() for name, p in both if p.requires_grad}
     config = iv.FitConfig(**QUICK | {"steps": 1, "pilot": 1.0, "learning_rate": 1e-3}, rates=rates)
     iv.fit(guide, stripes, config=config, progress=False)
     after = dict((*guide.named_parameters(), *guide.model.named_parameters()))
