@@ -4,10 +4,12 @@ python benchmarks/networks.py [--steps 60]
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
+import onnxruntime
 import pandas as pd
 import timm
 import torch
@@ -97,8 +99,19 @@ def row(make: Callable[[], nn.Module], images: iv.Images, steps: int) -> dict[st
         found["units cut"] = f"{int(small.units['cut'].sum())} of {int(small.units['units'].sum())}"
         found["largest difference"] = f"{float((outputs - posterior.network()(few)).abs().max()):.1e}"
         torch.export.export(small.module, (standardised,))
-    found["export s"] = lap()
+        found["export s"] = lap()
+        found["ONNX: difference"] = f"{float((_by_onnx(small.module, standardised) - outputs).abs().max()):.1e}"
+    found["ONNX s"] = lap()
     return found
+
+
+def _by_onnx(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What an ONNX runtime computes of the exported module."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/network.onnx"
+        torch.onnx.export(module, (images,), path, dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(path)
+        return torch.tensor(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
 
 
 def _make_sparse(guide: Any) -> None:

@@ -38,7 +38,8 @@ def with_rates(groups: Groups, guide: Guide, rates: Mapping[str, float]) -> Grou
     if unused:
         known = sorted(set(names.values()))
         raise InputError(
-            f"rates: {sorted(unused)[0]!r} matches nothing that is trained and that no pattern before it matches; there are {known}"
+            f"rates: {sorted(unused)[0]!r} matches nothing that is trained, or only what an earlier pattern matches; "
+            f"there are {known}"
         )
     return split
 
