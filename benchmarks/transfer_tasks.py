@@ -29,7 +29,6 @@ class Task:
         steps, batch, rate: of a deterministic fit; ours has twice the steps.
         test: number of test images.
         draws: number of draws that predict.
-        scratch: whether a fit from scratch is of the whole network.
     """
 
     every: iv.Images
@@ -41,7 +40,6 @@ class Task:
     rate: float
     test: int
     draws: int
-    scratch: bool
 
     def data(self, seed: int) -> iv.data.Data:
         train = EACH * self.every.classes
@@ -68,7 +66,7 @@ def digits(root: str, work: Path, weights: str | None) -> Task:
         plain = iv.fit(guide, old, config=config, progress=False).posterior.network().plain()
         torch.save(plain.state_dict(), path)
     source = {name: value for name, value in torch.load(path).items() if not name.startswith("head.")}
-    return Task(new, _small_vit, source, standard, 1500, 25, 1e-3, 2000, 50, True)
+    return Task(new, _small_vit, source, standard, 1500, 25, 1e-3, 2000, 50)
 
 
 def _small_vit(seed: int, dropout: float) -> nn.Module:
@@ -114,7 +112,7 @@ def photographs(root: str, work: Path, weights: str | None) -> Task:
         torch.manual_seed(seed)
         return _Tail(whole, dropout)
 
-    return Task(every, make, source, standard, 400, 10, 3e-4, 1000, 10, False)
+    return Task(every, make, source, standard, 400, 10, 3e-4, 1000, 10)
 
 
 def _dinov2(path: str) -> Any:

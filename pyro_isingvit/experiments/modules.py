@@ -48,8 +48,18 @@ def make_module(config: ModuleConfig, geometry: ViTConfig) -> Adapted:
     module, standard = make(name, config, geometry) if make is not None else _from_file(kind, name, config, geometry)
     if not isinstance(module, nn.Module):
         raise InputError(f"network={config.name!r}: made {kind_of(module)}, not a torch module")
+    _set_dropout(module, geometry.dropout, config)
     example = torch.rand(1, geometry.channels, *geometry.image_size, generator=torch.Generator().manual_seed(0))
     return adapt(module, example, around=config.around, mean=standard[0], std=standard[1])
+
+
+def _set_dropout(module: nn.Module, rate: float, config: ModuleConfig) -> None:
+    """Set the rate of all dropout layers, if one is given."""
+    layers = [part for part in module.modules() if isinstance(part, nn.Dropout)]
+    if rate and not layers:
+        raise InputError(f"network={config.name!r}: has no dropout layer, and dropout={rate}; leave dropout out")
+    for layer in layers:
+        layer.p = rate or layer.p
 
 
 Standard = tuple[tuple[float, ...], tuple[float, ...]]

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -24,6 +23,7 @@ from ..data.batches import Batches
 from ..data.streams import Labelled, in_memory
 from ..draws import BATCH, draw_seed, seeded
 from ..errors import InputError
+from ..inference.precision import autocast_of
 from ..network import ViT
 from ..network.stem import as_floats
 from .fits import build_network, fit_deterministic
@@ -116,10 +116,13 @@ def laplace(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Ca
     The precision of the prior is that of least NLL of the validation images, of 100 on a grid.
     """
     _check_installed("laplace", "laplace", "laplace-torch")
+    if config.module is not None:
+        raise InputError(f"laplace: knows the last layer of a ViT alone, and the network is {config.module.name!r}")
     from laplace import Laplace
 
     result, start = fit_deterministic(config, data, progress), time.perf_counter()
-    network = _plain(result.posterior.network())
+    network = result.posterior.network()
+    assert isinstance(network, ViT)
     head = network.classifier
     classes, hidden = head.out.shape
     train, validation = (_inputs_of_last_layer(network, part) for part in (in_memory(data.train), data.validation))
@@ -161,9 +164,11 @@ def swag(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Candi
     are those of the parameters after each pass through the images; the covariance is half diagonal, half of low rank.
     """
     result = fit_deterministic(config, data, progress)
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in result.posterior.network().modules()):
+        raise InputError("swag: the network has batch normalisation, whose statistics every draw would need anew")
     device = config.fit.torch_device()
     for share in SWAG_RATES:
-        network, start = _plain(result.posterior.network()), time.perf_counter()
+        network, start = copy.deepcopy(result.posterior.network()), time.perf_counter()
         optimizer = torch.optim.Adam(network.parameters(), lr=share * config.fit.learning_rate)
         moments = Moments(network)
         steps, every = max(2, round(SWAG_SHARE * config.fit.steps)), config.fit.steps_per_pass(len(data.train))
@@ -182,7 +187,7 @@ def swag(config: RunConfig, data: Data, progress: bool = True) -> Iterator[Candi
 class Moments:
     """Running moments of a network's parameters, and draws from the Gaussian with them."""
 
-    def __init__(self, network: ViT) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.network, self.number = network, 0
         self.mean = self.sum_of_squares = torch.zeros_like(self._now())
         self.deviations: list[Tensor] = []
@@ -208,11 +213,6 @@ class Moments:
         return NetworkDraw(self.network, {n: v.view_as(p) for (n, p), v in zip(named.items(), parts, strict=True)})
 
 
-def _plain(network: nn.Module) -> ViT:
-    assert isinstance(network, ViT)
-    return copy.deepcopy(network)
-
-
 def _train(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -225,8 +225,7 @@ def _train(
 ) -> None:
     """Train a network for some steps by cross-entropy, with the batches, augmentation and clipping of `fit`."""
     settings, device = config.fit, config.fit.torch_device()
-    precision = getattr(torch, settings.precision)
-    autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
+    autocast = autocast_of(settings, device)
     peaks = [group["lr"] for group in optimizer.param_groups]
     network.train()
     with seeded(device, settings.seed):

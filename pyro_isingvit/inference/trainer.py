@@ -39,6 +39,12 @@ LOGS = 50
 LOGGED_IMAGES = 1000
 """Largest number of validation (else training) images that accuracy and NLL of each row are computed on."""
 
+LOGGED_SHARE = 0.25
+"""The same as a share of the images that are trained on between two rows, so that rows cost little of a fit."""
+
+LEAST_LOGGED = 100
+"""Number of images that are used however few are trained on."""
+
 TOGETHER = 10
 """Steps after which several processes agree whether they were told to stop."""
 
@@ -79,8 +85,9 @@ class Trainer:
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        logged = max(LEAST_LOGGED, round(LOGGED_SHARE * self.every * config.batch_size))
         held_out = in_memory(train if validation is None else validation, LOGGED_IMAGES, config.seed).to(device)
-        self.watched = held_out[torch.arange(min(LOGGED_IMAGES, len(held_out)), device=device)]
+        self.watched = held_out[torch.arange(min(LOGGED_IMAGES, logged, len(held_out)), device=device)]
         autocast, loss = autocast_of(config, device), TraceGraph_ELBO()(model, guide)
         self.gradients: Callable[[Tensor, Tensor], Tensor] = (
             CompiledStep(loss, autocast)
@@ -101,6 +108,11 @@ class Trainer:
         """Call all listeners with an event."""
         for listener in self.listeners:
             listener(event)
+
+    @property
+    def every(self) -> int:
+        """Number of steps between two rows of the history."""
+        return math.ceil(self.config.steps / LOGS)
 
     @property
     def temperature(self) -> float:
@@ -136,7 +148,7 @@ class Trainer:
             after_step: called after each step.
             name: by which a checkpoint knows this call, if a phase is run several times.
         """
-        config, every, name = self.config, math.ceil(self.config.steps / LOGS), name or phase
+        config, every, name = self.config, self.every, name or phase
         if name in self._past:
             return
         total, count, first = torch.zeros((), device=self.ranks.device), 0, 0

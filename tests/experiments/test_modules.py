@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
-from pyro_isingvit import InputError, ViTConfig
+from pyro_isingvit import InputError, ViTConfig, read, split
+from pyro_isingvit.experiments import RunConfig
 from pyro_isingvit.experiments.modules import ModuleConfig, make_module
+from pyro_isingvit.experiments.opponents import laplace, swag
 
 GEOMETRY = ViTConfig(image_size=32, patch_size=8, channels=1, classes=3)
 
@@ -16,6 +19,11 @@ from torch import nn
 def small(classes, channels):
     return nn.Sequential(
         nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes)
+    )
+
+def normalised(classes, channels):
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes)
     )
 
 def nothing():
@@ -63,6 +71,42 @@ def test_what_there_is_not_is_refused_by_name(name, message, tmp_path, monkeypat
     (tmp_path / "net.py").write_text(SOURCE)
     with pytest.raises(InputError, match=message):
         make_module(ModuleConfig(name=name), GEOMETRY)
+
+
+def test_a_rate_of_dropout_is_that_of_all_its_layers_or_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(SOURCE)
+    half = GEOMETRY.model_copy(update={"dropout": 0.5})
+    network = make_module(ModuleConfig(name="timm:vit_tiny_patch16_224"), half)
+    rates = [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout)]
+    assert len(rates) > 12
+    assert set(rates) == {0.5}
+    with pytest.raises(InputError, match=r"network='net.py:small': has no dropout layer, and dropout=0.5"):
+        make_module(ModuleConfig(name="net.py:small"), half)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (laplace, "laplace: knows the last layer of a ViT alone, and the network is 'net.py:normalised'"),
+        (swag, "swag: the network has batch normalisation"),
+    ],
+)
+def test_opponents_that_cannot_take_a_module_say_so(method, message, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(SOURCE)
+    everything = read(str(data))
+    config = RunConfig(
+        dataset=str(data),
+        train=20,
+        validation=10,
+        test=10,
+        network=ViTConfig(image_size=4, patch_size=4, channels=1, classes=everything.classes),
+        module={"name": "net.py:normalised"},
+        fit={"steps": 4, "batch_size": 5, "temperature": 0.01, "device": "cpu"},
+    )
+    with pytest.raises(InputError, match=message):
+        next(method(config, split(everything, 20, 10, 10), False))
 
 
 @pytest.mark.parametrize(
