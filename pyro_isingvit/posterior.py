@@ -19,7 +19,7 @@ from .errors import InputError, check_positive
 from .files import home
 from .guides import Guide
 from .models import IsingViT
-from .models.likelihoods import require_classes
+from .models.likelihoods import Likelihood, require_classes
 from .prediction import Prediction, calibration, predictions
 from .targets import TargetPrediction, target_predictions, target_scores
 
@@ -162,7 +162,7 @@ class Posterior:
             InputError: if a value is out of range, or labels are classes.
         """
         every = partial(self.draws, draws, seed)
-        return target_predictions(every, draws, images, self.model.likelihood, interval, self.device, seed)
+        return target_predictions(every, draws, images, self._likelihoods, interval, self.device, seed)
 
     def target_scores(
         self, held_out: Images, draws: int = 50, interval: float = 0.9, seed: int = 0
@@ -181,7 +181,7 @@ class Posterior:
         if held_out.kind != likelihood.kind:
             raise InputError(f"held_out.labels: {held_out.kind}; {type(likelihood).__name__} is of {likelihood.kind}")
         every = partial(self.draws, draws, seed)
-        return target_scores(every, draws, held_out, likelihood, interval, self.device, seed)
+        return target_scores(every, draws, held_out, self._likelihoods, interval, self.device, seed)
 
     def predict_plug_in(self, images: Tensor) -> Tensor:
         """Probabilities (n, classes) of the median-probability model with posterior mean weights, on the CPU.
@@ -331,6 +331,10 @@ class Posterior:
                 class of your own is needed and ``guide`` is not given.
         """
         return cls(*saved.read(home(folder), guide))
+
+    @property
+    def _likelihoods(self) -> list[Likelihood]:
+        return [guide.model.likelihood for guide in self.guides]
 
     def _check_draws(self, draws: int) -> None:
         check_draws(draws)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -108,6 +109,23 @@ def test_intervals_have_the_noise_and_the_spread_of_the_draws():
     assert scores["rmse"] == pytest.approx(float((labels - found.mean).square().mean().sqrt()), abs=1e-3)
     inside = ((labels >= found.lower) & (labels <= found.upper)).float().mean()
     assert scores["coverage"] == pytest.approx(float(inside))
+
+
+def test_each_member_of_a_mixture_has_its_own_noise():
+    """Weights next to certain: the predictive distribution is a mixture of two normal ones."""
+    certain = {"initial_scale": 1e-6, "initial_logit": 30.0}
+    members = [Posterior.of(guide_with(Regression(initial_scale=scale), 1, **certain)) for scale in (0.1, 2.0)]
+    posterior, images = Posterior(tuple(member.guide for member in members)), torch.rand(40, 1, 4, 4)
+    means = torch.stack([member.predict_targets(images, draws=2).mean for member in members])
+    labels = means.mean(0) + torch.randn(40, 1)
+    densities = [scipy.stats.norm.pdf(labels, mean, scale) for mean, scale in zip(means, (0.1, 2.0), strict=True)]
+    scores = posterior.target_scores(Images(images, labels, 1), draws=10)
+    assert scores["nll"] == pytest.approx(-float(np.log(sum(densities) / 2).mean()), rel=1e-3)
+    found = posterior.predict_targets(images, draws=10, interval=0.8)
+    torch.testing.assert_close(found.mean, means.mean(0), atol=1e-3, rtol=0)
+    # Nothing of the narrow part is beyond the bounds, so that each cuts off a fifth of the wide one.
+    half = 2.0 * scipy.stats.norm.ppf(0.8)
+    assert float((found.upper - found.lower).mean()) == pytest.approx(2 * half, rel=0.1)
 
 
 def test_several_labels_are_learned(stripes):
