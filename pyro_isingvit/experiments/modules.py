@@ -28,11 +28,17 @@ class ModuleConfig(Config):
             of ``classes``, ``channels`` and ``image_size``.
         pretrained: whether the library loads weights, which it may download.
         around: what dropped weights are: ``"zero"``, or what they were.
+        include, exclude: patterns of names of parameters that are and are not to be masked, see `adapt`: with include
+            ``["blocks.11.*", "head"]`` the last block and the head.
+        train: whether what is not masked is learned as well (``"all"``), or frozen (``"masked"``).
     """
 
     name: str = pydantic.Field(pattern=r".+:.+")
     pretrained: bool = False
     around: Literal["zero", "pretrained"] = "zero"
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    train: Literal["all", "masked"] = "all"
 
 
 def make_module(config: ModuleConfig, geometry: ViTConfig) -> Adapted:
@@ -50,7 +56,8 @@ def make_module(config: ModuleConfig, geometry: ViTConfig) -> Adapted:
         raise InputError(f"network={config.name!r}: made {kind_of(module)}, not a torch module")
     _set_dropout(module, geometry.dropout, config)
     example = torch.rand(1, geometry.channels, *geometry.image_size, generator=torch.Generator().manual_seed(0))
-    return adapt(module, example, around=config.around, mean=standard[0], std=standard[1])
+    options = config.model_dump(include={"around", "include", "exclude", "train"})
+    return adapt(module, example, mean=standard[0], std=standard[1], **options)
 
 
 def _set_dropout(module: nn.Module, rate: float, config: ModuleConfig) -> None:

@@ -73,6 +73,14 @@ def test_what_there_is_not_is_refused_by_name(name, message, tmp_path, monkeypat
         make_module(ModuleConfig(name=name), GEOMETRY)
 
 
+def test_the_last_block_alone():
+    parts = {"include": ("blocks.11.*", "head"), "exclude": ("*.attn.*",), "train": "masked"}
+    network = make_module(ModuleConfig(name="timm:vit_tiny_patch16_224", **parts), GEOMETRY)
+    assert [site.name for site in network.weight_sites()] == ["blocks.11.mlp.fc1", "blocks.11.mlp.fc2", "head"]
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert trained == {site.name for site in network.weight_sites()}
+
+
 def test_a_rate_of_dropout_is_that_of_all_its_layers_or_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(SOURCE)
