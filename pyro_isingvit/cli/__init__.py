@@ -8,6 +8,7 @@ import typer
 from ..errors import InputError, TrainingError
 from .ending import end
 from .fit import fit_command
+from .hub import pull_command, push_command
 from .prune import prune_command
 from .read import evaluate_command, report_command
 from .study import study_command
@@ -18,6 +19,8 @@ app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("prune")(prune_command)
 app.command("study")(study_command)
+app.command("push")(push_command)
+app.command("pull")(pull_command)
 
 
 def main() -> None:

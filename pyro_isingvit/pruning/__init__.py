@@ -1,6 +1,6 @@
 """Cut a network down to what its posterior keeps, and export it for use without Pyro."""
 
-from .compact import CompactViT
+from .compact import CompactViT, load
 from .cost import Cost, costs
 from .cut import shrink
 from .decide import decide
@@ -17,6 +17,7 @@ __all__ = [
     "decide",
     "export",
     "fine_tune",
+    "load",
     "load_module",
     "prune",
     "prune_draws",
