@@ -24,7 +24,7 @@ from .saved import DESCRIPTION, TENSORS
 
 CARD = "README.md"
 
-SCORES = ("accuracy", "nll", "ece", "brier", "median_density")
+SCORES = ("accuracy", "nll", "ece", "brier", "density")
 """Scores of a run that the card shows."""
 
 
