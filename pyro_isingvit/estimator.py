@@ -183,7 +183,8 @@ class IsingClassifier(ClassifierMixin, BaseEstimator):
         self, images: ArrayLike, fitting: bool, labels: ArrayLike | None = None
     ) -> tuple[NDArray[np.float32], NDArray[Any], Shape | None]:
         """Checked images (n, features) and labels, and the shape of an image where it is that of the array."""
-        shape, array = None, images if hasattr(images, "shape") else np.asarray(images)
+        array: Any = images if hasattr(images, "shape") else np.asarray(images)
+        shape = None
         if len(array.shape) in (3, 4):
             height, width, channels = (*array.shape[1:], 1)[:3]
             shape, array = (height, width, channels), np.asarray(array).reshape(len(array), -1)
@@ -253,7 +254,7 @@ class IsingClassifier(ClassifierMixin, BaseEstimator):
         patch = (default_patch(height), default_patch(width)) if self.patch_size is None else self.patch_size
         names = ("dim", "depth", "heads", "mlp_ratio")
         geometry: dict[str, Any] = {name: getattr(self, name) for name in names}
-        geometry |= {"image_size": (height, width), "channels": channels, "classes": len(self.classes_)}
-        network = ViT(ViTConfig(patch_size=patch, **geometry))
+        geometry |= {"image_size": (height, width), "channels": channels, "patch_size": patch}
+        network = ViT(ViTConfig(classes=len(self.classes_), **geometry))
         prior = IsingSpikeSlab(network.weight_sites(), inclusion=self.inclusion, coupling=self.coupling)
         return LikelihoodGuided(IsingViT(network, prior))

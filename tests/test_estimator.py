@@ -115,7 +115,7 @@ def test_held_out_images_choose_temperature_and_scale(striped, monkeypatch):
     searched = fitted(images, labels, temperature="auto", steps=20)
     assert searched.result_.trials["chosen"].sum() == 1
     assert held[-1] == [4, 4, 4]  # a fifth of each class
-    number = fitted(images, labels, validation_fraction=0.5, steps=60)
+    number = fitted(images, labels, validation_fraction=0.5, steps=40)
     assert held[-1] == [10, 10, 10]
     assert number.posterior_.logit_scale != 1
     assert number.result_.posterior is number.posterior_
@@ -148,7 +148,7 @@ def test_a_clone_a_pickle_and_a_file_are_the_same(striped, tmp_path):
 def test_a_search_over_the_prior_of_digits():
     X, y = load_digits(n_class=3, return_X_y=True)  # noqa: N806
     grid = {"inclusion": np.array([0.1, 0.9]), "coupling": [0.0, 1.0]}
-    settings = QUICK | {"patch_size": np.int64(4), "steps": np.int64(20), "pilot": 0.1, "temperature": 0.1}
+    settings = QUICK | {"patch_size": np.int64(4), "steps": np.int64(15), "pilot": 0.1, "temperature": 0.1}
     search = GridSearchCV(IsingClassifier(**settings), grid, cv=2, error_score="raise", scoring="neg_log_loss").fit(
         X[:60], y[:60]
     )

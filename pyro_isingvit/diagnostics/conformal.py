@@ -86,8 +86,9 @@ def conformal(
             threshold is then computed: ``free`` classes so that they hold the label at the nominal coverage, and the
             strength of the smallest sets.
         random: whether u is drawn, from a generator of ``seed``; it then depends on the place of an image among those
-            that are given together. Else it is 1: the set of an image depends on nothing but its prediction. The
-            coverage is the nominal one in both cases, and sets are smaller with random numbers.
+            that are given together, and sets may be empty. Else it is 0: the set of an image depends on nothing but its
+            prediction and, without a penalty, always holds the most probable class, but the coverage can be higher than
+            the nominal one, as many scores tie at 0.
         draws: number of draws behind each prediction.
         seed: seed of the draws, of u and of the images on which a penalty is chosen.
 

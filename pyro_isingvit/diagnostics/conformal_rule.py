@@ -67,7 +67,7 @@ class ConformalRule:
         thresholds: threshold of the score of each class, (classes,), infinite where there are too few images.
         images: number of calibration images behind each threshold, (classes,).
         penalty: that of ``"raps"``; None for other methods.
-        random: whether scores of ``"aps"`` and ``"raps"`` are randomised.
+        random: whether scores of ``"aps"`` and ``"raps"`` are random.
         by_class: whether each class has a threshold of its own.
         seed: seed of the random scores.
     """
@@ -92,7 +92,7 @@ class ConformalRule:
         """
         if probs.dim() != 2 or probs.shape[1] != len(self.thresholds):
             raise InputError(f"probs of shape {tuple(probs.shape)}: need (n, {len(self.thresholds)}), as calibrated")
-        uniform = _uniform(len(probs), self.seed, NEW) if self.random else None
+        uniform = _uniform(len(probs), self.seed, NEW, self.random)
         return _scores(probs, self.method, self.penalty, uniform) <= self.thresholds
 
     def evaluate(self, probs: Tensor, labels: Tensor) -> pd.DataFrame:
@@ -183,12 +183,12 @@ def rule_of(
     """See `conformal_rule`; it does not warn."""
     _check(probs, labels, coverage, method, penalty)
     probs, labels, classes, coverage = probs.cpu().double(), labels.cpu(), probs.shape[1], float(coverage)
+    uniform = _uniform(len(labels), seed, CALIBRATION, random)
     if method == "raps" and penalty is None:
         order = torch.randperm(len(labels), generator=_generator(seed, TUNED))
         tuning, rest = order.split([first := max(1, round(TUNING * len(labels))), len(labels) - first])
-        penalty = _chosen_penalty(probs[tuning], labels[tuning], coverage)
-        probs, labels = probs[rest], labels[rest]
-    uniform = _uniform(len(labels), seed, CALIBRATION) if random else None
+        penalty = _chosen_penalty(probs[tuning], labels[tuning], uniform[tuning], coverage)
+        probs, labels, uniform = probs[rest], labels[rest], uniform[rest]
     scores = _scores(probs, method, penalty, uniform).gather(1, labels.unsqueeze(1)).squeeze(1)
     groups = [scores[labels == k] for k in range(classes)] if by_class else [scores]
     thresholds = torch.stack([_quantile(group, coverage) for group in groups]).repeat(classes // len(groups))
@@ -219,23 +219,24 @@ def _generator(seed: int, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(draw_seed(seed, stream))
 
 
-def _uniform(images: int, seed: int, stream: int) -> Tensor:
-    """A uniform number for each image, (n, 1)."""
+def _uniform(images: int, seed: int, stream: int, random: bool) -> Tensor:
+    """A uniform number for each image, or 0, (n, 1)."""
+    if not random:
+        return torch.zeros(images, 1, dtype=torch.double)
     return torch.rand(images, 1, generator=_generator(seed, stream), dtype=torch.double)
 
 
-def _scores(probs: Tensor, method: Method, penalty: Penalty | None, uniform: Tensor | None) -> Tensor:
+def _scores(probs: Tensor, method: Method, penalty: Penalty | None, uniform: Tensor) -> Tensor:
     """Score of each class, (n, classes); see `conformal`. The smaller it is, the sooner the class is in the set.
 
     Args:
-        uniform: u of each image, (n, 1); None for 1.
+        uniform: u of each image, (n, 1).
     """
     probs = probs.cpu().double()
     if method == "threshold":
         return 1 - probs
     ordered, order = probs.sort(dim=1, descending=True, stable=True)
-    above = ordered.cumsum(1) - ordered
-    scores = above + (ordered if uniform is None else uniform * ordered)
+    scores = ordered.cumsum(1) - ordered + uniform * ordered
     if penalty is not None:
         rank = torch.arange(1, probs.shape[1] + 1, dtype=torch.double)
         scores = scores + penalty.strength * (rank - penalty.free).clamp_min(0)
@@ -257,15 +258,15 @@ def _quantile(scores: Tensor, coverage: float) -> Tensor:
     return scores.kthvalue(place).values if place <= len(scores) else torch.tensor(math.inf, dtype=torch.double)
 
 
-def _chosen_penalty(probs: Tensor, labels: Tensor, coverage: float) -> Penalty:
-    """The penalty of the smallest sets on tuning images, see `conformal`; scores are not random here."""
+def _chosen_penalty(probs: Tensor, labels: Tensor, uniform: Tensor, coverage: float) -> Penalty:
+    """The penalty of the smallest sets on tuning images, see `conformal`."""
     own = probs.gather(1, labels.unsqueeze(1))
     rank = (probs >= own).sum(1).double()
     most = _quantile(rank, coverage)
     free = int(most) if most.isfinite() else probs.shape[1]
     sizes = {}
     for strength in PENALTIES:
-        scores = _scores(probs, "raps", Penalty(strength, free), None)
+        scores = _scores(probs, "raps", Penalty(strength, free), uniform)
         threshold = _quantile(scores.gather(1, labels.unsqueeze(1)).squeeze(1), coverage)
         sizes[strength] = int((scores <= threshold).sum())
     return Penalty(min(sizes, key=sizes.__getitem__), free)

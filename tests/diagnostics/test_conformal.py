@@ -79,12 +79,12 @@ def test_coverage_of_every_method(options):
 
 
 def test_sets_by_hand():
-    """Scores of APS are cumulative probabilities: .5, .8, .95, 1; of the threshold, one minus the probability."""
-    for threshold, held in ((0.49, 0), (0.5, 1), (0.79, 1), (0.81, 2), (0.96, 3), (1.1, 4)):
+    """Scores of APS that are not random are 0, .5, .8, .95, what is above; of the threshold, one minus its own."""
+    for threshold, held in ((-0.1, 0), (0.0, 1), (0.49, 1), (0.51, 2), (0.81, 3), (0.96, 4)):
         assert with_thresholds([threshold] * 4).sets(FOUR).sum() == held
     found = with_thresholds([0.7] * 4, method="threshold").sets(FOUR)
     assert found.tolist() == [[True, True, False, False]]
-    shuffled = with_thresholds([0.81] * 4).sets(FOUR[:, [2, 0, 3, 1]])
+    shuffled = with_thresholds([0.6] * 4).sets(FOUR[:, [2, 0, 3, 1]])
     assert shuffled.tolist() == [[False, True, False, True]]
 
 
@@ -104,7 +104,7 @@ def test_random_sets_are_those_of_the_paper():
 
 def test_penalised_scores_by_hand():
     """Angelopoulos et al. 2021: the rank of a class beyond the free ones, times the strength, is added to its score."""
-    scores = [0.5, 0.8 + 0.1, 0.95 + 0.2, 1.0 + 0.3]
+    scores = [0.0, 0.5 + 0.1, 0.8 + 0.2, 0.95 + 0.3]
     for k, score in enumerate(scores):
         for gap, held in ((-1e-9, k), (1e-9, k + 1)):
             rule = with_thresholds([score + gap] * 4, method="raps", penalty=Penalty(0.1, 1))
