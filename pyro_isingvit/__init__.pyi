@@ -5,6 +5,7 @@ from .data import Augment, Images, from_dataset, read, split
 from .diagnostics import plots
 from .distributions import Gaussian, SpikeAndSlab, StraightThroughBernoulli
 from .errors import InputError, InterruptedFitError, StorageError, TrainingError
+from .estimator import IsingClassifier
 from .guides import Guide, LikelihoodGuided, MeanField
 from .inference.config import FitConfig
 from .inference.elbo import TraceGraph_ELBO
@@ -50,6 +51,7 @@ __all__ = [
     "InputError",
     "Interaction",
     "InterruptedFitError",
+    "IsingClassifier",
     "IsingNetwork",
     "IsingSpikeSlab",
     "IsingViT",

@@ -11,6 +11,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 RUNS = {
     "custom_guide.py": (["--steps", "60"], ("accuracy", "inclusion of living units", "inclusion of dead units")),
     "decoys.py": (["--steps", "120", "--decoys", "1"], ("selected ", "by weight norm", "picture: ")),
+    "grid_search.py": (
+        ["--steps", "4", "--train", "40", "--test", "50", "--folds", "2", "--inclusion", "0.3", "--coupling", "0", "1"],
+        ("best: ", "weights kept", "support vectors"),
+    ),
     "regression.py": (["--steps", "60", "--train", "60", "--temperatures", "0.1"], ("RMSE", "intervals hold")),
     "custom_prior.py": (["--steps", "60"], ("IsingSpikeSlab", "CentredPixels")),
 }

@@ -10,6 +10,8 @@ from .checks import (
     prior_predictive_check,
 )
 from .compare import PriorComparison, compare_priors, power_sensitivity
+from .conformal import ConformalSets, conformal
+from .conformal_rule import ConformalRule, Penalty, conformal_rule
 from .findings import Findings, examine
 from .inclusion import inclusion_dataset, inclusion_table, stability, threshold_table
 from .inference_data import to_inference_data
@@ -23,14 +25,19 @@ from .units import alive_units, unit_inclusion
 
 __all__ = [
     "Attention",
+    "ConformalRule",
+    "ConformalSets",
     "Findings",
     "LeaveOneOut",
+    "Penalty",
     "PriorComparison",
     "Selection",
     "against_reference",
     "alive_units",
     "attention_maps",
     "compare_priors",
+    "conformal",
+    "conformal_rule",
     "convergence",
     "examine",
     "inclusion_dataset",

@@ -5,6 +5,7 @@ References:
     Nguyen & O'Connor, "Posterior Calibration and Exploratory Analysis for Natural Language Processing Models",
     EMNLP 2015 (bins of equal mass).
     Geifman & El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017.
+    Geifman, Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", ICLR 2019 (AURC).
 """
 
 import pandas as pd
@@ -32,7 +33,8 @@ def metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
     Returns:
         ``accuracy``; ``nll``, the mean negative log-likelihood in nats; ``brier``, the multiclass Brier score,
         within [0, 2]; ``ece`` and ``mce``, the expected and the maximum calibration error over `BINS` bins of
-        equal width; ``adaptive_ece``, the expected calibration error over `BINS` bins of equal mass; ``precision``,
+        equal width; ``adaptive_ece``, the expected calibration error over `BINS` bins of equal mass; ``aurc`` and
+        ``excess_aurc``, see `risk_coverage`, where images are ordered by the largest probability; ``precision``,
         ``recall``, ``f1`` and ``false_positive_rate``, computed for each class against the rest and averaged over the
         classes (a class that is neither present nor predicted is left out).
 
@@ -52,6 +54,7 @@ def metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
         "brier": means["brier"],
         "mce": float(tm.multiclass_calibration_error(below, labels, classes, n_bins=BINS, norm="max")),
         "adaptive_ece": float(_gap(reliability_table(probs, labels, equal_mass=True))),
+        **risk_coverage(-probs.max(-1).values, probs.argmax(-1) == labels),
         "precision": float(tm.multiclass_precision(probs, labels, **each)),
         "recall": float(tm.multiclass_recall(probs, labels, **each)),
         "f1": float(tm.multiclass_f1_score(probs, labels, **each)),
@@ -130,12 +133,29 @@ def selective_accuracy(uncertainty: Tensor, right: Tensor) -> pd.DataFrame:
 
     Returns:
         One row for each image, the most certain first, with columns ``coverage``, the share of the images that is
-        answered, and ``accuracy`` on those. Ties keep the order of the images.
+        answered, and ``accuracy`` on those. Where images tie, it is the mean over their orders.
     """
-    order = uncertainty.cpu().argsort(stable=True)
-    hits = right.cpu().double()[order].cumsum(0)
+    _, place, images = uncertainty.cpu().unique(return_inverse=True, return_counts=True)
+    of_place = torch.zeros(len(images), dtype=torch.double).index_add(0, place, right.cpu().double()) / images
+    hits = of_place.repeat_interleave(images).cumsum(0)
     answered = torch.arange(1, len(hits) + 1)
     return pd.DataFrame({"coverage": (answered / len(hits)).numpy(), "accuracy": (hits / answered).numpy()})
+
+
+def risk_coverage(uncertainty: Tensor, right: Tensor) -> dict[str, float]:
+    """Area under the risk-coverage curve.
+
+    Args:
+        uncertainty, right: see `selective_accuracy`.
+
+    Returns:
+        ``aurc``, the share of wrong answers among the k most certain images, averaged over k from 1 to n; and
+        ``excess_aurc``, its difference from that of the best order of the same answers, all right ones first. Both are
+        within [0, 1], and lower is better.
+    """
+    aurc = 1 - float(selective_accuracy(uncertainty, right)["accuracy"].mean())
+    best = 1 - float(selective_accuracy(~right, right)["accuracy"].mean())
+    return {"aurc": aurc, "excess_aurc": aurc - best}
 
 
 def _gap(table: pd.DataFrame) -> float:

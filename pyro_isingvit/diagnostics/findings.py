@@ -197,5 +197,5 @@ def _outside(methods: Mapping[str, tuple[Posterior, int]], few: Images, seed: in
         for kind, images in elsewhere.items():
             scores = outside_scores(inside, fit.predict(images, draws, seed=seed))
             tables.append(scores.assign(method=method, outside=kind))
-    table = pd.concat(tables)[["outside", "score", "method", "auroc", "aupr"]]
+    table = pd.concat(tables)[["outside", "score", "method", "auroc", "aupr", "fpr95"]]
     return table.sort_values(["outside", "score"], kind="stable", ignore_index=True)

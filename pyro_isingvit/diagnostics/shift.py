@@ -2,6 +2,7 @@
 
 References:
     Hendrycks & Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples", ICLR 2017.
+    Hendrycks, Mazeika & Dietterich, "Deep Anomaly Detection with Outlier Exposure", ICLR 2019 (FPR at 95 % TPR).
     Ovadia et al., "Can You Trust Your Model's Uncertainty?", NeurIPS 2019.
 """
 
@@ -12,7 +13,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    binary_specificity_at_sensitivity,
+)
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..data import Images
@@ -24,6 +29,9 @@ from ..prediction import Prediction
 from .calibration import metrics
 
 STRENGTHS = (1, 2, 3, 4, 5)
+
+TRUE_POSITIVES = 0.95
+"""Share of the outside images that has to be recognised where the false-positive rate is read off."""
 
 Shift = Callable[[Tensor, int], Tensor]
 """A function of images (n, channels, height, width) within [0, 1] and a strength (see `STRENGTHS`) that returns shifted
@@ -107,13 +115,23 @@ def under_shift(
     return pd.DataFrame(rows)
 
 
-def outside_auroc(inside: Tensor, outside: Tensor) -> float:
-    """The probability that an image of another distribution scores higher than one of the data, ties counting half.
+def separation(inside: Tensor, outside: Tensor) -> dict[str, float]:
+    """How well a score separates images of another distribution, the positive class, from those of the data.
 
     Args:
-        inside, outside: scores (n,) and (m,), such as `Prediction.entropy`.
+        inside, outside: scores (n,) and (m,), such as `Prediction.entropy`, which should be higher outside.
+
+    Returns:
+        ``auroc``, the probability that an outside image scores higher than an inside one, ties counting half;
+        ``aupr``, the average precision; and ``fpr95``, the false-positive rate at 95 % true positives: the share of the
+        inside images that score at least as high as the highest threshold which 95 % of the outside images reach.
     """
-    return float(binary_auroc(*_ranked(inside, outside)))
+    ranked = _ranked(inside, outside)
+    return {
+        "auroc": float(binary_auroc(*ranked)),
+        "aupr": float(binary_average_precision(*ranked)),
+        "fpr95": 1 - float(binary_specificity_at_sensitivity(*ranked, TRUE_POSITIVES)[0]),
+    }
 
 
 def outside_scores(inside: Prediction, outside: Prediction) -> pd.DataFrame:
@@ -124,9 +142,8 @@ def outside_scores(inside: Prediction, outside: Prediction) -> pd.DataFrame:
 
     Returns:
         One row for each ``score`` (``entropy``, ``mutual_information``, and ``confidence``, which is one minus the
-        largest probability): ``auroc``, the probability that an outside image scores higher than an inside one, and
-        ``aupr``, the average precision with outside images as the positive class. A score that is the same for all
-        images has an AUROC of one half.
+        largest probability), with columns ``auroc``, ``aupr`` and ``fpr95``, see `separation`. A score that is the
+        same for all images has an AUROC of one half and an FPR of 1.
     """
     rows = []
     for name, score in (
@@ -134,9 +151,7 @@ def outside_scores(inside: Prediction, outside: Prediction) -> pd.DataFrame:
         ("mutual_information", lambda p: p.mutual_information),
         ("confidence", lambda p: 1 - p.probs.max(-1).values),
     ):
-        ranked = _ranked(score(inside), score(outside))
-        auroc, aupr = binary_auroc(*ranked), binary_average_precision(*ranked)
-        rows.append({"score": name, "auroc": float(auroc), "aupr": float(aupr)})
+        rows.append({"score": name} | separation(score(inside), score(outside)))
     return pd.DataFrame(rows)
 
 

@@ -16,7 +16,7 @@ from ..files import home
 from ..inference.config import FitConfig
 from ..inference.mixture import MOST as MOST_MEMBERS
 from ..network import ViTConfig
-from ..network.vit import Side
+from ..network.vit import Side, default_patch
 from ..yaml_text import parse_yaml
 from .modules import ModuleConfig
 
@@ -191,9 +191,7 @@ def recipe(dataset: str, everything: Labelled, train: int | None = None, root: s
     channels, height, width = everything.shape
     known = known_recipe(dataset, train)
     if known is None:
-        patch = tuple(
-            max(p for p in range(1, side + 1) if side % p == 0 and p <= max(1, side / 3.5)) for side in (height, width)
-        )
+        patch = (default_patch(height), default_patch(width))
         own = set(parts_of(home(root))) - {"train"} if dataset == "folder" and root is not None else set()
         share = (3 + len(own)) / 5
         known = dict.fromkeys(own, "official") | {

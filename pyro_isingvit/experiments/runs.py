@@ -46,8 +46,9 @@ class Run:
         selection: the fit that selected input features, see `RunConfig.select`; None if there was none.
         scores: metrics on the test images by method: ``ising`` (posterior predictive), ``median network``
             (median-probability model, whose logits are not scaled; of a mixture, the mean of those of its members) and,
-            if they were trained, ``deterministic`` and ``ensemble``. ``auroc`` is that of entropy, which should be
-            higher for the same images turned by 90 degrees.
+            if they were trained, ``deterministic`` and ``ensemble``. ``auroc``, ``aupr`` and ``fpr95`` are those of
+            entropy, which should be higher for the same images turned by 90 degrees, see
+            `pyro_isingvit.diagnostics.shift.separation`.
     """
 
     config: RunConfig

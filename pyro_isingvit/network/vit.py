@@ -5,6 +5,7 @@ References:
 """
 
 import math
+from numbers import Integral
 from typing import Annotated, Literal, Self
 
 import pydantic
@@ -20,6 +21,9 @@ from .units import SITES
 
 MOST_UNITS, MOST_WEIGHTS = 2**16, 2**32
 """Largest widths and number of weights that are taken for meant."""
+
+PATCHES = 3.5
+"""Least number of patches along a side, where their size is not given."""
 
 Side = Annotated[int, pydantic.Field(ge=1, le=2**14)]
 """A height or width in pixels."""
@@ -70,7 +74,7 @@ class ViTConfig(Config):
     @pydantic.field_validator("image_size", "patch_size", mode="before")
     @classmethod
     def _square(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int) else value
+        return (value, value) if isinstance(value, Integral) else value
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> Self:
@@ -120,6 +124,11 @@ class ViTConfig(Config):
     def classifier_units(self) -> int:
         """Number of hidden units of the classifier."""
         return self.classifier_hidden or max(1, self.dim // 2)
+
+
+def default_patch(side: int) -> int:
+    """Height or width of a patch where none is given: the largest divisor of a side that leaves `PATCHES` patches."""
+    return max(patch for patch in range(1, side + 1) if side % patch == 0 and patch <= max(1, side / PATCHES))
 
 
 class Encoder(nn.Module):

@@ -1,5 +1,6 @@
 """Scores against scikit-learn and sums by hand; shifts and images from elsewhere; attention."""
 
+import itertools
 import math
 
 import numpy as np
@@ -24,9 +25,10 @@ from pyro_isingvit.diagnostics.calibration import (
     metrics,
     paired_difference,
     reliability_table,
+    risk_coverage,
     selective_accuracy,
 )
-from pyro_isingvit.diagnostics.shift import SHIFTS, blur, noise, outside_scores, rotate, static, under_shift
+from pyro_isingvit.diagnostics.shift import SHIFTS, blur, noise, outside_scores, rotate, separation, static, under_shift
 from pyro_isingvit.testing import TINY
 
 
@@ -86,6 +88,27 @@ def test_selective_accuracy():
     assert table["accuracy"].tolist() == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2])
 
 
+def test_area_under_the_risk_coverage_curve():
+    """By hand; and where images tie, the mean over all orders of these."""
+    right = torch.tensor([True, True, False, False])
+    found = risk_coverage(torch.tensor([0.3, 0.1, 0.2, 0.9]), right)
+    aurc, best = (0 + 1 / 2 + 1 / 3 + 1 / 2) / 4, (0 + 0 + 1 / 3 + 1 / 2) / 4
+    assert found == pytest.approx({"aurc": aurc, "excess_aurc": aurc - best})
+    assert risk_coverage(torch.arange(4), right)["excess_aurc"] == pytest.approx(0)
+    orders = [
+        np.mean(np.cumsum([False, *order, False]) / np.arange(1, 6)) for order in itertools.permutations([1, 1, 0])
+    ]
+    tied = risk_coverage(torch.tensor([0.1, 0.2, 0.2, 0.2, 0.3]), torch.tensor([True, False, True, False, True]))
+    assert tied["aurc"] == pytest.approx(np.mean(orders))
+
+
+def test_metrics_order_images_by_confidence():
+    probs, labels = predicted()
+    right = probs.argmax(-1) == labels
+    risks = 1 - np.cumsum(right.numpy()[np.argsort(-probs.max(-1).values.numpy())]) / np.arange(1, 501)
+    assert metrics(probs, labels)["aurc"] == pytest.approx(risks.mean())
+
+
 def prediction(entropy):
     probs = torch.stack([1 - entropy / 2, entropy / 2], -1)
     return Prediction(probs, probs, probs, entropy, torch.zeros_like(entropy), torch.zeros_like(entropy))
@@ -98,6 +121,16 @@ def test_outside_scores_against_scikit_learn():
     assert table.loc["entropy", "auroc"] == pytest.approx(sk.roc_auc_score(truth, values), abs=1e-6)
     assert table.loc["entropy", "aupr"] == pytest.approx(sk.average_precision_score(truth, values), abs=1e-6)
     assert table.loc["mutual_information", "auroc"] == pytest.approx(0.5)
+    assert table.loc["mutual_information", "fpr95"] == 1
+    false, true, _ = sk.roc_curve(truth, values, drop_intermediate=False)
+    assert table.loc["entropy", "fpr95"] == pytest.approx(false[np.argmax(true >= 0.95)], abs=1e-6)
+
+
+def test_false_positives_where_scores_tie():
+    """Nineteen of twenty outside images reach .4, and so do 3 of 10 inside ones."""
+    outside = torch.tensor([0.9] * 12 + [0.4] * 7 + [0.1])
+    inside = torch.tensor([0.95, 0.4, 0.4, *[0.2] * 7])
+    assert separation(inside, outside)["fpr95"] == pytest.approx(0.3)
 
 
 def test_shifts_do_what_they_say():

@@ -148,7 +148,7 @@ def test_every_number_is_the_one_from_the_python_call(folder):
             table = outside_scores(predictions[method], fitted.posterior.predict(images, draws, seed=seed))
             for row in table.to_dict("records"):
                 if (method, row["score"]) != ("deterministic", "mutual_information"):
-                    for key in ("auroc", "aupr"):
+                    for key in ("auroc", "aupr", "fpr95"):
                         expected[f"outside/{kind}/{method}/{row['score']}/{key}"] = row[key]
     assert page.values.keys() == expected.keys()
     for name, value in expected.items():
