@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ..data import AUGMENTATIONS
-
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -88,7 +86,9 @@ Depth = Annotated[int | None, typer.Option(help="Number of blocks.")]
 Heads = Annotated[int | None, typer.Option(help="Number of attention heads.")]
 MlpRatio = Annotated[float | None, typer.Option(help="Hidden units of an MLP, in multiples of dim.")]
 Augmentation = Annotated[
-    str | None, typer.Option(help=f"Augmentation of the training images: {', '.join(AUGMENTATIONS)}.")
+    str | None, typer.Option(
+        help="Augmentation of the training images: none, digits, handwriting, handwriting-elastic, garments, photos."
+    ),
 ]
 Precision = Annotated[
     str | None, typer.Option(help="Precision of training: float32, or bfloat16, which may be faster.")
