@@ -11,6 +11,7 @@ import typer
 from ..errors import InputError, TrainingError
 from .ending import end
 from .fit import fit_command
+from .predict import predict_command
 from .prune import prune_command
 from .read import evaluate_command, report_command
 from .study import study_command
@@ -21,6 +22,7 @@ app = typer.Typer(
     help="Bayesian sparsification of Vision Transformers, on the command line.",
 )
 app.command("fit")(fit_command)
+app.command("predict")(predict_command)
 app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("prune")(prune_command)

@@ -86,7 +86,8 @@ Depth = Annotated[int | None, typer.Option(help="Number of blocks.")]
 Heads = Annotated[int | None, typer.Option(help="Number of attention heads.")]
 MlpRatio = Annotated[float | None, typer.Option(help="Hidden units of an MLP, in multiples of dim.")]
 Augmentation = Annotated[
-    str | None, typer.Option(
+    str | None,
+    typer.Option(
         help="Augmentation of the training images: none, digits, handwriting, handwriting-elastic, garments, photos."
     ),
 ]

@@ -136,8 +136,7 @@ def resume_run(
         plan = Unfinished(**facts)
         config = config_of(plan.config, work)
         config = config if data_root is None else config.model_copy(update={"data_root": data_root})
-        everything = read_images(config)
-        data = same_images(config, everything, plan, out)
+        everything, data = same_images(config, plan, out)
         return _work(work, out, config, everything, data, plan.compare, progress, interval, devices)
 
 
