@@ -14,6 +14,7 @@ from .fit import fit_command
 from .predict import predict_command
 from .prune import prune_command
 from .read import evaluate_command, report_command
+from .runs import runs_command
 from .study import study_command
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.command("predict")(predict_command)
 app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("prune")(prune_command)
+app.command("runs")(runs_command)
 app.command("study")(study_command)
 
 

@@ -28,6 +28,7 @@ def fit_command(
     overwrite: option.Overwrite = False,
     resume: option.Resume = None,
     checkpoint_every: option.CheckpointEvery = 60.0,
+    log: option.Log = None,
     compare: option.Compare = True,
     members: option.Members = None,
     train: option.Train = None,
@@ -64,6 +65,7 @@ def fit_command(
     """Fit an Ising Vision Transformer, evaluate it, and write a run folder. Defaults are from the data set's recipe."""
     from ..data import read
     from ..experiments import RunConfig, recipe, run
+    from ..experiments.logs import check_logs
     from ..experiments.recipes import merged, read_settings
     from ..experiments.runs import resume_run
 
@@ -83,6 +85,7 @@ def fit_command(
     dataset, data_root, train = reads["dataset"], reads["data_root"], reads["train"]
     out = Path("runs") / Path(dataset).stem if out is None else out
     _check_out(out, overwrite)
+    check_logs(log or (), out)
     grey = 255 if reads["background"] is None else reads["background"]
     everything = read(dataset, data_root, "train", download, reads["image_size"], grey)
     geometry = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
@@ -107,8 +110,8 @@ def fit_command(
     config = RunConfig(**settings)
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
-    start = partial(run, config, out, everything, compare, overwrite, interval=checkpoint_every, devices=devices)
-    _finish(start, out)
+    how: dict[str, Any] = {"interval": checkpoint_every, "devices": devices, "log": log or ()}
+    _finish(partial(run, config, out, everything, compare, overwrite, **how), out)
 
 
 def _finish(start: Callable[[], "Run"], out: Path) -> None:

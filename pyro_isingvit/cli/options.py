@@ -32,6 +32,13 @@ Resume = Annotated[
     Path | None, typer.Option(metavar="RUN", help="Go on with the unfinished run in this folder, as it was started.")
 ]
 CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoints.")]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Also log the training to tensorboard, csv, wandb (offline) or mlflow (files), in the folder 'logs' beside "
+        "the run folder. May be repeated; needs the extra 'loggers', 'wandb' or 'mlflow'."
+    ),
+]
 Compare = Annotated[bool, typer.Option(help="Also train the deterministic network of the same recipe.")]
 Members = Annotated[
     int | None,
