@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import safetensors
@@ -63,20 +63,20 @@ def storing(path: Path) -> Iterator[None]:
         raise StorageError(f"{place}: cannot be written ({error.strerror or error}); {fix}") from None
 
 
-def write(path: Path, data: bytes | str) -> None:
-    """Write a file, in place of what is there, so that at any time it is there as a whole, before or after.
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Context with a file that takes the place of what is there once all of it is written, as a whole or not at all.
 
     A symbolic link is replaced, and what it points to is left alone.
 
     Raises:
         StorageError: if it cannot be written. The file is then as it was.
     """
-    data = data.encode() if isinstance(data, str) else data
     draft = path.with_name(f".{path.name[:100]}-{secrets.token_hex(4)}.tmp")
     with storing(path):
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)
@@ -85,6 +85,16 @@ def write(path: Path, data: bytes | str) -> None:
                 draft.unlink()
             raise
         sync(path.parent)
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Write a file, in place of what is there, so that at any time it is there as a whole, before or after.
+
+    Raises:
+        StorageError: see `writing`.
+    """
+    with writing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def sync(folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""Bayesian sparsification of Vision Transformers, on the command line."""
+"""Bayesian sparsification of Vision Transformers, on the command line.
+
+Commands import what they need when they run, so that help and completion do not wait for torch.
+"""
 
 import os
 import sys
@@ -9,15 +12,23 @@ from ..errors import InputError, TrainingError
 from .ending import end
 from .fit import fit_command
 from .hub import pull_command, push_command
+from .predict import predict_command
 from .prune import prune_command
 from .read import evaluate_command, report_command
+from .runs import runs_command
 from .study import study_command
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Bayesian sparsification of Vision Transformers, on the command line.",
+)
 app.command("fit")(fit_command)
+app.command("predict")(predict_command)
 app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("prune")(prune_command)
+app.command("runs")(runs_command)
 app.command("study")(study_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)

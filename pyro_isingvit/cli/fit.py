@@ -3,20 +3,17 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
-from ..data import read
 from ..errors import InputError, InterruptedFitError
-from ..experiments import RunConfig, recipe, run
-from ..experiments.console import show_run
-from ..experiments.place import check_free, is_unfinished, resolved
-from ..experiments.recipes import merged, read_settings
-from ..experiments.runs import Run, resume_run
 from . import options as option
 from .ending import end
+
+if TYPE_CHECKING:
+    from ..experiments import Run, RunConfig
 
 
 def fit_command(
@@ -31,6 +28,7 @@ def fit_command(
     overwrite: option.Overwrite = False,
     resume: option.Resume = None,
     checkpoint_every: option.CheckpointEvery = 60.0,
+    log: option.Log = None,
     compare: option.Compare = True,
     members: option.Members = None,
     train: option.Train = None,
@@ -65,6 +63,12 @@ def fit_command(
     devices: option.Devices = 1,
 ) -> None:
     """Fit an Ising Vision Transformer, evaluate it, and write a run folder. Defaults are from the data set's recipe."""
+    from ..data import read
+    from ..experiments import RunConfig, recipe, run
+    from ..experiments.logs import check_logs
+    from ..experiments.recipes import merged, read_settings
+    from ..experiments.runs import resume_run
+
     if resume is not None:
         _only_resume(context)
         _finish(partial(resume_run, resume, data_root, interval=checkpoint_every, devices=devices), resume)
@@ -81,6 +85,7 @@ def fit_command(
     dataset, data_root, train = reads["dataset"], reads["data_root"], reads["train"]
     out = Path("runs") / Path(dataset).stem if out is None else out
     _check_out(out, overwrite)
+    check_logs(log or (), out)
     grey = 255 if reads["background"] is None else reads["background"]
     everything = read(dataset, data_root, "train", download, reads["image_size"], grey)
     geometry = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
@@ -105,11 +110,13 @@ def fit_command(
     config = RunConfig(**settings)
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
-    start = partial(run, config, out, everything, compare, overwrite, interval=checkpoint_every, devices=devices)
-    _finish(start, out)
+    how: dict[str, Any] = {"interval": checkpoint_every, "devices": devices, "log": log or ()}
+    _finish(partial(run, config, out, everything, compare, overwrite, **how), out)
 
 
-def _finish(start: Callable[[], Run], out: Path) -> None:
+def _finish(start: Callable[[], "Run"], out: Path) -> None:
+    from ..experiments.console import show_run
+
     try:
         finished = start()
     except InterruptedFitError as error:  # here, as Typer has a message of its own for interrupts
@@ -120,6 +127,8 @@ def _finish(start: Callable[[], Run], out: Path) -> None:
 
 def _check_out(out: Path, overwrite: bool) -> None:
     """Refuse a place before anything is read, in words of the command line."""
+    from ..experiments.place import check_free, is_unfinished, resolved
+
     place = resolved(out)
     if place.exists() and not overwrite:
         if is_unfinished(place):
@@ -148,7 +157,7 @@ def _only_resume(context: typer.Context) -> None:
         )
 
 
-def _of_epochs(config: RunConfig, epochs: int, steps: int | None) -> RunConfig:
+def _of_epochs(config: "RunConfig", epochs: int, steps: int | None) -> "RunConfig":
     """The configuration with as many steps as make ``epochs`` passes over its training images."""
     if steps is not None:
         raise InputError(f"--epochs={epochs} and --steps={steps}: give one of them")

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ..data import AUGMENTATIONS
-
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -34,6 +32,13 @@ Resume = Annotated[
     Path | None, typer.Option(metavar="RUN", help="Go on with the unfinished run in this folder, as it was started.")
 ]
 CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoints.")]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Also log the training to tensorboard, csv, wandb (offline) or mlflow (files), in the folder 'logs' beside "
+        "the run folder. May be repeated; needs the extra 'loggers', 'wandb' or 'mlflow'."
+    ),
+]
 Compare = Annotated[bool, typer.Option(help="Also train the deterministic network of the same recipe.")]
 Members = Annotated[
     int | None,
@@ -88,7 +93,10 @@ Depth = Annotated[int | None, typer.Option(help="Number of blocks.")]
 Heads = Annotated[int | None, typer.Option(help="Number of attention heads.")]
 MlpRatio = Annotated[float | None, typer.Option(help="Hidden units of an MLP, in multiples of dim.")]
 Augmentation = Annotated[
-    str | None, typer.Option(help=f"Augmentation of the training images: {', '.join(AUGMENTATIONS)}.")
+    str | None,
+    typer.Option(
+        help="Augmentation of the training images: none, digits, handwriting, handwriting-elastic, garments, photos."
+    ),
 ]
 Precision = Annotated[
     str | None, typer.Option(help="Precision of training: float32, or bfloat16 or float16, which may be faster.")

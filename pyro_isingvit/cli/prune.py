@@ -6,10 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..experiments.console import show_pruned
-from ..experiments.prune import prune_run
-from ..pruning.decide import DEFAULT_LEVELS
-
 
 def prune_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
@@ -42,6 +38,10 @@ def prune_command(
     ] = False,
 ) -> None:
     """Cut the network of a run down to what its posterior keeps, and export it for use without Pyro."""
+    from ..experiments.console import show_pruned
+    from ..experiments.prune import prune_run
+    from ..pruning.decide import DEFAULT_LEVELS
+
     pruned = prune_run(
         folder,
         out,

@@ -6,10 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..draws import check_draws
-from ..experiments import evaluate, report
-from ..experiments.console import show_run
-
 
 def evaluate_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
@@ -19,6 +15,10 @@ def evaluate_command(
     draws: Annotated[int | None, typer.Option(help="Number of posterior draws.")] = None,
 ) -> None:
     """Evaluate a run again on its test images, from its folder."""
+    from ..draws import check_draws
+    from ..experiments import evaluate
+    from ..experiments.console import show_run
+
     if draws is not None:
         check_draws(draws)
     show_run(evaluate(folder, data_root, draws))
@@ -32,6 +32,9 @@ def report_command(
     draws: Annotated[int | None, typer.Option(help="Number of posterior draws for each prediction.")] = None,
 ) -> None:
     """Write a page on a run: accuracy, calibration, what was kept, what is uncertain, and which checks fail."""
+    from ..draws import check_draws
+    from ..experiments import report
+
     if draws is not None:
         check_draws(draws)
     page = report(folder, data_root, draws)

@@ -2,16 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from ..data import DATASETS
 from ..errors import InputError
-from ..experiments.page import write_study
-from ..experiments.plan import Cell, read_plan, shipped_plans
-from ..experiments.study import run_cell, run_study
+
+if TYPE_CHECKING:
+    from ..experiments.plan import Cell
 
 
 def study_command(
@@ -40,6 +39,10 @@ def study_command(
     ] = False,
 ) -> None:
     """Run a study: every data set, size, method, setting and seed of a plan. If interrupted, it can be continued."""
+    from ..experiments.page import write_study
+    from ..experiments.plan import read_plan, shipped_plans
+    from ..experiments.study import run_cell, run_study
+
     console = Console()
     if plans:
         for name in shipped_plans():
@@ -76,7 +79,7 @@ def study_command(
             sys.exit(1)
 
 
-def _list_cells(cells: list[Cell], out: Path) -> None:
+def _list_cells(cells: list["Cell"], out: Path) -> None:
     for number, cell in enumerate(cells):
         done = "done" if (out / "cells" / f"{cell.key}.safetensors").exists() else "-"
         Console().print(f"{number:4}  {done:4}  {cell.key}  {cell.setting}", highlight=False, soft_wrap=True)
@@ -84,6 +87,8 @@ def _list_cells(cells: list[Cell], out: Path) -> None:
 
 def _roots(given: list[str]) -> dict[str, str]:
     """Folders by the name of the data set; the key ``""`` is for all others."""
+    from ..data import DATASETS
+
     roots = {}
     for text in given:
         name, equals, folder = text.partition("=")

@@ -105,20 +105,14 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
         labels: list[int] = []
         others: Counter[str] = Counter()
         for label, name in enumerate(self.classes):
-            found = sorted(_files(self.top / name, others))
+            found = sorted(image_files(self.top / name, others))
             if not found and part == "train":
                 raise InputError(
                     f"{str(self.top / name)!r}: no image of this class ({', '.join(EXTENSIONS)}); remove the folder"
                 )
             paths += found
             labels += [label] * len(found)
-        if others:
-            said = ", ".join(f"{count} of {suffix}" for suffix, count in others.items())
-            warnings.warn(
-                f"{str(self.top)!r}: files with images were not read, {said}; those of {', '.join(EXTENSIONS)} are",
-                UserWarning,
-                stacklevel=3,
-            )
+        warn_of_others(self.top, others)
         if not paths:
             raise InputError(f"{str(self.top)!r}: no image there; give at least one")
         return paths, torch.tensor(labels)
@@ -127,12 +121,12 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        image = self._sized(i, _tensor(self.paths[i], self.background))
+        image = self._sized(i, read_image(self.paths[i], self.background))
         return image.expand(self.channels, -1, -1), int(self.targets[i])
 
     @cached_property
     def _first(self) -> Tensor:
-        return _tensor(self.paths[0], self.background)
+        return read_image(self.paths[0], self.background)
 
     @cached_property
     def channels(self) -> int:
@@ -159,7 +153,7 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
 
         def originals() -> Iterator[Tensor]:
             for i, path in enumerate(self.paths):
-                image = _tensor(path, self.background)
+                image = read_image(path, self.background)
                 kept.append(self._sized(i, image))
                 yield image
 
@@ -201,14 +195,14 @@ def _folders(top: Path) -> list[Path]:
     return sorted(each for each in top.iterdir() if each.is_dir() and _visible(each) and each.resolve() not in above)
 
 
-def _files(folder: Path, others: Counter[str]) -> Iterator[Path]:
-    """Files of images in a folder and the folders in it; counts the extensions of other images."""
+def image_files(folder: Path, others: Counter[str]) -> Iterator[Path]:
+    """Visible files of images in a folder and the folders in it; counts the extensions of other images."""
     if not folder.is_dir():
         return
     from PIL import Image
 
     known = Image.registered_extensions()
-    for inside, folders, files in os.walk(folder, followlinks=False):
+    for inside, folders, files in os.walk(folder, onerror=_refuse, followlinks=False):
         folders[:] = [name for name in folders if _visible(Path(name))]
         for name in files:
             path, suffix = Path(inside, name), Path(name).suffix.lower()
@@ -218,6 +212,22 @@ def _files(folder: Path, others: Counter[str]) -> Iterator[Path]:
                 yield path
             elif suffix in known:
                 others[suffix] += 1
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{str(error.filename)!r}: cannot be read ({error.strerror}); make it readable, or move it away")
+
+
+def warn_of_others(folder: Path, others: Counter[str]) -> None:
+    """Warn of images in a folder that `image_files` has left out."""
+    if not others:
+        return
+    said = ", ".join(f"{count} of {suffix}" for suffix, count in others.items())
+    warnings.warn(
+        f"{str(folder)!r}: files with images were not read, {said}; those of {', '.join(EXTENSIONS)} are",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _has_colours(path: Path) -> bool:
@@ -237,23 +247,27 @@ def _visible(path: Path) -> bool:
     return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
-def _tensor(path: Path, background: int) -> Tensor:
-    """The bytes of an image, (1 or 3, height, width)."""
+def read_image(path: Path, background: int = 255, channels: int | None = None) -> Tensor:
+    """Read an image file as bytes, see `as_bytes`.
+
+    Raises:
+        InputError: if it is not an image, or damaged.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return as_bytes(ImageOps.exif_transpose(image), background)
+                return as_bytes(ImageOps.exif_transpose(image), background, channels)
     except Image.DecompressionBombError as error:
         raise InputError(f"{str(path)!r}: {error}; make the image smaller, or remove it") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:  # some for damaged PNGs
         raise InputError(f"{str(path)!r}: not an image, or damaged ({error}); remove or repair it") from None
 
 
-def as_bytes(image: Any, background: int = 255) -> Tensor:
-    """A PIL image as bytes, (1, height, width) if it is grey, else (3, height, width)."""
+def as_bytes(image: Any, background: int = 255, channels: int | None = None) -> Tensor:
+    """A PIL image as bytes, (channels, height, width); of None, 1 channel if it is grey, else 3."""
     from PIL import Image
 
     if image.mode in DEEP:
@@ -262,10 +276,10 @@ def as_bytes(image: Any, background: int = 255) -> Tensor:
             raise InputError(
                 f"image of mode {image.mode!r} within [{values.min():g}, {values.max():g}]: has no 16 bits"
             )
-        return torch.from_numpy(np.round(values / 257).astype(np.uint8)).unsqueeze(0)
+        return torch.from_numpy(np.round(values / 257).astype(np.uint8)).expand(channels or 1, -1, -1)
     if image.mode == "F":
         raise InputError("image of mode 'F': holds floating-point numbers; convert it to L or RGB")
-    grey = image.mode in GREY
+    grey = image.mode in GREY if channels is None else channels == 1
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
         ground = Image.new("RGBA", over.size, (background, background, background, 255))

@@ -176,9 +176,10 @@ def checked_pixels(images: Any, name: str = "images") -> Tensor:
     return images
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Resize images (n, channels, height, width) to height and width ``size``; bytes stay bytes."""
-    small = F.interpolate(as_floats(images), (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Resize images (n, channels, height, width) to a height and width, equal if one is given; bytes stay bytes."""
+    height, width = (size, size) if isinstance(size, int) else size
+    small = F.interpolate(as_floats(images), (height, width), mode="bilinear", antialias=True).clamp(0, 1)
     return (small * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else small
 
 

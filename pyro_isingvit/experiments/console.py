@@ -99,6 +99,8 @@ def show_pruned(pruned: Pruned) -> None:
     for name, shown, figures in pruned.rows():
         table.add_row(name, *(shown.format(figure) for figure in figures))
     Console().print(table)
+    if pruned.unscored:
+        Console().print(f"There are no scores: {pruned.unscored}", highlight=False, soft_wrap=True)
     zeros = pruned.after.cost.zeros
     if zeros > NOTABLE_ZEROS:
         Console().print(

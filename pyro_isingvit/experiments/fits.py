@@ -18,6 +18,7 @@ from ..models.priors.features import FEATURES
 from ..models.priors.structured import UNIT_LEVELS
 from ..network import ViT
 from ..posterior import Posterior
+from .logs import Listeners, no_listeners
 from .modules import make_module
 from .recipes import RunConfig
 
@@ -58,24 +59,36 @@ def build_network(config: RunConfig) -> ViT | Adapted:
 
 
 def fit_ising(
-    config: RunConfig, data: Data, progress: bool = True, selection: Posterior | None = None, **saving: Any
+    config: RunConfig,
+    data: Data,
+    progress: bool = True,
+    selection: Posterior | None = None,
+    listeners: Listeners = no_listeners,
+    **saving: Any,
 ) -> FitResult:
     """Fit the posterior of a run, a mixture if it has several members.
 
     What ``saving`` says of checkpoints, see `fit`, and of the processes of a mixture, see `fit_mixture`, is passed on.
     """
     if config.members == 1:
-        return fit(build(config, selection), data.train, data.validation, config.fit, progress, **saving)
+        own = listeners(None)
+        return fit(build(config, selection), data.train, data.validation, config.fit, progress, own, **saving)
     every = _for_members(config, lambda own: build(own, selection))
+    saving["listeners"] = listeners
     return fit_mixture(every, config.members, data.train, data.validation, config.fit, progress, **saving)
 
 
 def fit_deterministic(
-    config: RunConfig, data: Data, progress: bool = True, dropconnect: float = 0.0, **saving: Any
+    config: RunConfig,
+    data: Data,
+    progress: bool = True,
+    dropconnect: float = 0.0,
+    listeners: Listeners = no_listeners,
+    **saving: Any,
 ) -> FitResult:
     """Train the network of a run by maximum likelihood with the same recipe, from the same initial weights."""
     guide = build_deterministic(config, dropconnect)
-    return fit(guide, data.train, data.validation, plain(config.fit), progress, **saving)
+    return fit(guide, data.train, data.validation, plain(config.fit), progress, listeners(None), **saving)
 
 
 def fit_ensemble(config: RunConfig, data: Data, progress: bool = True, **saving: Any) -> FitResult:
@@ -84,7 +97,9 @@ def fit_ensemble(config: RunConfig, data: Data, progress: bool = True, **saving:
     return fit_mixture(every, config.members, data.train, data.validation, plain(config.fit), progress, **saving)
 
 
-def select_features(config: RunConfig, data: Data, progress: bool = True, **saving: Any) -> FitResult:
+def select_features(
+    config: RunConfig, data: Data, progress: bool = True, listeners: Listeners = no_listeners, **saving: Any
+) -> FitResult:
     """Fit masks of the features of a patch alone, at temperature 1, to the network of a run, see `FeatureSpikeSlab`.
 
     Prior and guide have their default settings, and images are not augmented: as it was measured, see
@@ -93,7 +108,7 @@ def select_features(config: RunConfig, data: Data, progress: bool = True, **savi
     network = build_network(config)
     guide = LikelihoodGuided(IsingViT(network, FeatureSpikeSlab(network.weight_sites())))
     settings = plain(config.fit).model_copy(update={"augment": None, "fine_tune": 0.0})
-    return fit(guide, data.train, data.validation, settings, progress, **saving)
+    return fit(guide, data.train, data.validation, settings, progress, listeners(None), **saving)
 
 
 def plain(settings: FitConfig) -> FitConfig:

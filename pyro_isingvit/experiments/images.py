@@ -1,9 +1,12 @@
 """The images of a run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..data import Data, Labelled, read, split
 from ..data.folders import Part
+from ..errors import InputError
 from .recipes import RunConfig
 from .record import RunFacts, Unfinished, check_images, check_official
 
@@ -34,9 +37,28 @@ def read_images(config: RunConfig, part: Part = "train", download: bool = False)
     return read(config.dataset, config.data_root, part, download, config.image_size, config.background)
 
 
-def same_images(config: RunConfig, everything: Labelled, known: Unfinished | RunFacts, folder: Path) -> Data:
-    """The images of a run, once it is sure that they are the same as before."""
+def same_images(config: RunConfig, known: Unfinished | RunFacts, folder: Path) -> tuple[Labelled, Data]:
+    """All images of a run's data set, and those of the run, once it is sure that they are the same as before.
+
+    Raises:
+        InputError: if they are not, or cannot be read.
+    """
+    with _needed(folder):
+        everything = read_images(config)
     check_images(everything, known.images, folder)
-    data = load(config, everything)
+    with _needed(folder):
+        data = load(config, everything)
     check_official(config, data, known.official, folder)
-    return data
+    return everything, data
+
+
+@contextmanager
+def _needed(folder: Path) -> Iterator[None]:
+    """Context in which the error of a data set that cannot be read says what it is needed for."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"run={str(folder)!r}: the images of its data set cannot be read ({error}); give the folder that has them "
+            "with --data-root (data_root in Python)"
+        ) from None

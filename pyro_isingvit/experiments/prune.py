@@ -10,15 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data import Data, Images
 from ..data.streams import in_memory
 from ..draws import BATCH
 from ..errors import InputError
+from ..files import home
 from ..posterior import Posterior
 from ..pruning import Cost, costs, export, fine_tune, prune, prune_draws
 from ..pruning.compact import CompactViT
 from ..pruning.cut import scale_within
 from ..pruning.exported import METRICS, check
-from .reading import open_run
+from .images import same_images
+from .reading import open_fit
+from .recipes import RunConfig
+from .record import RunFacts
 
 NOTABLE_ZEROS = 0.1
 """Share of zeros in a small network above which `show_pruned` says that they save no time."""
@@ -34,7 +39,7 @@ _SCORES = (
 
 @dataclass(frozen=True)
 class NetworkFigures:
-    """The cost of a network, and its scores on the test images by name."""
+    """The cost of a network, and its scores on the test images by name; none without test images."""
 
     cost: Cost
     scores: dict[str, float]
@@ -50,12 +55,14 @@ class Pruned:
         before: figures of the run's median-probability model as one dense network; for an ensemble, of the same draws
             before they are cut.
         after: figures of the small network.
+        unscored: why there are no scores; empty if there are.
     """
 
     levels: tuple[str, ...]
     network: CompactViT
     before: NetworkFigures
     after: NetworkFigures
+    unscored: str = ""
 
     def rows(self) -> Iterator[tuple[str, str, tuple[float, ...]]]:
         """Name, format, and figures before and after, for each row of a table."""
@@ -67,7 +74,7 @@ class Pruned:
             yield name, shown, figures
         for size in self.before.cost.latency:
             yield f"ms, batch of {size}", "{:.2f}", tuple(1e3 * one.cost.latency[size] for one in both)
-        for title, name, shown in _SCORES:
+        for title, name, shown in () if self.unscored else _SCORES:
             yield title, shown, tuple(one.scores[name] for one in both)
 
 
@@ -86,7 +93,8 @@ def prune_run(
 ) -> Pruned:
     """Prune the network of a run, export it, and compare it with the whole network on the run's test images.
 
-    The folder ``out`` gets the files of `export`, and ``metrics.json``.
+    The folder ``out`` gets the files of `export`, and ``metrics.json``. If the images of the run's data set cannot be
+    read, the network is cut and exported all the same, without scores; `Pruned.unscored` says why.
 
     Args:
         folder: a run folder that `run` made.
@@ -96,7 +104,7 @@ def prune_run(
         draws: number of posterior draws to export as an ensemble; None for the median-probability model, of a mixture
             an ensemble of those of its members.
         formats, overwrite: see `pyro_isingvit.export`.
-        data_root: folder of the data set's files, if it has moved.
+        data_root: folder of the data set's files, if it has moved. If it is given, the images have to be there.
         progress: whether to show a progress bar.
 
     Raises:
@@ -108,14 +116,16 @@ def prune_run(
     if fine_tune_steps and draws is not None:
         raise InputError(f"fine_tune={fine_tune_steps} and draws={draws}: draws of a posterior are not trained on")
     check(out, formats, overwrite)
-    config, data, result = open_run(folder, data_root)
+    config, facts, result = open_fit(folder, data_root)
     chosen: dict[str, Any] = {"level": level, "threshold": threshold, "density": density}
     if fine_tune_steps and len(result.posterior.guides) > 1:
         raise InputError(f"fine_tune={fine_tune_steps}: the run is a mixture, and one network is trained; fit 1 member")
+    data, unscored = _images(config, facts, home(folder), bool(fine_tune_steps) or data_root is not None)
     seed = config.fit.seed
     posterior = result.posterior
     network = prune(posterior, **chosen) if draws is None else prune_draws(posterior, draws, **chosen, seed=seed)
     if fine_tune_steps:
+        assert data is not None
         settings = config.fit.model_copy(update={"steps": fine_tune_steps})
         fine_tune(network, in_memory(data.train), data.validation, settings, progress)
     if draws is None:
@@ -123,17 +133,33 @@ def prune_run(
     else:
         networks = _networks_of_draws(posterior, draws, seed)
     whole = networks[0] if len(networks) == 1 else Ensemble(networks)
-    both = {"before": whole.cpu(), "after": network}
-    prices = costs(both, data.test.images)
-    probs = {name: predict_with(one, data.test.images) for name, one in both.items()}
-    before, after = (
-        NetworkFigures(prices[name], _scores(probs[name], data.test.labels)) for name in ("before", "after")
-    )
+    before, after = _figures((whole.cpu(), network), config, None if data is None else data.test)
     levels = (level,) if isinstance(level, str) else tuple(level)
-    facts = {"levels": levels, "threshold": threshold, "density": density, "fine_tune": fine_tune_steps, "draws": draws}
-    facts |= {"before": asdict(before), "after": asdict(after)}
-    export(network, out, formats, overwrite, {METRICS: json.dumps(facts, indent=2) + "\n"})
-    return Pruned(levels, network, before, after)
+    said: dict[str, Any] = {"levels": levels, "threshold": threshold, "density": density}
+    said |= {"fine_tune": fine_tune_steps, "draws": draws, "before": asdict(before), "after": asdict(after)}
+    export(network, out, formats, overwrite, {METRICS: json.dumps(said, indent=2) + "\n"})
+    return Pruned(levels, network, before, after, unscored)
+
+
+def _images(config: RunConfig, facts: RunFacts, folder: Path, needed: bool) -> tuple[Data | None, str]:
+    """The images of a run; or why there are none, unless they are needed."""
+    try:
+        return same_images(config, facts, folder)[1], ""
+    except InputError as error:
+        if needed:
+            raise
+        return None, str(error)
+
+
+def _figures(networks: Sequence[nn.Module], config: RunConfig, test: Images | None) -> list[NetworkFigures]:
+    """The figures of networks side by side; without test images, of their costs alone."""
+    shape = config.network.channels, *config.network.image_size
+    images = torch.zeros(1, *shape) if test is None else test.images
+    prices = costs({str(k): network for k, network in enumerate(networks)}, images)
+    scores: list[dict[str, float]] = [{} for _ in networks]
+    if test is not None:
+        scores = [_scores(predict_with(network, images), test.labels) for network in networks]
+    return [NetworkFigures(price, score) for price, score in zip(prices.values(), scores, strict=True)]
 
 
 class Ensemble(nn.Module):

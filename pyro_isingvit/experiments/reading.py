@@ -8,10 +8,10 @@ from ..files import home
 from ..inference.result import FitResult
 from ..scores import ENSEMBLE, ISING, PLAIN
 from .fits import build, build_deterministic
-from .images import read_images, same_images
+from .images import same_images
 from .place import check_finished
 from .recipes import RunConfig
-from .record import RUN, check_digests, config_of, read_facts
+from .record import RUN, RunFacts, check_digests, config_of, read_facts
 from .runs import Run
 from .scoring import score_fits
 
@@ -41,6 +41,14 @@ def open_run(
     folder: str | Path, data_root: str | None = None, draws: int | None = None
 ) -> tuple[RunConfig, Data, FitResult]:
     """Configuration, images and fit of a run folder; see `evaluate`."""
+    config, facts, result = open_fit(folder, data_root, draws)
+    return config, same_images(config, facts, home(folder))[1], result
+
+
+def open_fit(
+    folder: str | Path, data_root: str | None = None, draws: int | None = None
+) -> tuple[RunConfig, RunFacts, FitResult]:
+    """Configuration, facts and fit of a run folder, see `evaluate`; its data set is not read."""
     folder = home(folder)
     check_finished(folder)
     facts = read_facts(folder)
@@ -50,9 +58,8 @@ def open_run(
     check_digests(folder, facts.files)
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    everything = read_images(config)
     guide = None if config.module is None else build(_without_download(config))
-    return config, same_images(config, everything, facts, folder), FitResult.load(folder, guide)
+    return config, facts, FitResult.load(folder, guide)
 
 
 def _without_download(config: RunConfig) -> RunConfig:

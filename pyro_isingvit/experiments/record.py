@@ -28,6 +28,7 @@ class Unfinished(Config):
     images: str
     official: dict[str, str] = {}
     compare: bool
+    log: tuple[str, ...] = ()
 
 
 class RunFacts(Config):

@@ -1,7 +1,7 @@
 """A run, from a configuration to a folder with all of its results."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..posterior import Posterior
 from ..scores import ENSEMBLE, ISING, PLAIN, nll
 from .fits import fit_deterministic, fit_ensemble, fit_ising, select_features
 from .images import load, read_images, same_images
+from .logs import check_logs, log_listeners
 from .place import begin, check_free, continuing, resolved, working
 from .recipes import RunConfig
 from .record import (
@@ -69,6 +70,7 @@ def run(
     progress: bool = True,
     interval: float = 60.0,
     devices: int = 1,
+    log: Sequence[str] = (),
 ) -> Run:
     """Fit, evaluate on the test images, and write a run folder.
 
@@ -90,6 +92,7 @@ def run(
         progress: whether to show progress bars.
         interval: seconds between checkpoints.
         devices: number of devices of this machine that train together, see `fit`.
+        log: loggers to write the histories of the fits to as they grow, beside the run folder; see `logs.KINDS`.
 
     Raises:
         InputError: if the folder exists or cannot be made, or the configuration does not fit the data.
@@ -99,6 +102,7 @@ def run(
     """
     out = resolved(out)
     _check_alone(devices)
+    check_logs(log, out)
     with working(out, overwrite) as work:
         if everything is None:
             everything = read_images(config)
@@ -108,9 +112,10 @@ def run(
             images=everything.fingerprint,
             official=official_parts(config, data),
             compare=compare,
+            log=tuple(log),
         )
         begin(work, plan.model_dump())
-        return _work(work, out, config, everything, data, compare, progress, interval, devices)
+        return _work(work, out, config, everything, data, plan, progress, interval, devices)
 
 
 def resume_run(
@@ -137,9 +142,9 @@ def resume_run(
         plan = Unfinished(**facts)
         config = config_of(plan.config, work)
         config = config if data_root is None else config.model_copy(update={"data_root": data_root})
-        everything = read_images(config)
-        data = same_images(config, everything, plan, out)
-        return _work(work, out, config, everything, data, plan.compare, progress, interval, devices)
+        everything, data = same_images(config, plan, out)
+        check_logs(plan.log, out)
+        return _work(work, out, config, everything, data, plan, progress, interval, devices)
 
 
 def _work(
@@ -148,7 +153,7 @@ def _work(
     config: RunConfig,
     everything: Labelled,
     data: Data,
-    compare: bool,
+    plan: Unfinished,
     progress: bool,
     interval: float,
     devices: int,
@@ -156,16 +161,17 @@ def _work(
     """Train what was not trained yet, and put the finished run into its place."""
 
     def saving(name: str) -> dict[str, Any]:
-        place = work / "checkpoints" / name
-        return {"checkpoint": place, "resume": True, "interval": interval, "devices": devices}
+        place, listeners = work / "checkpoints" / name, log_listeners(plan.log, out, name, config)
+        saving = {"checkpoint": place, "resume": True, "interval": interval, "devices": devices}
+        return saving | {"listeners": listeners}
 
     selection = select_features(config, data, progress, **saving("selection")) if config.select else None
     result = _fit(config, data, selection, progress, saving)
     plain = ensemble = None
-    if compare and config.members > 1:
+    if plan.compare and config.members > 1:
         ensemble = fit_ensemble(config, data, progress, **saving("ensemble"))
         plain, ensemble = _calibrated(ensemble.member(0), data), _calibrated(ensemble, data)
-    elif compare:
+    elif plan.compare:
         plain = _calibrated(fit_deterministic(config, data, progress, **saving("deterministic")), data)
     scores = score_fits({ISING: result, PLAIN: plain, ENSEMBLE: ensemble}, data.test, config)
     finished = Run(config, data, result, plain, ensemble, selection, scores)

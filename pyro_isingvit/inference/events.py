@@ -57,9 +57,10 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The fit has ended, or was interrupted, after ``step`` steps."""
+    """The fit has ended after ``step`` steps; it was interrupted or broke down there, unless it is ``finished``."""
 
     step: int
+    finished: bool = True
 
 
 Event = Started | PhaseStarted | StepTaken | RowLogged | WentBack | CheckpointSaved | Stopped

@@ -230,7 +230,7 @@ def _training(
             at_the_end.callback(guide.forget)
             at_the_end.callback(setattr, guide, "averaging", None)
             for listener in everyone:
-                at_the_end.callback(_stop, listener, trainer)
+                at_the_end.push(partial(_stop, listener, trainer))
             trainer.tell(Started(config.steps))
             if saving is not None and saving.resume:
                 trainer.resume()
@@ -242,8 +242,8 @@ def _training(
         trainer.seconds = time.perf_counter() - trainer.started
 
 
-def _stop(listener: Listener, trainer: Trainer) -> None:
-    listener(Stopped(trainer.step))
+def _stop(listener: Listener, trainer: Trainer, error: type[BaseException] | None, *_: object) -> None:
+    listener(Stopped(trainer.step, finished=error is None))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The fits of a mixture's members: side by side, each in a process of its own, or one after the other in this one."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ..errors import InputError, InterruptedFitError, TrainingError
 from ..guides import Guide
 from ..processes import Children, Note
 from .config import FitConfig
-from .events import Event, StepTaken, WentBack
+from .events import Event, Listener, StepTaken, WentBack
 from .fit import fit
 from .result import FitResult
 from .signals import listening
@@ -39,17 +39,19 @@ class Order:
     devices: int
     strategy: Any
     scratch: Path
+    listeners: Callable[[int], Sequence[Listener]] | None
 
     def fit(self) -> FitResult:
         names = ("checkpoint", "resume", "interval", "devices", "strategy")
         where: dict[str, Any] = {name: getattr(self, name) for name in names}
         steps = _steps(self.scratch)
+        own = () if self.listeners is None else self.listeners(self.member)
 
         def listen(event: Event) -> None:
             if isinstance(event, StepTaken | WentBack):
                 steps[self.member] = event.step
 
-        return fit(self.guide, self.train, self.validation, self.config, False, [listen], **where)
+        return fit(self.guide, self.train, self.validation, self.config, False, [listen, *own], **where)
 
 
 def fit_all(orders: Sequence[Order], jobs: int | None) -> tuple[list[FitResult], bool]:

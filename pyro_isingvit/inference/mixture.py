@@ -24,6 +24,7 @@ from ..files import home
 from ..guides import Guide
 from ..saved import description, difference
 from .config import FitConfig
+from .events import Listener
 from .inputs import check_kinds, check_together, read_data
 from .members import Order, fit_all, progress_bar
 from .ranks import check_devices
@@ -49,6 +50,7 @@ def fit_mixture(
     interval: float = 60.0,
     devices: int = 1,
     strategy: Any = "ddp",
+    listeners: Callable[[int], Sequence[Listener]] | None = None,
 ) -> FitResult:
     """Fit the members of a mixture of posteriors, with equal weights.
 
@@ -67,6 +69,8 @@ def fit_mixture(
             after the other. Results depend on it, in the last bits, as they do on the number of threads.
         checkpoint, resume, interval: see `fit`; each member has a folder of its own in that of the checkpoints.
         devices, strategy: see `fit`; all devices train one member after the other.
+        listeners: makes the listeners of a member, see `fit`, from its number from 0. It is called in the process of
+            that member, to which it is copied by cloudpickle.
 
     Returns:
         The posterior of the mixture, see `Posterior.members`, and the log of the fit: ``history`` has a column
@@ -113,6 +117,7 @@ def fit_mixture(
                 devices,
                 strategy,
                 Path(scratch),
+                listeners,
             )
             for k in range(members)
         ]

@@ -92,7 +92,7 @@ def test_a_fit_that_breaks_off_is_stopped_for_listeners_too(stripes):
 
     with pytest.raises(KeyboardInterrupt):
         fit(pair()[1], stripes, None, FitConfig(**QUICK), False, [interrupt])
-    assert told[-1] == events.Stopped(3)
+    assert told[-1] == events.Stopped(3, finished=False)
 
 
 def test_nothing_of_a_fit_is_left_lying_on_its_model(stripes):
@@ -115,4 +115,4 @@ def test_every_listener_hears_the_end(stripes):
 
     with pytest.raises(RuntimeError, match="full disk"):
         fit(pair()[1], stripes, None, FitConfig(**QUICK), False, [told.append, broken, told.append])
-    assert told.count(events.Stopped(1)) == 2
+    assert told.count(events.Stopped(1, finished=False)) == 2

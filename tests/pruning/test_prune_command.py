@@ -1,12 +1,21 @@
 """`isingvit prune` from end to end, and its refusals."""
 
 import json
+import shutil
 
 import pytest
 
+from pyro_isingvit.experiments.prune import prune_run
 from pyro_isingvit.experiments.reading import evaluate
+from pyro_isingvit.experiments.runs import run
+from pyro_isingvit.pruning import cost
 from pyro_isingvit.pruning.compact import load
-from tests.conftest import QUICK_RUN
+from tests.conftest import QUICK_RUN, small_config
+
+
+@pytest.fixture(autouse=True)
+def _short_rounds(monkeypatch):
+    monkeypatch.setattr(cost, "ROUND_SECONDS", 1e-3)
 
 
 def test_prune_shrinks_a_run(isingvit, tmp_path):
@@ -62,3 +71,36 @@ def test_prune_shrinks_a_run(isingvit, tmp_path):
         assert code == 2
         assert message in err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_run_is_pruned_without_its_data_set(isingvit, data, tmp_path):
+    """The same network, without scores; what needs images says which, and how to give them."""
+    shutil.copy(data, tmp_path / "mine.npz")
+    run(small_config(tmp_path / "mine.npz"), tmp_path / "run", compare=False, progress=False)
+    whole = prune_run("run", "whole", "hidden", density=0.5)
+    (tmp_path / "away").mkdir()
+    (tmp_path / "mine.npz").rename(tmp_path / "away" / "mine.npz")
+    code, out, _ = isingvit("prune", "run", "--out", "small", "--level", "hidden", "--density", 0.5)
+    assert code == 0
+    assert "accuracy" not in out
+    lacks = f"run='run': the images of its data set cannot be read (dataset='{tmp_path}/mine.npz': no such file;"
+    assert f"There are no scores: {lacks}" in out
+    assert (tmp_path / "small" / "weights.safetensors").read_bytes() == (
+        tmp_path / "whole" / "weights.safetensors"
+    ).read_bytes()
+    facts = json.loads((tmp_path / "small" / "metrics.json").read_text())
+    assert facts["after"]["scores"] == {}
+    assert facts["after"]["cost"]["flops"] == whole.after.cost.flops
+    for command in (
+        ("evaluate", "run"),
+        ("report", "run"),
+        ("prune", "run", "--out", "new", "--fine-tune", 5),
+        ("prune", "run", "--out", "new", "--data-root", "nowhere"),
+    ):
+        code, out, err = isingvit(*command)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"isingvit: {lacks}")
+        assert err.endswith("give the folder that has them with --data-root (data_root in Python)\n")
+        assert not (tmp_path / "new").exists()
+    assert isingvit("evaluate", "run", "--data-root", "away")[0] == 0
+    assert "accuracy" in isingvit("prune", "run", "--out", "new", "--data-root", "away")[1]
