@@ -35,6 +35,8 @@ from .prediction import Prediction
 from .pruning import export, prune
 from .targets import TargetPrediction
 
+__version__: str
+
 __all__ = [
     "Adapted",
     "Augment",
