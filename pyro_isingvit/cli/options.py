@@ -35,7 +35,7 @@ CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoint
 Log = Annotated[
     list[str] | None,
     typer.Option(
-        help="Also log the training to tensorboard, csv, wandb (offline) or mlflow (files), in the folder 'logs' beside "
+        help="Also log the training to tensorboard, csv, wandb (offline) or mlflow (files), in a folder 'logs' beside "
         "the run folder. May be repeated; needs the extra 'loggers', 'wandb' or 'mlflow'."
     ),
 ]

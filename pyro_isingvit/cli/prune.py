@@ -40,12 +40,11 @@ def prune_command(
     """Cut the network of a run down to what its posterior keeps, and export it for use without Pyro."""
     from ..experiments.console import show_pruned
     from ..experiments.prune import prune_run
-    from ..pruning.decide import DEFAULT_LEVELS
 
     pruned = prune_run(
         folder,
         out,
-        level=level or DEFAULT_LEVELS,
+        level=level or None,
         threshold=threshold,
         density=density,
         fine_tune_steps=fine_tune,

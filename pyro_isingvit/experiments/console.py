@@ -6,6 +6,7 @@ from rich.table import Table
 
 from ..network import ViT
 from ..posterior import Posterior
+from ..pruning import CompactViT
 from ..scores import ENSEMBLE, ISING, MEDIAN
 from .prune import NOTABLE_ZEROS, Pruned
 from .runs import Run
@@ -105,7 +106,7 @@ def show_pruned(pruned: Pruned) -> None:
     if zeros > NOTABLE_ZEROS:
         Console().print(
             f"{zeros:.0%} of the small network's parameters are zeros in dense matrices: they save no time. "
-            "Levels hidden and head_dim cut whole units.",
+            + ("Levels hidden and head_dim cut whole units." if isinstance(pruned.network, CompactViT) else ""),
             highlight=False,
             soft_wrap=True,
         )

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,25 @@ from torch import Tensor, nn
 
 from ..data import Data, Images
 from ..data.streams import in_memory
+from ..drafts import drafting
 from ..draws import BATCH
 from ..errors import InputError
-from ..files import home
+from ..files import home, write
+from ..network.stem import as_floats
 from ..posterior import Posterior
 from ..pruning import Cost, costs, export, fine_tune, prune, prune_draws
 from ..pruning.compact import CompactViT
 from ..pruning.cut import scale_within
-from ..pruning.exported import METRICS, check
+from ..pruning.decide import DEFAULT_LEVELS
+from ..pruning.exported import FILES, METRICS, check, write_as
+from ..pruning.modules import OnImages, prune_module
 from .images import same_images
 from .reading import open_fit
 from .recipes import RunConfig
 from .record import RunFacts
+
+EXAMPLES = 64
+"""Number of images by which it is seen that the outputs of units without weights are constant."""
 
 NOTABLE_ZEROS = 0.1
 """Share of zeros in a small network above which `show_pruned` says that they save no time."""
@@ -51,7 +59,7 @@ class Pruned:
 
     Attributes:
         levels: the levels that were decided on.
-        network: the small network.
+        network: the small network; of an adapted network see `PrunedModule.network`.
         before: figures of the run's median-probability model as one dense network; for an ensemble, of the same draws
             before they are cut.
         after: figures of the small network.
@@ -59,7 +67,7 @@ class Pruned:
     """
 
     levels: tuple[str, ...]
-    network: CompactViT
+    network: CompactViT | OnImages
     before: NetworkFigures
     after: NetworkFigures
     unscored: str = ""
@@ -81,7 +89,7 @@ class Pruned:
 def prune_run(
     folder: str | Path,
     out: str | Path,
-    level: str | Sequence[str],
+    level: str | Sequence[str] | None = None,
     threshold: float = 0.5,
     density: float | None = None,
     fine_tune_steps: int = 0,
@@ -94,13 +102,14 @@ def prune_run(
     """Prune the network of a run, export it, and compare it with the whole network on the run's test images.
 
     The folder ``out`` gets the files of `export`, and ``metrics.json``. If the images of the run's data set cannot be
-    read, the network is cut and exported all the same, without scores; `Pruned.unscored` says why.
+    read, the network is cut and exported all the same, without scores; `Pruned.unscored` says why. An adapted network
+    is cut by `prune_module`, and the folder gets the file of `PrunedModule.save` in place of those of `export`.
 
     Args:
         folder: a run folder that `run` made.
         out: the folder to write.
-        level, threshold, density: see `pyro_isingvit.prune`.
-        fine_tune_steps: number of steps of fine-tuning after the cut; 0 for none.
+        level, threshold, density: see `pyro_isingvit.prune`; an adapted network takes none of these.
+        fine_tune_steps: number of steps of fine-tuning after the cut, of a `ViT`; 0 for none.
         draws: number of posterior draws to export as an ensemble; None for the median-probability model, of a mixture
             an ensemble of those of its members.
         formats, overwrite: see `pyro_isingvit.export`.
@@ -117,10 +126,20 @@ def prune_run(
         raise InputError(f"fine_tune={fine_tune_steps} and draws={draws}: draws of a posterior are not trained on")
     check(out, formats, overwrite)
     config, facts, result = open_fit(folder, data_root)
+    data, unscored = _images(config, facts, home(folder), bool(fine_tune_steps) or data_root is not None)
+    if config.module is not None:
+        given = {"level": level, "density": density, "fine_tune": fine_tune_steps or None, "draws": draws}
+        given["threshold"] = None if threshold == 0.5 else threshold
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(
+                    f"{name}={value}: of a ViT, and the run's network is {config.module.name!r}; leave it out"
+                )
+        return _prune_adapted(config, result.posterior, data, unscored, home(out), formats, overwrite)
+    level = DEFAULT_LEVELS if level is None else level
     chosen: dict[str, Any] = {"level": level, "threshold": threshold, "density": density}
     if fine_tune_steps and len(result.posterior.guides) > 1:
         raise InputError(f"fine_tune={fine_tune_steps}: the run is a mixture, and one network is trained; fit 1 member")
-    data, unscored = _images(config, facts, home(folder), bool(fine_tune_steps) or data_root is not None)
     seed = config.fit.seed
     posterior = result.posterior
     network = prune(posterior, **chosen) if draws is None else prune_draws(posterior, draws, **chosen, seed=seed)
@@ -139,6 +158,33 @@ def prune_run(
     said |= {"fine_tune": fine_tune_steps, "draws": draws, "before": asdict(before), "after": asdict(after)}
     export(network, out, formats, overwrite, {METRICS: json.dumps(said, indent=2) + "\n"})
     return Pruned(levels, network, before, after, unscored)
+
+
+def _prune_adapted(
+    config: RunConfig,
+    posterior: Posterior,
+    data: Data | None,
+    unscored: str,
+    out: Path,
+    formats: Sequence[str],
+    overwrite: bool,
+) -> Pruned:
+    """Prune a module that `adapt` has made a network of; without its data set, units are constant for random images."""
+    shape = config.network.channels, *config.network.image_size
+    if data is None:
+        example = torch.rand(EXAMPLES, *shape, generator=torch.Generator().manual_seed(config.fit.seed))
+    else:
+        example = as_floats(in_memory(data.train).images[:EXAMPLES])
+    small = prune_module(posterior, example)
+    whole = posterior.network().cpu()
+    before, after = _figures((whole, small.network), config, None if data is None else data.test)
+    said = {"before": asdict(before), "after": asdict(after)}
+    with drafting(out, partial(check, out, formats, overwrite)) as draft:
+        small.save(draft)
+        write(draft / METRICS, json.dumps(said, indent=2) + "\n")
+        for one in formats:
+            write_as(one, copy.deepcopy(small.network), shape, draft / FILES[one])
+    return Pruned(("units that nothing reads",), small.network, before, after, unscored)
 
 
 def _images(config: RunConfig, facts: RunFacts, folder: Path, needed: bool) -> tuple[Data | None, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import nn
 
 from ..drafts import drafting, put_back
 from ..errors import InputError
@@ -24,6 +25,9 @@ METRICS = "metrics.json"
 """The file that `isingvit prune` adds."""
 
 WRITTEN = {compact.CONFIG, compact.WEIGHTS, "compact.py", "__pycache__", METRICS, *FILES.values()}
+
+MODULE = "pruned.safetensors"
+"""The file of `PrunedModule.save`."""
 
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
@@ -67,7 +71,8 @@ def export(
         write(draft / compact.CONFIG, compact.describe(network.config, hashlib.sha256(data).hexdigest()))
         write(draft / "compact.py", _module())
         for one in formats:
-            _write(one, compact.load(draft), draft / FILES[one])
+            again = compact.load(draft)
+            write_as(one, again, (again.config.channels, *again.config.image_size), draft / FILES[one])
         for name, text in (extra or {}).items():
             write(draft / name, text)
 
@@ -104,7 +109,12 @@ def _module() -> str:
 
 def _ours(folder: Path) -> bool:
     """Whether a folder holds what `export` and `isingvit prune` write, and nothing else."""
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} - WRITTEN:
+    if not folder.is_dir():
+        return False
+    there = {path.name for path in folder.iterdir()}
+    if MODULE in there:
+        return not there - {MODULE, METRICS, *FILES.values()}
+    if there - WRITTEN:
         return False
     try:
         return bool(json.loads((folder / compact.CONFIG).read_text())["format"] == compact.FORMAT)
@@ -112,9 +122,9 @@ def _ours(folder: Path) -> bool:
         return False
 
 
-def _write(format: str, network: CompactViT, path: Path) -> None:
-    config = network.config
-    images = torch.rand(2, config.channels, *config.image_size)
+def write_as(format: str, network: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    """Write a network as one of `FILES`, for batches of any size of images of a shape (channels, height, width)."""
+    images = torch.rand(2, *shape)
     batch = {"images": {0: torch.export.Dim("batch")}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations within the exporters

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..adapted import Adapted
 from ..errors import InputError, kind_of
 from ..files import home, read_tensors, write_tensors
+from ..network.stem import as_floats
 from ..posterior import Posterior
-
-FILE = "pruned.safetensors"
+from .exported import MODULE
 
 STEADY = 1e-5
 """Largest difference between values of a unit that is taken for a constant."""
@@ -31,11 +31,13 @@ class PrunedModule:
             cannot be cut are zeros.
         units: a table with a row for the outputs of each layer: ``layer``, ``units``, ``cut``, and ``kept_because``,
             why those that nothing reads were not cut.
+        network: the same module for images within [0, 1], which it standardises; gives logits (batch, classes).
         history: what was cut, in order, as `torch_pruning.DependencyGraph.load_pruning_history` reads it.
     """
 
     module: nn.Module
     units: pd.DataFrame
+    network: nn.Module
     history: tuple[Any, ...]
 
     @property
@@ -48,7 +50,7 @@ class PrunedModule:
         folder = home(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in self.module.state_dict().items()}
-        write_tensors(folder / FILE, state, {"history": [list(each) for each in self.history]})
+        write_tensors(folder / MODULE, state, {"history": [list(each) for each in self.history]})
 
 
 def prune_module(posterior: Posterior, example: Tensor) -> PrunedModule:
@@ -99,7 +101,26 @@ def prune_module(posterior: Posterior, example: Tensor) -> PrunedModule:
                 cut = len(dead)
         rows.append({"layer": name, "units": total, "cut": cut, "kept_because": reason})
     history = tuple(tuple(each) for each in graph.pruning_history())
-    return PrunedModule(module.requires_grad_(True).eval(), pd.DataFrame(rows), history)
+    network = OnImages(module.requires_grad_(True), median.mean, median.std).eval()
+    return PrunedModule(module.eval(), pd.DataFrame(rows), network, history)
+
+
+class OnImages(nn.Module):
+    """A module behind the standardisation of its images, floats within [0, 1] or bytes; gives logits."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.module((as_floats(images) - self.mean) / self.std)
+        logits: Tensor = found if isinstance(found, Tensor) else found.logits
+        return logits
 
 
 def load_module(folder: str | Path, module: nn.Module, example: Tensor) -> nn.Module:
@@ -114,9 +135,9 @@ def load_module(folder: str | Path, module: nn.Module, example: Tensor) -> nn.Mo
         InputError: if a file is missing or damaged, or the module is another one.
     """
     tp = _torch_pruning()
-    path = home(folder) / FILE
+    path = home(folder) / MODULE
     if not path.is_file():
-        raise InputError(f"folder={str(folder)!r}: no {FILE} there; give a folder that PrunedModule.save wrote")
+        raise InputError(f"folder={str(folder)!r}: no {MODULE} there; give a folder that PrunedModule.save wrote")
     state, facts = read_tensors(path)
     module = copy.deepcopy(module).cpu().eval().requires_grad_(True)
     graph = _graph(tp, module, example[:1])

@@ -46,6 +46,25 @@ def test_a_network_from_a_file_is_fitted_evaluated_and_reported(data, isingvit, 
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Sequential, 2 roles of weights" in page
     assert "Attention rollout" not in page
+    code, out, said = isingvit("prune", "run", "--out", "small", "--format", "torch")
+    assert code == 0, said
+    figures = json.loads((tmp_path / "small" / "metrics.json").read_text())
+    assert figures["after"]["scores"] == pytest.approx(figures["before"]["scores"], abs=1e-5)
+    assert f"{figures['after']['scores']['nll']:.4f}" in out
+    assert {path.name for path in (tmp_path / "small").iterdir()} == {
+        "pruned.safetensors",
+        "metrics.json",
+        "network.pt2",
+    }
+    exported = torch.export.load(tmp_path / "small" / "network.pt2").module()
+    assert exported(torch.rand(3, 1, 4, 4)).shape == (3, read(str(data)).classes)
+    code, _, said = isingvit("prune", "run", "--out", "small", "--overwrite")
+    assert (code, (tmp_path / "small" / "network.pt2").exists()) == (0, False), said
+    code, _, said = isingvit("prune", "run", "--out", "other", "--level", "hidden")
+    assert (code, said.splitlines()) == (
+        2,
+        ["isingvit: level=['hidden']: of a ViT, and the run's network is 'net.py:small'; leave it out"],
+    )
 
 
 @pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224", "torchvision:resnet18"])
