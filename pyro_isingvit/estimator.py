@@ -60,7 +60,7 @@ class IsingClassifier(ClassifierMixin, BaseEstimator):
         verbose: whether to show a progress bar.
 
     Attributes:
-        posterior_: the fitted `Posterior`, of which everything else of the package reads.
+        posterior_: the fitted `Posterior`, which the rest of the package takes, with images as `to_images` makes them.
         result_: the `FitResult`, with the log of the fit.
         classes_: the labels, sorted; columns of `predict_proba`.
         image_shape_: height, width and channels of the images.
@@ -162,11 +162,8 @@ class IsingClassifier(ClassifierMixin, BaseEstimator):
         Args:
             X: images of the shape of those of `fit`, in any of the forms that it takes.
         """
-        check_is_fitted(self)
-        flat, _, shape = self._flat(X, fitting=False)
-        if shape is not None and shape != self.image_shape_:
-            raise InputError(f"X of images of shape {shape}: IsingClassifier was fitted to {self.image_shape_}")
-        probs: NDArray[np.float32] = self.posterior_.predict(self._pixels(flat), self.draws).probs.numpy()
+        pixels = self._checked(X)
+        probs: NDArray[np.float32] = self.posterior_.predict(pixels, self.draws).probs.numpy()
         return probs
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
@@ -174,10 +171,34 @@ class IsingClassifier(ClassifierMixin, BaseEstimator):
         best = self.predict_proba(X).argmax(1)
         return self.classes_[best]
 
+    def to_images(self, X: ArrayLike, y: ArrayLike) -> Images:  # noqa: N803
+        """Labelled images as `posterior_` and the functions of `pyro_isingvit.diagnostics` take them.
+
+        Args:
+            X: images, see `predict_proba`.
+            y: labels, (n,).
+
+        Raises:
+            InputError: if there are other labels than those of `fit`.
+        """
+        pixels, labels = self._checked(X), np.asarray(y)
+        numbers = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)
+        if (unknown := self.classes_[numbers] != labels).any():
+            raise InputError(f"y: {labels[unknown][0]!r} is none of the labels of fit, {self.classes_.tolist()[:10]}")
+        return Images(pixels, torch.from_numpy(numbers), len(self.classes_), names=self.posterior_.names)
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+    def _checked(self, X: ArrayLike) -> torch.Tensor:  # noqa: N803
+        """Images (n, channels, height, width) within [0, 1], of the shape of those of `fit`."""
+        check_is_fitted(self)
+        flat, _, shape = self._flat(X, fitting=False)
+        if shape is not None and shape != self.image_shape_:
+            raise InputError(f"X of images of shape {shape}: IsingClassifier was fitted to {self.image_shape_}")
+        return self._pixels(flat)
 
     def _flat(
         self, images: ArrayLike, fitting: bool, labels: ArrayLike | None = None

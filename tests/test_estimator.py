@@ -71,8 +71,7 @@ def test_channels_and_rows_have_their_places():
     assert one.image_shape_ == two.image_shape_ == (2, 4, 3)
     expected = torch.from_numpy(X).float().permute(0, 3, 1, 2)
     for estimator in (one, two):
-        inside = estimator._pixels(X.reshape(4, -1).astype(np.float32))
-        torch.testing.assert_close(inside, expected)
+        torch.testing.assert_close(estimator.to_images(X, [0, 1, 0, 1]).images, expected)
     assert np.array_equal(one.predict_proba(X), two.predict_proba(X))
 
 
@@ -94,7 +93,9 @@ def test_it_predicts_labels_as_its_posterior_does(striped):
     found = fitted(images, labels, steps=60, temperature=1e-3)
     assert found.classes_.tolist() == ["low", "mid", "top"]
     assert found.score(images, labels) == accuracy_score(labels, found.predict(images)) > 0.8
-    prediction = found.posterior_.predict(found._pixels(images.reshape(60, -1)), 3)
+    inside = found.to_images(images, labels)
+    assert (inside.names, inside.labels.tolist()) == (("low", "mid", "top"), [0, 1, 2] * 20)
+    prediction = found.posterior_.predict(inside.images, 3)
     assert found.predict(images).tolist() == prediction.classes
     assert np.array_equal(found.predict_proba(images), prediction.probs.numpy())
     assert "patch_embed" in set(inclusion_table(found.posterior_)["site"])
@@ -197,6 +198,8 @@ def test_images_of_another_shape_are_refused(striped):
     found = fitted(images, labels, steps=1)
     with pytest.raises(InputError, match=r"X of images of shape \(2, 8, 1\): .* was fitted to \(4, 4, 1\)"):
         found.predict(images.reshape(60, 2, 8))
+    with pytest.raises(InputError, match=r"y: np.str_\('up'\) is none of the labels of fit, \['low', 'mid', 'top'\]"):
+        found.to_images(images[:2], ["low", "up"])
     with pytest.raises(ValueError, match="X has 8 features, but IsingClassifier is expecting 16"):
         found.predict(images[:, :2])
 
