@@ -35,8 +35,8 @@ CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoint
 Log = Annotated[
     list[str] | None,
     typer.Option(
-        help="Also log the training to tensorboard, csv, wandb (offline) or mlflow (files), in the folder 'logs' beside "
-        "the run folder. May be repeated; needs the extra 'loggers', 'wandb' or 'mlflow'."
+        help="Also log the training to tensorboard, csv, wandb (offline) or mlflow (SQLite), in the folder 'logs' "
+        "beside the run folder. May be repeated; needs the extra 'loggers', 'wandb' or 'mlflow'."
     ),
 ]
 Compare = Annotated[bool, typer.Option(help="Also train the deterministic network of the same recipe.")]
