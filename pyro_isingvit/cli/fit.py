@@ -65,7 +65,7 @@ def fit_command(
     """Fit an Ising Vision Transformer, evaluate it, and write a run folder. Defaults are from the data set's recipe."""
     from ..data import read
     from ..experiments import RunConfig, recipe, run
-    from ..experiments.logs import check_logs
+    from ..experiments.logs import LOGS, check_logs
     from ..experiments.recipes import merged, read_settings
     from ..experiments.runs import resume_run
 
@@ -112,6 +112,8 @@ def fit_command(
         config = _of_epochs(config, epochs, steps)
     how: dict[str, Any] = {"interval": checkpoint_every, "devices": devices, "log": log or ()}
     _finish(partial(run, config, out, everything, compare, overwrite, **how), out)
+    if log:
+        Console().print(f"Logs: {out.parent / LOGS}", highlight=False, soft_wrap=True)
 
 
 def _finish(start: Callable[[], "Run"], out: Path) -> None:

@@ -35,8 +35,8 @@ CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoint
 Log = Annotated[
     list[str] | None,
     typer.Option(
-        help="Also log the training to tensorboard, csv, wandb (offline) or mlflow (files), in a folder 'logs' beside "
-        "the run folder. May be repeated; needs the extra 'loggers', 'wandb' or 'mlflow'."
+        help="Also log the training to tensorboard, csv, wandb (offline) or mlflow (SQLite), in the folder 'logs' "
+        "beside the run folder. May be repeated; needs the extra 'loggers', 'wandb' or 'mlflow'."
     ),
 ]
 Compare = Annotated[bool, typer.Option(help="Also train the deterministic network of the same recipe.")]
@@ -99,7 +99,7 @@ Augmentation = Annotated[
     ),
 ]
 Precision = Annotated[
-    str | None, typer.Option(help="Precision of training: float32, or bfloat16 or float16, which may be faster.")
+    str | None, typer.Option(help="Precision of training: float32, or bfloat16, which may be faster.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split, the initial weights and the training.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")]

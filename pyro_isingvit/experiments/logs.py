@@ -11,10 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from ..errors import InputError
 from ..inference.events import Listener
 from ..inference.loggers import Logger, LoggerListener
 from .recipes import RunConfig
+
+PROJECT = "isingvit"
+"""Name of the project in Weights & Biases and of the experiment in MLflow."""
 
 LOGS = "logs"
 """Folder of the logs, beside that of a run."""
@@ -43,14 +48,28 @@ def _csv(place: Path, name: str) -> Logger:
 def _wandb(place: Path, name: str) -> Logger:
     from lightning.pytorch.loggers import WandbLogger
 
+    class Ending(WandbLogger):  # type: ignore[misc]
+        """Ends its run with the fit, as the logger of the next fit of this process would go on in it."""
+
+        def finalize(self, status: str) -> None:
+            super().finalize(status)
+            self.experiment.finish(int(status != "success"))
+
     place.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(name, place, project="isingvit", offline=True)
+    return Ending(name, place, project=PROJECT, offline=True)
 
 
 def _mlflow(place: Path, name: str) -> Logger:
     from lightning.pytorch.loggers import MLFlowLogger
+    from mlflow import MlflowClient
 
-    return MLFlowLogger("isingvit", name, (place / "mlruns").as_uri())
+    place.mkdir(parents=True, exist_ok=True)
+    store = f"sqlite:///{place / 'mlflow.db'}"
+    with filelock.FileLock(place / ".mlflow.lock"):  # members begin together, and one makes the tables for all
+        client = MlflowClient(store)
+        if client.get_experiment_by_name(PROJECT) is None:
+            client.create_experiment(PROJECT, (place / "mlartifacts").as_uri())
+    return MLFlowLogger(PROJECT, name, store)
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,7 @@ KINDS: Mapping[str, Kind] = {
     "wandb": Kind(_wandb, ("lightning", "wandb"), "wandb"),
     "mlflow": Kind(_mlflow, ("lightning", "mlflow"), "mlflow"),
 }
-"""Loggers by name. Weights & Biases is used offline, and MLflow with a store of files."""
+"""Loggers by name. Weights & Biases is used offline, and MLflow with a database in a file."""
 
 
 def check_logs(kinds: Sequence[str], out: Path) -> None:

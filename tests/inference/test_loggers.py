@@ -121,7 +121,8 @@ def test_members_of_a_mixture_have_listeners_of_their_own(stripes, tmp_path):
     result = fit_mixture(lambda: pair()[1], 2, stripes, None, config, False, jobs=2, listeners=listeners)
     every = {os.getpid()}
     for member in range(2):
-        processes, steps, losses = zip(*map(str.split, (tmp_path / f"{member}").open()), strict=True)
+        lines = (tmp_path / f"{member}").read_text().splitlines()
+        processes, steps, losses = zip(*map(str.split, lines), strict=True)
         history = result.member(member).history
         assert [int(step) for step in steps] == history["step"].tolist()
         assert [float(loss) for loss in losses] == history["loss"].tolist()
