@@ -11,6 +11,7 @@ from .checks import (
 )
 from .compare import PriorComparison, compare_priors, power_sensitivity
 from .conformal import ConformalSets, conformal
+from .conformal_intervals import ConformalIntervals, conformal_intervals
 from .conformal_rule import ConformalRule, Penalty, conformal_rule
 from .findings import Findings, examine
 from .inclusion import inclusion_dataset, inclusion_table, stability, threshold_table
@@ -25,6 +26,7 @@ from .units import alive_units, unit_inclusion
 
 __all__ = [
     "Attention",
+    "ConformalIntervals",
     "ConformalRule",
     "ConformalSets",
     "Findings",
@@ -37,6 +39,7 @@ __all__ = [
     "attention_maps",
     "compare_priors",
     "conformal",
+    "conformal_intervals",
     "conformal_rule",
     "convergence",
     "examine",

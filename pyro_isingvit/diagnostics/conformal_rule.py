@@ -191,7 +191,7 @@ def rule_of(
         probs, labels, uniform = probs[rest], labels[rest], uniform[rest]
     scores = _scores(probs, method, penalty, uniform).gather(1, labels.unsqueeze(1)).squeeze(1)
     groups = [scores[labels == k] for k in range(classes)] if by_class else [scores]
-    thresholds = torch.stack([_quantile(group, coverage) for group in groups]).repeat(classes // len(groups))
+    thresholds = torch.stack([conformal_quantile(group, coverage) for group in groups]).repeat(classes // len(groups))
     images = torch.tensor([len(group) for group in groups]).repeat(classes // len(groups))
     return ConformalRule(coverage, method, thresholds, images, penalty, random, by_class, seed)
 
@@ -252,7 +252,7 @@ def _order(coverage: float, images: Tensor) -> Tensor:
     return torch.tensor([math.ceil((n + 1) * exact) for n in images.tolist()], dtype=torch.double)
 
 
-def _quantile(scores: Tensor, coverage: float) -> Tensor:
+def conformal_quantile(scores: Tensor, coverage: float) -> Tensor:
     """The ceil((n + 1) coverage)-th smallest of n scores; infinity if there are fewer."""
     place = int(_order(coverage, torch.tensor([len(scores)])))
     return scores.kthvalue(place).values if place <= len(scores) else torch.tensor(math.inf, dtype=torch.double)
@@ -262,12 +262,12 @@ def _chosen_penalty(probs: Tensor, labels: Tensor, uniform: Tensor, coverage: fl
     """The penalty of the smallest sets on tuning images, see `conformal`."""
     own = probs.gather(1, labels.unsqueeze(1))
     rank = (probs >= own).sum(1).double()
-    most = _quantile(rank, coverage)
+    most = conformal_quantile(rank, coverage)
     free = int(most) if most.isfinite() else probs.shape[1]
     sizes = {}
     for strength in PENALTIES:
         scores = _scores(probs, "raps", Penalty(strength, free), uniform)
-        threshold = _quantile(scores.gather(1, labels.unsqueeze(1)).squeeze(1), coverage)
+        threshold = conformal_quantile(scores.gather(1, labels.unsqueeze(1)).squeeze(1), coverage)
         sizes[strength] = int((scores <= threshold).sum())
     return Penalty(min(sizes, key=sizes.__getitem__), free)
 
