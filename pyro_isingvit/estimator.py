@@ -250,7 +250,7 @@ class IsingClassifier(ClassifierMixin, BaseEstimator):
         """Images to train on, and to hold out."""
         share: Any = self.validation_fraction
         temperature: Any = self.temperature
-        if not isinstance(share, Real) or not 0 <= share < 1:
+        if not isinstance(share, Real) or not 0 <= float(share) < 1:
             raise InputError(f"validation_fraction={share!r}: must lie within [0, 1), e.g. 0.2")
         if share == 0:
             if not isinstance(temperature, Real):
@@ -260,7 +260,7 @@ class IsingClassifier(ClassifierMixin, BaseEstimator):
                 )
             return images, None
         classes = images.classes
-        held, fewest = round(share * len(images)), int(images.labels.bincount().min())
+        held, fewest = round(float(share) * len(images)), int(images.labels.bincount().min())
         if fewest < 2 or not classes <= held <= len(images) - classes:
             raise InputError(
                 f"validation_fraction={share}: of {len(images)} images of {classes} classes, {fewest} of the rarest, "
