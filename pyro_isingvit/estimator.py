@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .data import Augment, Images
+from .draws import check_draws
 from .errors import InputError
 from .guides import LikelihoodGuided
 from .inference.config import FitConfig
@@ -25,6 +27,7 @@ from .network import ViT, ViTConfig
 from .network.vit import default_patch
 
 MOST_SEED = 2**32 - 1
+"""Largest seed that is drawn from a random state."""
 
 Shape = tuple[int, int, int]
 """Height, width and channels of an image."""
@@ -132,6 +135,7 @@ class IsingClassifier(ClassifierMixin, BaseEstimator):
             InputError: if an argument of the constructor is out of range, or the images do not fit it.
             TrainingError: see `fit_mixture`.
         """
+        check_draws(self.draws)
         flat, labels, shape = self._flat(X, fitting=True, labels=y)
         check_classification_targets(labels)
         self.image_shape_ = self._shape_of(flat.shape[1], shape)
@@ -244,17 +248,19 @@ class IsingClassifier(ClassifierMixin, BaseEstimator):
 
     def _parts(self, images: Images, seed: int) -> tuple[Images, Images | None]:
         """Images to train on, and to hold out."""
-        share, classes = self.validation_fraction, images.classes
-        if not 0 <= share < 1:
-            raise InputError(f"validation_fraction={share}: must lie within [0, 1), e.g. 0.2")
+        share: Any = self.validation_fraction
+        temperature: Any = self.temperature
+        if not isinstance(share, Real) or not 0 <= float(share) < 1:
+            raise InputError(f"validation_fraction={share!r}: must lie within [0, 1), e.g. 0.2")
         if share == 0:
-            if not isinstance(self.temperature, (int, float)):
+            if not isinstance(temperature, Real):
                 raise InputError(
-                    f"validation_fraction=0 with temperature={self.temperature!r}: the search needs images to choose "
+                    f"validation_fraction=0 with temperature={temperature!r}: the search needs images to choose "
                     "on; give validation_fraction=0.2, or a number as the temperature"
                 )
             return images, None
-        held, fewest = round(share * len(images)), int(images.labels.bincount().min())
+        classes = images.classes
+        held, fewest = round(float(share) * len(images)), int(images.labels.bincount().min())
         if fewest < 2 or not classes <= held <= len(images) - classes:
             raise InputError(
                 f"validation_fraction={share}: of {len(images)} images of {classes} classes, {fewest} of the rarest, "

@@ -180,6 +180,8 @@ def test_a_pipeline():
         (np.ones((6, 12)), {"image_shape": 3.5}, r"image_shape=3\.5: does not hold"),
         (np.ones((6, 4, 4)), {"image_shape": (2, 8)}, r"X has images of shape \(4, 4, 1\); leave image_shape out"),
         (np.ones((6, 4, 4)), {"validation_fraction": 1.0}, r"validation_fraction=1\.0: must lie within \[0, 1\)"),
+        (np.ones((6, 4, 4)), {"validation_fraction": "a"}, r"validation_fraction='a': must lie within \[0, 1\)"),
+        (np.ones((6, 4, 4)), {"draws": 0}, "draws=0: must be an integer"),
         (np.ones((6, 4, 4)), {"validation_fraction": 0.9}, "cannot hold out at least one of each and leave one"),
         (np.ones((6, 4, 4)), {"validation_fraction": 0, "temperature": "auto"}, "the search needs images to choose on"),
         (np.ones((6, 4, 4)), {"inclusion": 2.0, "validation_fraction": 0}, r"inclusion=2\.0"),
