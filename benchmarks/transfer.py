@@ -136,6 +136,7 @@ def run(task: Task, method: str, seed: int, settings: tuple[float, ...], dropout
                 steps=2 * task.steps if ours else task.steps,
                 batch_size=task.batch,
                 learning_rate=task.rate,
+                rates=task.rates,
                 temperature=temperature,
                 seed=seed,
                 device="cpu",

@@ -27,6 +27,7 @@ class Task:
         source: the pretrained state of all but its head.
         adapting: options of `iv.adapt`.
         steps, batch, rate: of a deterministic fit; ours has twice the steps.
+        rates: factors on the learning rate, see `FitConfig`.
         test: number of test images.
         draws: number of draws that predict.
     """
@@ -38,6 +39,7 @@ class Task:
     steps: int
     batch: int
     rate: float
+    rates: dict[str, float]
     test: int
     draws: int
 
@@ -66,7 +68,7 @@ def digits(root: str, work: Path, weights: str | None) -> Task:
         plain = iv.fit(guide, old, config=config, progress=False).posterior.network().plain()
         torch.save(plain.state_dict(), path)
     source = {name: value for name, value in torch.load(path).items() if not name.startswith("head.")}
-    return Task(new, _small_vit, source, standard, 1500, 25, 1e-3, 2000, 50)
+    return Task(new, _small_vit, source, standard, 1500, 25, 1e-3, {}, 2000, 50)
 
 
 def _small_vit(seed: int, dropout: float) -> nn.Module:
@@ -112,7 +114,7 @@ def photographs(root: str, work: Path, weights: str | None) -> Task:
         torch.manual_seed(seed)
         return _Tail(whole, dropout)
 
-    return Task(every, make, source, standard, 400, 10, 3e-4, 1000, 10)
+    return Task(every, make, source, standard, 400, 10, 3e-4, {"head*": 30.0}, 1000, 10)
 
 
 def _dinov2(path: str) -> Any:

@@ -57,5 +57,7 @@ def test_what_cannot_be_is_said(posterior, stripes):
         conformal_intervals(posterior, two)
     network = ViT(TINY)
     classes = Posterior.of(LikelihoodGuided(IsingViT(network, IsingSpikeSlab(network.weight_sites()))))
-    with pytest.raises(InputError, match="conformal_intervals: of numbers, and labels are classes; use conformal for classes"):
+    with pytest.raises(
+        InputError, match="conformal_intervals: of numbers, and labels are classes; use conformal for classes"
+    ):
         conformal_intervals(classes, two)
