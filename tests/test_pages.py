@@ -18,6 +18,8 @@ QUICK = {
     "steps=3000": "steps=60",
     "steps=1500": "steps=60",
     "steps=200": "steps=60",
+    "train=1000": "train=200",
+    "test=500": "test=100",
     "draws=200": "draws=30",
     "draws=100": "draws=30",
     "range(100)": "range(3)",
@@ -33,7 +35,7 @@ COMMANDS = sorted(
         for block in blocks_of(page, "bash")
         for line in block.replace("\\\n", " ").splitlines()
         for command in re.split(r"&&|\|", line.partition(" #")[0])
-        if command.strip().startswith("isingvit ")
+        if command.strip().startswith("isingvit ") and "--help" not in command
     }
 )
 
