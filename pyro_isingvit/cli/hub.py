@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..hub import pull, push
-
 Repo = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub.")]
 
 
@@ -20,6 +18,8 @@ def push_command(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Upload a run or a pruned network to the Hugging Face hub, with a model card."""
+    from ..hub import push
+
     Console().print(f"Uploaded: {push(folder, repo, license, private)}", highlight=False, soft_wrap=True)
 
 
@@ -29,5 +29,7 @@ def pull_command(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
 ) -> None:
     """Download a run or a pruned network from the Hugging Face hub."""
+    from ..hub import pull
+
     folder = pull(repo, Path(repo.split("/")[-1]) if out is None else out, revision)
     Console().print(f"Downloaded: {folder}", highlight=False, soft_wrap=True)
