@@ -9,7 +9,7 @@ import pytest
 from pyro_isingvit.cli import app, options
 from pyro_isingvit.data import AUGMENTATIONS, DATASETS
 
-COMMANDS = ("fit", "predict", "evaluate", "report", "prune", "runs", "study")
+COMMANDS = ("fit", "predict", "evaluate", "report", "prune", "runs", "study", "push", "pull")
 
 PROGRAM = """
 import sys

@@ -92,7 +92,7 @@ CASES = {
     "unknown augmentation": (fitting(augment="mirror"), "augment='mirror': choose one of"),
     "negative seed": (fitting(seed=-1), "seed=-1"),
     "huge seed": (fitting(seed=2**40), "seed=1099511627776"),
-    "unknown precision": (fitting(precision="float16"), "precision='float16'"),
+    "unknown precision": (fitting(precision="float64"), "precision='float64'"),
     "unknown device": (lambda: iv.FitConfig(device="abacus").torch_device(), "device='abacus': not available here"),
     "no factors": (lambda: TemperatureSearch(factors=()), "factors="),
     "falling factors": (lambda: TemperatureSearch(factors=(2, 1)), "factors=.*must rise"),
