@@ -4,7 +4,8 @@ python benchmarks/predict_files.py [--files 1000] [--rounds 5]
 
 The plain loop opens each file with Pillow, resizes it with torchvision, and passes batches through one plain network:
 the run's median-probability model. It makes one pass, or 50 whose probabilities are averaged, which is as many as a
-prediction with 50 draws makes. Loops take turns; medians are printed, and the memory that is held as more files are predicted.
+prediction with 50 draws makes. Loops take turns; medians are printed, and the memory that is held as more and more
+files are predicted.
 """
 
 import argparse
