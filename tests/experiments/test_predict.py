@@ -1,7 +1,9 @@
 """Image files are predicted as training reads them, and without the data set."""
 
 import math
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,3 +168,13 @@ def test_images_of_other_channels_are_no_files(tmp_path):
     run(config.model_copy(update={"network": network}), tmp_path / "run", compare=False, progress=False)
     with pytest.raises(InputError, match="its network takes images of 2 channels, and image files have 1 or 3"):
         FilePredictor(tmp_path / "run")
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert "steps=300" in code
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("steps=300", "steps=20"), "predict.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("pictures/bright/") for line in lines) == 40
