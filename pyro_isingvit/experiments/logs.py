@@ -48,7 +48,7 @@ def _csv(place: Path, name: str) -> Logger:
 def _wandb(place: Path, name: str) -> Logger:
     from lightning.pytorch.loggers import WandbLogger
 
-    class Ending(WandbLogger):  # type: ignore[misc]
+    class Ending(WandbLogger):
         """Ends its run with the fit, as the logger of the next fit of this process would go on in it."""
 
         def finalize(self, status: str) -> None:
