@@ -22,6 +22,24 @@ STEADY = 1e-5
 """Largest difference between values of a unit that is taken for a constant."""
 
 
+class OnImages(nn.Module):
+    """A module behind the standardisation of its images, floats within [0, 1] or bytes; gives logits."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.module((as_floats(images) - self.mean) / self.std)
+        logits: Tensor = found if isinstance(found, Tensor) else found.logits
+        return logits
+
+
 @dataclass(frozen=True)
 class PrunedModule:
     """A module whose decided units are cut, and what was cut.
@@ -37,7 +55,7 @@ class PrunedModule:
 
     module: nn.Module
     units: pd.DataFrame
-    network: nn.Module
+    network: OnImages
     history: tuple[Any, ...]
 
     @property
@@ -103,24 +121,6 @@ def prune_module(posterior: Posterior, example: Tensor) -> PrunedModule:
     history = tuple(tuple(each) for each in graph.pruning_history())
     network = OnImages(module.requires_grad_(True), median.mean, median.std).eval()
     return PrunedModule(module.eval(), pd.DataFrame(rows), network, history)
-
-
-class OnImages(nn.Module):
-    """A module behind the standardisation of its images, floats within [0, 1] or bytes; gives logits."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, module: nn.Module, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.module = module
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("std", std.clone())
-
-    def forward(self, images: Tensor) -> Tensor:
-        found = self.module((as_floats(images) - self.mean) / self.std)
-        logits: Tensor = found if isinstance(found, Tensor) else found.logits
-        return logits
 
 
 def load_module(folder: str | Path, module: nn.Module, example: Tensor) -> nn.Module:
