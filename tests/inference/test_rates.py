@@ -44,7 +44,7 @@ def test_names_are_those_of_the_adapted_module(stripes):
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        ({"heads*": 2.0}, r"rates: 'heads\*' matches nothing that is trained .*; there are \['classifier.hidden'"),
+        ({"heads*": 2.0}, r"rates: 'heads\*' matches nothing that is trained, .*; there are \['classifier.hidden'"),
         ({"classifier*": 0.0}, r"rates\.classifier\*=0.0: .*greater than 0"),
     ],
 )
