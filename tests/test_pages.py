@@ -16,7 +16,10 @@ from .pages import PAGES, ROOT, blocks_of, run
 README = ROOT / "README.md"
 QUICK = {
     "steps=3000": "steps=60",
+    "steps=2000": "steps=60",
     "steps=1500": "steps=60",
+    "steps=1000": "steps=60",
+    "steps=300": "steps=60",
     "steps=200": "steps=60",
     "train=1000": "train=200",
     "test=500": "test=100",
