@@ -144,8 +144,11 @@ class Children:
         for child in list(self._running):
             if number is None:
                 child.kill()
-            else:
+                continue
+            try:
                 child.send_signal(number)
+            except ValueError:  # Windows has no interrupts of other processes
+                child.terminate()
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def measured_reliability() -> pd.DataFrame:
         ``realised``, the true one; ``power``; ``largest_gap``, the largest distance of the reliability curve from the
         diagonal over bins of at least 100 masks.
     """
-    with (files(__package__) / "measured.csv").open() as file:
+    with (files(__package__) / "measured.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
 

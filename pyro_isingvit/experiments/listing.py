@@ -66,7 +66,10 @@ def read_run(folder: str | Path) -> RunSummary:
     facts = read_facts(folder)
     config = config_of(facts.config, folder / RUN)
     check_digests(folder, {name: facts.files.get(name, "") for name in (METRICS, DESCRIPTION)})
-    scores, members = json.loads((folder / METRICS).read_text()), read_json(folder / DESCRIPTION)["members"]
+    scores, members = (
+        json.loads((folder / METRICS).read_text(encoding="utf-8")),
+        read_json(folder / DESCRIPTION)["members"],
+    )
     temperature = float(members[0]["temperature"])
     return RunSummary(folder, config, facts.images, _written(folder / RUN), scores, temperature, facts.versions)
 

@@ -210,7 +210,7 @@ def shipped_plans() -> dict[str, str]:
     """The texts of the plans that ship with the package, by name."""
     folder = resources.files(__package__) / "plans"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
-    return {file.name.removesuffix(".yaml"): file.read_text() for file in files}
+    return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
 
 
 def _safe(name: str) -> str:

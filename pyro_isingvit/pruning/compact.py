@@ -299,7 +299,7 @@ def load(folder: str | Path) -> CompactViT:
             raise LoadError(f"folder={str(folder)!r}: no {name} there; give a folder that pyro_isingvit.export wrote")
     path = folder / CONFIG
     try:
-        facts = dict(json.loads(path.read_text()))
+        facts = dict(json.loads(path.read_text(encoding="utf-8")))
         data = (folder / WEIGHTS).read_bytes()
     except (ValueError, TypeError, RecursionError, OSError) as error:
         raise LoadError(f"{path}: not JSON ({error}); export again") from None

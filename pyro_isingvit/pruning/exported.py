@@ -99,11 +99,11 @@ def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
 
 def _module() -> str:
     """The text of ``compact.py``: the stem and the compact network in one file that does not import this package."""
-    network = Path(compact.__file__).read_text()
+    network = Path(compact.__file__).read_text(encoding="utf-8")
     docstring, _, code = network.partition('"""\n\n')
     start = code.index(_STEM_IMPORT)
     imports, rest = code[:start], code[start + len(_STEM_IMPORT) :]
-    of_stem = Path(stem.__file__).read_text().partition('"""\n\n')[2]
+    of_stem = Path(stem.__file__).read_text(encoding="utf-8").partition('"""\n\n')[2]
     return f'{docstring}"""\n\n{imports}{of_stem}\n\n{rest.lstrip()}'
 
 
@@ -117,7 +117,7 @@ def _ours(folder: Path) -> bool:
     if there - WRITTEN:
         return False
     try:
-        return bool(json.loads((folder / compact.CONFIG).read_text())["format"] == compact.FORMAT)
+        return bool(json.loads((folder / compact.CONFIG).read_text(encoding="utf-8"))["format"] == compact.FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
