@@ -135,7 +135,7 @@ def card(folder: Path, repo: str, license: str) -> str:
         found = read_facts(folder)
         facts["run"] = config_of(found.config, folder / RUN)
         facts |= {"images": found.images, "classes": found.classes, "versions": found.versions}
-        every = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        every = json.loads((folder / "metrics.json").read_bytes())
         facts["scores"] = {method: {s: row[s] for s in SCORES if s in row} for method, row in every.items()}
     if (folder / DESCRIPTION).is_file():
         facts["prior"] = read_json(folder / DESCRIPTION)["prior"]["class"]

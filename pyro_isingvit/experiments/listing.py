@@ -67,7 +67,7 @@ def read_run(folder: str | Path) -> RunSummary:
     config = config_of(facts.config, folder / RUN)
     check_digests(folder, {name: facts.files.get(name, "") for name in (METRICS, DESCRIPTION)})
     scores, members = (
-        json.loads((folder / METRICS).read_text(encoding="utf-8")),
+        json.loads((folder / METRICS).read_bytes()),
         read_json(folder / DESCRIPTION)["members"],
     )
     temperature = float(members[0]["temperature"])
