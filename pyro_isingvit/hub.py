@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .drafts import drafting
 from .errors import InputError
 from .experiments.place import check_finished
-from .experiments.record import RUN, check_digests, config_of, read_facts
+from .experiments.record import METRICS, RUN, check_digests, config_of, read_facts
 from .files import home, read_json
 from .pruning import compact
 from .saved import DESCRIPTION, TENSORS
@@ -56,7 +56,7 @@ def push(
     """
     folder = home(folder)
     kind = kind_of_folder(folder)
-    text = card(folder, repo, license)
+    text = _card(folder, kind, repo, license)
     with _asking(repo) as hub:
         api = hub.HfApi(endpoint=endpoint, token=token)
         api.create_repo(repo, private=private, exist_ok=True)
@@ -126,16 +126,15 @@ def kind_of_folder(folder: Path) -> str:
     return "run"
 
 
-def card(folder: Path, repo: str, license: str) -> str:
-    """The model card of a folder: what it is, its scores, the data, and how to load it."""
-    kind = kind_of_folder(folder)
+def _card(folder: Path, kind: str, repo: str, license: str) -> str:
+    """The model card of a folder of a kind: what it is, its scores, the data, and how to load it."""
     facts: dict[str, Any] = {"kind": kind, "repo": repo, "license": license, "version": version("pyro-isingvit")}
     facts |= {"run": None, "scores": {}, "prior": None, "columns": SCORES}
     if kind == "run":
         found = read_facts(folder)
         facts["run"] = config_of(found.config, folder / RUN)
         facts |= {"images": found.images, "classes": found.classes, "versions": found.versions}
-        every = json.loads((folder / "metrics.json").read_bytes())
+        every = json.loads((folder / METRICS).read_bytes())
         facts["scores"] = {method: {s: row[s] for s in SCORES if s in row} for method, row in every.items()}
     if (folder / DESCRIPTION).is_file():
         facts["prior"] = read_json(folder / DESCRIPTION)["prior"]["class"]

@@ -116,3 +116,8 @@ Around = Annotated[
 Devices = Annotated[
     int, typer.Option(help="Number of devices that share each batch; needs the extra 'devices'.", show_default=True)
 ]
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")]
+"""Of the commands that read a run, as is the next."""
+
+MovedRoot = Annotated[str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")]

@@ -10,12 +10,13 @@ from typing import IO, Annotated
 import typer
 
 from ..errors import InputError
+from . import options as option
 from .ending import end
 from .rows import Format, first_line, line
 
 
 def predict_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
+    folder: option.RunFolder,
     files: Annotated[
         list[str],
         typer.Argument(

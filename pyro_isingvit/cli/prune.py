@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from . import options as option
+
 
 def prune_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
+    folder: option.RunFolder,
     out: Annotated[Path, typer.Option(help="Folder to write the small network to.")],
     level: Annotated[
         list[str] | None,
@@ -30,9 +32,7 @@ def prune_command(
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="torch or onnx, in addition to safetensors. May be repeated.")
     ] = None,
-    data_root: Annotated[
-        str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")
-    ] = None,
+    data_root: option.MovedRoot = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a network that was exported there before.")
     ] = False,

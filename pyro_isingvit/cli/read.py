@@ -1,17 +1,16 @@
 """Commands that read a run folder."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from . import options as option
+
 
 def evaluate_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
-    data_root: Annotated[
-        str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")
-    ] = None,
+    folder: option.RunFolder,
+    data_root: option.MovedRoot = None,
     draws: Annotated[int | None, typer.Option(help="Number of posterior draws.")] = None,
 ) -> None:
     """Evaluate a run again on its test images, from its folder."""
@@ -25,10 +24,8 @@ def evaluate_command(
 
 
 def report_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")],
-    data_root: Annotated[
-        str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")
-    ] = None,
+    folder: option.RunFolder,
+    data_root: option.MovedRoot = None,
     draws: Annotated[int | None, typer.Option(help="Number of posterior draws for each prediction.")] = None,
 ) -> None:
     """Write a page on a run: accuracy, calibration, what was kept, what is uncertain, and which checks fail."""

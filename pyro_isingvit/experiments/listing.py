@@ -13,10 +13,8 @@ from ..saved import DESCRIPTION
 from .logs import LOGS
 from .place import PLAN, WORK, check_finished, is_unfinished
 from .recipes import RunConfig
-from .record import RUN, Unfinished, check_digests, config_of, read_facts
+from .record import METRICS, RUN, Unfinished, check_digests, config_of, read_facts
 from .scoring import Scores
-
-METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -129,12 +129,7 @@ def prune_run(
     data, unscored = _images(config, facts, home(folder), bool(fine_tune_steps) or data_root is not None)
     if config.module is not None:
         given = {"level": level, "density": density, "fine_tune": fine_tune_steps or None, "draws": draws}
-        given["threshold"] = None if threshold == 0.5 else threshold
-        for name, value in given.items():
-            if value is not None:
-                raise InputError(
-                    f"{name}={value}: of a ViT, and the run's network is {config.module.name!r}; leave it out"
-                )
+        _refuse(given | {"threshold": None if threshold == 0.5 else threshold}, config.module.name)
         return _prune_adapted(config, result.posterior, data, unscored, home(out), formats, overwrite)
     level = DEFAULT_LEVELS if level is None else level
     chosen: dict[str, Any] = {"level": level, "threshold": threshold, "density": density}
@@ -147,17 +142,28 @@ def prune_run(
         assert data is not None
         settings = config.fit.model_copy(update={"steps": fine_tune_steps})
         fine_tune(network, in_memory(data.train), data.validation, settings, progress)
-    if draws is None:
-        networks = [member.network() for member in posterior.members]
-    else:
-        networks = _networks_of_draws(posterior, draws, seed)
-    whole = networks[0] if len(networks) == 1 else Ensemble(networks)
-    before, after = _figures((whole.cpu(), network), config, None if data is None else data.test)
+    before, after = _figures((_whole(posterior, draws, seed), network), config, None if data is None else data.test)
     levels = (level,) if isinstance(level, str) else tuple(level)
     said: dict[str, Any] = {"levels": levels, "threshold": threshold, "density": density}
     said |= {"fine_tune": fine_tune_steps, "draws": draws, "before": asdict(before), "after": asdict(after)}
     export(network, out, formats, overwrite, {METRICS: json.dumps(said, indent=2) + "\n"})
     return Pruned(levels, network, before, after, unscored)
+
+
+def _refuse(given: Mapping[str, Any], network: str) -> None:
+    """Refuse arguments that are of a `ViT`, and are None if they were not given."""
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"{name}={value}: of a ViT, and the run's network is {network!r}; leave it out")
+
+
+def _whole(posterior: Posterior, draws: int | None, seed: int) -> nn.Module:
+    """What is cut, as dense networks: that of each member, or of each draw."""
+    if draws is None:
+        networks = [member.network() for member in posterior.members]
+    else:
+        networks = _networks_of_draws(posterior, draws, seed)
+    return (networks[0] if len(networks) == 1 else Ensemble(networks)).cpu()
 
 
 def _prune_adapted(

@@ -18,6 +18,9 @@ from .recipes import RunConfig
 RUN, REPORT = "run.json", "report.json"
 """The files that name all others that were written, with their SHA-256."""
 
+METRICS = "metrics.json"
+"""The file of a run's scores on its test images, by method."""
+
 PACKAGES = ("pyro-isingvit", "torch", "pyro-ppl", "arviz", "numpy")
 
 

@@ -21,6 +21,7 @@ from .logs import check_logs, log_listeners
 from .place import begin, check_free, continuing, resolved, working
 from .recipes import RunConfig
 from .record import (
+    METRICS,
     RUN,
     RunFacts,
     Unfinished,
@@ -232,7 +233,7 @@ def _write(finished: Run, folder: Path, everything: Labelled) -> None:
             part.save(folder / name)
     if finished.selection is not None:
         write_figure(figure_features(finished.selection.posterior), folder / "features.png")
-    write(folder / "metrics.json", json.dumps(finished.scores, indent=2) + "\n")
+    write(folder / METRICS, json.dumps(finished.scores, indent=2) + "\n")
     write_figure(figure_training(result.history), folder / "training.png")
     if result.trials is not None:
         write_figure(figure_of(plot_path(result.trials)), folder / "trials.png")
