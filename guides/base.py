@@ -17,7 +17,7 @@ from torch.distributions import biject_to
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.models.ising_vit import IsingViT, JointDraw, Pass
 from pyro_isingvit.network import Linear, WeightSite
-from pyro_isingvit.programs import announce_parameters, full_precision
+from pyro_isingvit.programs import DrawnOnce, announce_parameters, full_precision
 from pyro_isingvit.settings import Described
 
 SMALLEST = 1e-8
@@ -179,7 +179,7 @@ class Guide(Described, nn.Module):
         """The Pyro program. Takes the model's arguments and ignores them; returns the weights by site name."""
         self.begin()
         model = self.model
-        with full_precision(model.prior.zero.device):
+        with full_precision(model.prior.zero.device), DrawnOnce():
             if model.fixed_masks is None:
                 self._draw_hypers("mask")
                 masks = self.draw_masks()

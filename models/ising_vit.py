@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.network import Linear, WeightSite
-from pyro_isingvit.programs import announce_parameters, full_precision
+from pyro_isingvit.programs import DrawnOnce, announce_parameters, full_precision
 
 from .likelihoods import Classes, Likelihood
 from .priors import Interaction, Prior
@@ -187,7 +187,7 @@ class IsingNetwork(nn.Module):
         """Sample all masks and weights, the latent part of the model. Returns the weights by site name."""
         announce_parameters("model", self)
         prior = self.prior
-        with full_precision(prior.zero.device):
+        with full_precision(prior.zero.device), DrawnOnce():
             if draw is not None:
                 return self._take(draw)
             masks = self._draw_masks() if self.fixed_masks is None else self.fixed_masks

@@ -8,12 +8,14 @@ from functools import partial
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from .errors import InputError, check_count
 from .guides import Guide
 from .models import IsingViT
 from .models.likelihoods import require_classes
+from .programs import DrawnOnce
 
 BATCH = 250
 """Number of images in one pass of the network."""
@@ -33,11 +35,14 @@ class Draw:
         masks: by site name; empty if there are none.
         weights: by site name, with the masks applied.
         model: the model to whose network they belong.
+        latents: latent variables of the prior's own, such as an unknown scale, by the name of their sample site; from
+            the prior, only those that weights depend on.
     """
 
     masks: dict[str, Tensor]
     weights: dict[str, Tensor]
     model: IsingViT = field(repr=False)
+    latents: dict[str, Tensor] = field(default_factory=dict)
     _log_ratio: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def guide_draw(guide: Guide, seed: int) -> Draw:
         joint = guide.draw_jointly()
         if joint is not None:
             masks, weights = joint.masks, joint.weights
-            return Draw(masks, weights, model, partial(_log_ratio, guide, masks, weights))
+            return Draw(masks, weights, model, {}, partial(_log_ratio, guide, masks, weights))
         of_guide = poutine.trace(guide).get_trace()
         of_model = poutine.trace(poutine.replay(model.draw_weights, trace=of_guide)).get_trace()
     weights = of_model.nodes["_RETURN"]["value"]
@@ -91,7 +96,17 @@ def guide_draw(guide: Guide, seed: int) -> Draw:
     else:
         names = {site.name: site.mask_name for site in model.sites if site.mask_name in of_model.nodes}
         masks = {name: of_model.nodes[node]["value"] for name, node in names.items()}
-    return Draw(masks, weights, model, lambda: of_model.log_prob_sum() - of_guide.log_prob_sum())
+    return Draw(masks, weights, model, _latents(of_model, model), lambda: of_model.log_prob_sum() - of_guide.log_prob_sum())
+
+
+def _latents(trace: poutine.Trace, model: IsingViT) -> dict[str, Tensor]:
+    """The latent variables of a trace of the model that are neither masks nor weights, by name."""
+    sites = {name for site in model.sites for name in (site.mask_name, site.weight_name)}
+    return {
+        name: trace.nodes[name]["value"].detach()
+        for name in trace.stochastic_nodes
+        if name not in sites and not site_is_subsample(trace.nodes[name])
+    }
 
 
 def _log_ratio(guide: Guide, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
@@ -124,9 +139,9 @@ def prior_draws(model: IsingViT, draws: int, seed: int) -> Iterator[Draw]:
         every = model.prior.draw_masks(draws)
     for draw in range(draws):
         masks = {name: drawn[draw] for name, drawn in every.items()}
-        with evaluating(model), seeded(device, draw_seed(seed, draw)):
+        with evaluating(model), seeded(device, draw_seed(seed, draw)), poutine.trace() as trace, DrawnOnce():
             weights = {site.name: model.prior.weight(site, masks.get(site.name)).sample() for site in model.sites}
-        yield Draw(masks, weights, model)
+        yield Draw(masks, weights, model, _latents(trace.trace, model))
 
 
 def draw_seed(seed: int, draw: int) -> int:

@@ -1,4 +1,5 @@
-"""Functions that programs share: parameters outside Pyro's global store, full precision, memory that is kept."""
+"""What programs share: parameters outside Pyro's global store, latent variables that several parts sample, full
+precision, memory that is kept."""
 
 import ctypes
 import sys
@@ -9,9 +10,13 @@ from typing import Any
 
 import torch
 from pyro.distributions import constraints
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.trace_messenger import TraceMessenger
-from torch import nn
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from .errors import InputError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
@@ -54,6 +59,30 @@ class _Itself:
 
 def _nothing() -> None:
     return None
+
+
+class DrawnOnce(Messenger):  # type: ignore[misc]  # Pyro's classes are not typed
+    """Context in which a latent variable is drawn once: to sample its name again gives the same value."""
+
+    def __enter__(self) -> Any:
+        self._drawn: dict[str, Tensor] = {}
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = self._drawn.get(msg["name"])
+        if value is None or msg["is_observed"]:
+            return
+        if value.shape != torch.Size(msg["fn"].shape()):
+            raise InputError(
+                f"prior: samples {msg['name']!r} of shape {tuple(value.shape)}, and again of shape "
+                f"{tuple(msg['fn'].shape())}: one name is one latent variable; put the site's name in front, as in "
+                f"f'{{site.name}}.{msg['name']}'"
+            )
+        msg["value"], msg["done"], msg["stop"] = value, True, True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            self._drawn[msg["name"]] = msg["value"]
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyro_isingvit.distributions import Gaussian
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.network import WeightSite, by_name
+from pyro_isingvit.programs import DrawnOnce
 from pyro_isingvit.settings import Described
 
 from .interaction import Interaction
@@ -21,8 +22,9 @@ class Prior(Described, nn.Module):
 
     Override what differs: `mask` (base measure of a site's masks, or None for no masks) or `weight` (a weight given its
     mask), or just its `slab`; and set ``interaction`` to couple the masks. Each of these may call `pyro.sample` for a
-    latent variable of the prior's own (a guide then has a `hyper` distribution for it) or use `nn.Parameter`s. The base
-    class has no masks, and weights ``Normal(0, 1 / sqrt(fan_in))``.
+    latent variable of the prior's own (a guide then has a `hyper` distribution for it) or use `nn.Parameter`s. They are
+    called once for each site, and a latent variable that several calls sample by the same name is one that these sites
+    share. The base class has no masks, and weights ``Normal(0, 1 / sqrt(fan_in))``.
 
     A subclass keeps its constructor's arguments as attributes of the same names, since a saved posterior is described
     by them; see `pyro_isingvit.settings.Described`.
@@ -35,6 +37,13 @@ class Prior(Described, nn.Module):
         >>> class HeavyTailed(IsingSpikeSlab):
         ...     def slab(self, site):
         ...         return StudentT(4.0, self.zero.expand(site.shape), site.fan_in**-0.5)
+
+    Example: one scale, itself unknown, for the weights of all sites.
+
+        >>> class OneScale(IndependentSpikeSlab):
+        ...     def slab(self, site):
+        ...         scale = pyro.sample("scale", HalfCauchy(self.zero + 1.0))
+        ...         return Gaussian(self.zero, scale.log() - 0.5 * math.log(site.fan_in), site.shape)
 
     Example: attention is kept more readily than the rest.
 
@@ -76,7 +85,8 @@ class Prior(Described, nn.Module):
         alone = {name: site for name, site in self.sites.items() if name not in drawn}
         every: list[dict[str, Tensor]] = []
         for _ in range(draws):
-            bases = {name: self.mask(site) for name, site in alone.items()}
+            with DrawnOnce():
+                bases = {name: self.mask(site) for name, site in alone.items()}
             every.append({name: base.sample() for name, base in bases.items() if base is not None})
         return drawn | {name: torch.stack([masks[name] for masks in every]) for name in every[0]}
 

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..data import Images
-from ..draws import check_draws, prior_draws
+from ..draws import Draw, check_draws, prior_draws
 from ..errors import InputError
 from ..inference.inputs import check_part
 from ..inference.result import FitResult
@@ -59,8 +59,9 @@ def to_inference_data(
         An `arviz.InferenceData` (ArviZ 0.23) or an `xarray.DataTree` (1.x) with the groups:
 
         * ``posterior``: ``<site>.mask`` as booleans over the dimensions of the site (without those along which weights
-          share a mask), ``<site>.weight`` of the sites in ``weights``, and ``density``, the share of the weights that
-          is kept in each ``part`` (a block of a site, or a site without blocks);
+          share a mask), ``<site>.weight`` of the sites in ``weights``, latent variables of the prior's own by their
+          names, and ``density``, the share of the weights that is kept in each ``part`` (a block of a site, or a site
+          without blocks);
         * ``sample_stats``: ``log_ratio``, log p - log q of each draw in nats, up to a constant and without the
           likelihood; with ``log`` also ``elbo``, the ELBO of the power posterior in nats (of a mixture, by chain), and
           ``phase``, over ``step``;
@@ -111,7 +112,7 @@ def _of_posterior(
     replicated: list[Tensor] = []
     predicted: list[Tensor] = []
     for draw in posterior.draws(draws, seed):
-        kept.add(draw.masks, draw.weights)
+        kept.add(draw)
         log_ratio.append(draw.log_ratio)
         if data is not None:
             each = labels_given(draw, data.images)
@@ -137,7 +138,7 @@ def _of_prior(
     before = _Draws(model.sites, ())
     replicated: list[Tensor] = []
     for draw in prior_draws(model, draws, seed):
-        before.add(draw.masks, draw.weights)
+        before.add(draw)
         if data is not None:
             replicated.append(labels_given(draw, data.images).sample(labels))
     groups = {"prior": before.dataset()}
@@ -199,26 +200,29 @@ def part_names(site: WeightSite) -> list[str]:
 
 
 class _Draws:
-    """Masks and weights of many draws; masks as booleans, without the dimensions along which they are shared."""
+    """What many draws consist of; masks as booleans, without the dimensions along which they are shared."""
 
     def __init__(self, sites: Sequence[WeightSite], weights: Sequence[str]) -> None:
         self.sites, self.chosen = {site.name: site for site in sites}, weights
         self.masks: dict[str, list[np.ndarray]] = {}
         self.weights: dict[str, list[np.ndarray]] = {}
+        self.latents: dict[str, list[np.ndarray]] = {}
         self.density: list[list[float]] = []
         self.parts: list[str] = []
 
-    def add(self, masks: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    def add(self, draw: Draw) -> None:
         shares: list[float] = []
-        for name, mask in masks.items():
+        for name, mask in draw.masks.items():
             site = self.sites[name]
             self.masks.setdefault(name, []).append(mask.bool().cpu().numpy())
             kept = mask.mean([i for i, d in enumerate(site.dims) if d != LAYER])
             shares += kept.expand(len(part_names(site))).tolist() if kept.dim() else [float(kept)]
-        self.parts = [part for name in masks for part in part_names(self.sites[name])]
+        self.parts = [part for name in draw.masks for part in part_names(self.sites[name])]
         self.density.append(shares)
         for name in self.chosen:
-            self.weights.setdefault(name, []).append(weights[name].cpu().numpy())
+            self.weights.setdefault(name, []).append(draw.weights[name].cpu().numpy())
+        for name, value in draw.latents.items():
+            self.latents.setdefault(name, []).append(value.cpu().numpy())
 
     def dataset(self) -> xr.Dataset:
         variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
@@ -234,6 +238,9 @@ class _Draws:
             site = self.sites[name]
             variables[site.weight_name] = ("chain", "draw", *site.dims), np.stack(values)[None]
             coords |= {dim: np.arange(size) for dim, size in zip(site.dims, site.shape, strict=True)}
+        for name, values in self.latents.items():
+            own = tuple(f"{name}.dim{axis}" for axis in range(values[0].ndim))
+            variables[name] = ("chain", "draw", *own), np.stack(values)[None]
         variables["density"] = ("chain", "draw", "part"), np.asarray([self.density])
         return xr.Dataset(variables, coords)
 

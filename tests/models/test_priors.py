@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.stats
@@ -14,9 +15,12 @@ from pyro_isingvit import (
     Coupling,
     CouplingGraph,
     InputError,
+    Posterior,
+    Prior,
     TraceGraph_ELBO,
     WeightSite,
 )
+from pyro_isingvit.draws import prior_draws
 from pyro_isingvit.guides import LikelihoodGuided, MeanField
 from pyro_isingvit.models import (
     BackwardIsingSpikeSlab,
@@ -157,6 +161,51 @@ def test_hierarchical_inclusion_is_inferred(tiny_network):
         draws = guide.hyper("encoder.up.inclusion", guide._hypers["mask"]["encoder.up.inclusion"]).sample((4000,))
     assert draws.mean().item() == pytest.approx(exact.mean(), abs=0.02)
     assert draws.std().item() == pytest.approx(exact.std(), rel=0.4)
+
+
+class OneMean(Prior):
+    """All weights have the same unknown mean."""
+
+    def slab(self, site):
+        mean = pyro.sample("mean", dist.Normal(self.zero, self.zero + 1.0))
+        return dist.Normal(mean, self.zero + 0.5).expand(site.shape)
+
+
+def test_a_latent_variable_that_sites_share_is_one(tiny_network):
+    """Given the weights its posterior is normal, and all sites count: by the sum over them of n / 0.5 ** 2."""
+    model = IsingViT(tiny_network, OneMean(tiny_network.weight_sites()), num_data=1, temperature=1e9)
+    guide = MeanField(model, initial_scale=1e-3)
+    assert list(guide.hyper_loc) == ["mean"]
+    loss = TraceGraph_ELBO()(model, guide)
+    optimizer = torch.optim.Adam([*guide.hyper_loc.values(), *guide.hyper_log_scale.values()], 0.03)
+    for step in range(600):
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.99**step
+        optimizer.zero_grad()
+        loss(torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)).backward()
+        optimizer.step()
+    weights = torch.cat([loc.detach().flatten() for loc in guide.loc.values()])
+    precision = 1 + len(weights) / 0.5**2
+    assert guide.hyper_loc["mean"].item() == pytest.approx(weights.sum().item() / 0.5**2 / precision, abs=2e-3)
+    assert guide.hyper_log_scale["mean"].exp().item() == pytest.approx(precision**-0.5, rel=0.05)
+    draw = next(Posterior((guide,)).draws(1))
+    assert draw.latents.keys() == {"mean"}
+    assert draw.latents["mean"].item() == pytest.approx(guide.hyper_loc["mean"].item(), abs=5 * precision**-0.5)
+    before = next(prior_draws(model, 1, 0))
+    for weight in before.weights.values():  # around the mean that was drawn, at every site
+        assert (weight.mean() - before.latents["mean"]).abs() < 5 * 0.5 * weight.numel() ** -0.5
+
+
+class ByMistake(OneMean):
+    """One name for latent variables of another shape at each site."""
+
+    def slab(self, site):
+        return dist.Normal(pyro.sample("mean", dist.Normal(self.zero, 1.0).expand(site.shape)), 1.0)
+
+
+def test_one_name_for_two_latent_variables_is_refused(tiny_network):
+    model = IsingViT(tiny_network, ByMistake(tiny_network.weight_sites()))
+    with pytest.raises(InputError, match=r"samples 'mean' of shape \(4, 4\), and again of shape \(2, 2, 2, 4\).*'{site"):
+        model.draw_weights()
 
 
 def test_structured_masks_and_their_couplings(tiny_network):
