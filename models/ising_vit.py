@@ -148,6 +148,7 @@ class IsingNetwork(nn.Module):
         self.num_data, self.temperature = num_data, temperature
         self.fixed_masks: dict[str, Tensor] | None = None
         self._companions: tuple[Companion, ...] = ()  # at most one; in a tuple, so that it is not a submodule
+        prior.check()
         self._varies = any(p.requires_grad for p in prior.parameters()) or _samples(prior)
         for site in self.sites:
             network.get_parameter(site.name).requires_grad_(False)

@@ -96,7 +96,9 @@ def guide_draw(guide: Guide, seed: int) -> Draw:
     else:
         names = {site.name: site.mask_name for site in model.sites if site.mask_name in of_model.nodes}
         masks = {name: of_model.nodes[node]["value"] for name, node in names.items()}
-    return Draw(masks, weights, model, _latents(of_model, model), lambda: of_model.log_prob_sum() - of_guide.log_prob_sum())
+    return Draw(
+        masks, weights, model, _latents(of_model, model), lambda: of_model.log_prob_sum() - of_guide.log_prob_sum()
+    )
 
 
 def _latents(trace: poutine.Trace, model: IsingViT) -> dict[str, Tensor]:

@@ -278,7 +278,7 @@ def test_help_names_defaults(isingvit, monkeypatch, command, default):
         (["--image-size", "0"], "image_size=0"),
         (["--augment", "much"], "augment='much': choose one of"),
         (["--precision", "float8"], "precision='float8'"),
-        (["--dataset", "folder", "--data-root", "nowhere"], "data_root='nowhere': give a folder"),
+        (["--dataset", "folder", "--data-root", "nowhere"], "data_root='nowhere': does not exist; give a folder"),
         (["--dataset", "nan.npz"], "images[1] holds NaN or infinity: remove or repair 1 image(s)"),
     ],
 )
@@ -319,3 +319,11 @@ def test_evaluate_refuses_what_is_no_run(isingvit, tmp_path, content, message):
     assert code == 2
     assert re.search(message, err)
     assert err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(isingvit):
+    code, _, err = isingvit("fit", *QUICK_RUN, "--steps", 200, "--temperature", 1e3, "--no-compare")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if "temperature=1000" in line]
+    assert line.startswith("isingvit: warning: temperature=1000: the median network keeps no weight")

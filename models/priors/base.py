@@ -71,6 +71,9 @@ class Prior(Described, nn.Module):
         self.interaction = None
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
+    def check(self) -> None:
+        """Refuse values that no model can have, with a message that names the site; called when a model is made."""
+
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
         """Base measure of the masks of a site, event shape broadcastable to ``site.shape``; None for no masks."""
         return None

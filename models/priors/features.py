@@ -41,6 +41,9 @@ class FeatureSpikeSlab(IndependentSpikeSlab):
         self.levels = checked_levels(sites, levels)
         super().__init__(sites, **options)
 
+    def masked(self) -> list[WeightSite]:
+        return [site for name, site in self.sites.items() if name in self.levels]
+
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
         if site.name not in self.levels:
             return None

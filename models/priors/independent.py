@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
@@ -94,6 +95,27 @@ class IndependentSpikeSlab(Prior):
     def inclusion_of(self, site: WeightSite) -> float | Tensor:
         """Prior inclusion probability of a site's masks: a number, or a tensor that broadcasts to ``site.shape``."""
         return self._inclusions[site.name]
+
+    def check(self) -> None:
+        with poutine.block(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            every = {site: torch.as_tensor(self.inclusion_of(site)) for site in self.masked()}
+        for site, probs in every.items():
+            sizes = zip(reversed(probs.shape), reversed(site.shape), strict=False)
+            if probs.dim() > len(site.shape) or any(n not in (1, size) for n, size in sizes):
+                raise InputError(
+                    f"inclusion_of({site.name}) has shape {tuple(probs.shape)}: it has to broadcast to the site's, "
+                    f"{site.shape} over {site.dims}"
+                )
+            wrong = probs[~((probs > 0) & (probs < 1))]  # NaN, too
+            if wrong.numel():
+                raise InputError(
+                    f"inclusion_of({site.name}) has {float(wrong[0]):g}: a prior probability lies strictly between 0 "
+                    "and 1"
+                )
+
+    def masked(self) -> list[WeightSite]:
+        """The sites that have masks."""
+        return list(self.sites.values())
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
         return StraightThroughBernoulli(logits=self._log_odds(site), event_dim=len(site.shape), shape=site.shape)

@@ -1,10 +1,13 @@
 """How many weights a prior keeps, and the inclusion probability with which it keeps a given number."""
 
+import math
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_isingvit.distributions.ising import EXACT_LIMIT
@@ -59,9 +62,27 @@ def numbers_kept(prior: Any, draws: int = 200, units: bool = False, seed: int = 
 
 def mask_counts(prior: Any) -> dict[str, int]:
     """Number of masks of each site that has them, by name."""
-    with torch.random.fork_rng(devices=[]):  # a prior may sample latent variables of its own
-        bases = {name: prior.mask(site) for name, site in prior.sites.items()}
-    return {name: base.event_shape.numel() for name, base in bases.items() if base is not None}
+    bases, _ = _bases(prior)
+    return {name: base.event_shape.numel() for name, base in bases.items()}
+
+
+def _bases(prior: Any) -> tuple[dict[str, Any], bool]:
+    """Base measures of the sites with masks, by name, and whether they depend on latent variables of the prior."""
+    with poutine.block(), torch.random.fork_rng(devices=[]):
+        traces = {name: poutine.trace(prior.mask).get_trace(site) for name, site in prior.sites.items()}
+    bases = {name: trace.nodes["_RETURN"]["value"] for name, trace in traces.items()}
+    return {name: base for name, base in bases.items() if base is not None}, any(
+        trace.stochastic_nodes for trace in traces.values()
+    )
+
+
+def _exact_number(prior: Any, units: bool) -> float | None:
+    """Expected number of weights, or units, that are kept; None if masks are coupled or their prior is unknown."""
+    bases, latent = _bases(prior)
+    if latent or prior.interaction is not None:
+        return None
+    shared = {name: 1 if units else prior.sites[name].numel // base.event_shape.numel() for name, base in bases.items()}
+    return sum(shared[name] * float(base.mean.double().sum()) for name, base in bases.items())
 
 
 def inclusion_expecting(make: Callable[[float], Any], weights: float | None, units: float | None) -> float:
@@ -86,21 +107,32 @@ def inclusion_expecting(make: Callable[[float], Any], weights: float | None, uni
         total = sum(masks.values()) if units is not None else sum(start.sites[site].numel for site in masks)
         if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < total:
             raise InputError(f"{name}={wanted!r}: lies between 0 and {total:,}, the number of {name} with masks")
+        share = wanted / total
         if start.interaction is None:
-            return wanted / total
+            alone = _exact_number(make(share), units is not None)
+            if alone is None or math.isclose(alone, wanted, rel_tol=1e-5):  # as where no site has a share of its own
+                return share
         number = sum(masks.values())
         draws = EXACT_DRAWS if number <= EXACT_LIMIT else max(FEWEST, min(MOST, MASKS // number))
 
+        @cache
         def expected(log_odds: float) -> float:
             prior = make(float(torch.tensor(log_odds, dtype=torch.float64).sigmoid()))
-            return float(numbers_kept(prior, draws, units is not None).mean()) / total
+            exact = _exact_number(prior, units is not None)
+            return exact if exact is not None else float(numbers_kept(prior, draws, units is not None).mean())
 
         def gap(log_odds: float) -> float:
-            share = torch.tensor([expected(log_odds), wanted / total], dtype=torch.float64).logit(eps=1e-9)
-            return float(share[0] - share[1])
+            shares = torch.tensor([expected(log_odds), wanted], dtype=torch.float64) / total
+            return float(shares.logit(eps=1e-9).diff().neg())
 
+        least, most = expected(-LOG_ODDS), expected(LOG_ODDS)
+        if not least < wanted < most:
+            raise InputError(
+                f"{name}={wanted}: cannot be reached, as the inclusion probabilities of {type(start).__name__} that do "
+                f"not depend on inclusion= keep {least:.0f} at least and {most:.0f} at most"
+            )
         found = float(brentq(gap, -LOG_ODDS, LOG_ODDS, xtol=PRECISION))
-        reached = expected(found) * total
+        reached = expected(found)
     if abs(reached - wanted) > TOLERANCE * wanted:
         raise InputError(
             f"{name}={wanted}: cannot be reached under this interaction, where the expected number jumps (the nearest "

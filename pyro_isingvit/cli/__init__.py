@@ -9,7 +9,7 @@ import sys
 import typer
 
 from ..errors import InputError, TrainingError
-from .ending import end
+from .ending import end, warning_in_one_line
 from .fit import fit_command
 from .hub import pull_command, push_command
 from .predict import predict_command
@@ -41,7 +41,8 @@ def main() -> None:
     stopped it.
     """
     try:
-        app()
+        with warning_in_one_line():
+            app()
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads on; what was to be written into files is there
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

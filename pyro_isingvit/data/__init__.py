@@ -2,6 +2,7 @@
 augmentation of batches, and test beds of which the truth is known."""
 
 from .augment import AUGMENTATIONS, Augment
+from .files import read_files
 from .folders import FolderImages
 from .images import Images
 from .parts import Data, split
@@ -23,5 +24,6 @@ __all__ = [
     "from_dataset",
     "planted_network",
     "read",
+    "read_files",
     "split",
 ]

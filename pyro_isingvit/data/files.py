@@ -5,9 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ..errors import InputError
 from ..files import home
-from .folders import EXTENSIONS, image_files, warn_of_others
+from .folders import EXTENSIONS, image_files, read_sized, warn_of_others
 
 PATTERN = "*?["
 """Characters that make a name a pattern, if there is no file of that name."""
@@ -29,6 +32,26 @@ def find_files(given: Sequence[str | Path]) -> list[Path]:
     if not files:
         raise InputError("files: none given; give files, folders or patterns such as '*.png'")
     return list(dict.fromkeys(files))
+
+
+def read_files(files: Sequence[str | Path], shape: tuple[int, int, int], background: int = 255) -> Tensor:
+    """Read image files as those of a `FolderImages` are read, for `Posterior.predict`.
+
+    Args:
+        files: files, folders or patterns, see `find_files`.
+        shape: (channels, height, width) of the images that the network takes, such as ``data.train.shape``; 1 channel
+            or 3.
+        background: grey level, 0 to 255, beneath transparent images.
+
+    Returns:
+        Bytes (n, channels, height, width), in the order of the files.
+
+    Raises:
+        InputError: if a file does not exist or is no image, or there are other than 1 or 3 channels.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise InputError(f"shape={tuple(shape)}: give (channels, height, width), where image files have 1 channel or 3")
+    return torch.stack([read_sized(path, shape, background) for path in find_files(files)])
 
 
 def _named(given: str | Path) -> list[Path]:

@@ -169,7 +169,7 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
         if image.shape[1:] != self._first.shape[1:]:
             raise InputError(
                 f"{str(self.paths[i])!r} is {_size(image)} pixels, and {str(self.paths[0])!r} {_size(self._first)}: "
-                "give image_size to have all resized"
+                "give image_size (--image-size) to have all resized"
             )
         return image
 
@@ -180,10 +180,13 @@ def _size(image: Tensor) -> str:
 
 def _classes(top: Path) -> list[str]:
     if not top.is_dir():
-        raise InputError(f"data_root={str(top)!r}: give a folder that holds one of images for each class")
+        what = "is no folder" if top.exists() else "does not exist"
+        raise InputError(f"data_root={str(top)!r}: {what}; give a folder that holds one of images for each class")
     names = [folder.name for folder in _folders(top)]
     if not names:
-        raise InputError(f"data_root={str(top)!r}: no folder of images of a class there; give one for each class")
+        loose = any(path.suffix.lower() in EXTENSIONS for path in top.iterdir())
+        found = "images there, but no folder of those of a class" if loose else "no folder of images of a class there"
+        raise InputError(f"data_root={str(top)!r}: {found}; give one for each class")
     return names
 
 
@@ -262,8 +265,18 @@ def read_image(path: Path, background: int = 255, channels: int | None = None) -
                 return as_bytes(ImageOps.exif_transpose(image), background, channels)
     except Image.DecompressionBombError as error:
         raise InputError(f"{str(path)!r}: {error}; make the image smaller, or remove it") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:  # some for damaged PNGs
+    except UnidentifiedImageError:
+        raise InputError(f"{str(path)!r}: not an image, or damaged; remove or repair it") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # some for damaged PNGs
         raise InputError(f"{str(path)!r}: not an image, or damaged ({error}); remove or repair it") from None
+
+
+def read_sized(path: Path, shape: tuple[int, int, int], background: int = 255) -> Tensor:
+    """Read an image file as bytes of a shape (channels, height, width), with 1 or 3 channels; see `FolderImages`."""
+    channels, *size = shape
+    image = read_image(path, background, channels)
+    image = image if list(image.shape[1:]) == size else resize(image.unsqueeze(0), (size[0], size[1])).squeeze(0)
+    return image.expand(channels, -1, -1)
 
 
 def as_bytes(image: Any, background: int = 255, channels: int | None = None) -> Tensor:

@@ -69,7 +69,7 @@ def split(
             ``test`` or ``validation`` differ from the others in shape or number of classes.
 
     Warns:
-        UserWarning: if images of one part are also in another.
+        UserWarning: if images of one part are also in another, or a class of the others has no training image.
     """
     for name, part in (("test", test), ("validation", validation)):
         if isinstance(part, Labelled) and (part.shape, part.classes) != (everything.shape, everything.classes):
@@ -90,6 +90,7 @@ def split(
         test=kept(test if isinstance(test, Labelled) else everything[order[:first]]),
     )
     _warn_of_copies(data)
+    _warn_of_absent(data)
     return data
 
 
@@ -110,8 +111,7 @@ def _numbers(total: int, train: int, test: int | Labelled | None, validation: in
         if value < 1 and not isinstance(given, Labelled):
             raise InputError(f"{name}={value}: need at least one image")
     if train + held + first > total:
-        most = total - first - spared
-        fix = f"train={most} or fewer would do" if most > 0 else "give more images, or fewer to the other parts"
+        fix = _fewer(total - first - spared)
         raise InputError(f"train={train} with validation={held} and test={first}: there are only {total} images; {fix}")
     return first, held
 
@@ -135,6 +135,25 @@ def _warn_of_copies(data: Data) -> None:
         seen.update(digests)
 
 
+def _warn_of_absent(data: Data) -> None:
+    if data.train.kind != "classes":
+        return
+    there = [part.labels.bincount(minlength=data.classes) for part in (data.train, data.validation, data.test)]
+    absent = [_named(data.train, int(k)) for k in ((there[0] == 0) & (there[1] + there[2] > 0)).nonzero()]
+    if absent:
+        shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        warnings.warn(
+            f"{len(absent)} of {data.classes} classes ({shown}) have no training image, and cannot be predicted: give "
+            "more training images, balanced=True, or another seed",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _named(images: Labelled, k: int) -> str:
+    return repr(images.names[k]) if images.names else str(k)
+
+
 def _balanced(order: Tensor, everything: Labelled, count: int) -> Tensor:
     """The first ``count`` indices of an order with an equal share for each class, in that order."""
     labels, classes = everything.labels[order], everything.classes
@@ -152,7 +171,11 @@ def _balanced(order: Tensor, everything: Labelled, count: int) -> Tensor:
     if (there < shares).any():
         k = int((there < shares).nonzero()[0])
         raise InputError(
-            f"train={count}, balanced: class {k} has {int(there[k])} images left for training, not {int(shares[k])}; "
-            f"train={int(there.min()) * classes} or fewer would do"
+            f"train={count}, balanced: class {_named(everything, k)} has {int(there[k])} images left for training, not "
+            f"{int(shares[k])}; {_fewer(int(there.min()) * classes)}"
         )
     return order[rank < shares[labels]]
+
+
+def _fewer(most: int) -> str:
+    return f"train={most} or fewer would do" if most > 0 else "give more images, or fewer to the other parts"

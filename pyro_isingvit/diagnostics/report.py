@@ -176,15 +176,13 @@ def _comparisons(findings: Findings) -> list[tuple[bool | None, str]]:
         plain, gaps = findings.scores[PLAIN], findings.difference.set_index("score")
         for key, name, form, better in (("accuracy", "Accuracy", ".2%", 1), ("nll", "NLL", ".4f", -1)):
             gap, se = gaps.loc[key, "difference"], gaps.loc[key, "se"]
-            clear = abs(gap) > 2 * se
-            said.append(
-                (
-                    bool(gap * better > 0) if clear else None,
-                    f"{name} {ising[key]:{form}}, the deterministic network's {plain[key]:{form}}: "
-                    + (("better" if gap * better > 0 else "worse") + ", by more than" if clear else "within")
-                    + f" two standard errors ({se:{form}}) of the difference.",
-                )
-            )
+            clear, images = abs(gap) > 2 * se, len(findings.data.test)
+            verdict = ("better" if gap * better > 0 else "worse") + ", by more than" if clear else "within"
+            verdict += f" two standard errors ({se:{form}}) of the difference."
+            if gap == se == 0:
+                verdict = f"both are right and wrong on the same of {images} images, which shows no difference."
+            text = f"{name} {ising[key]:{form}}, the deterministic network's {plain[key]:{form}}: {verdict}"
+            said.append((bool(gap * better > 0) if clear else None, text))
     if ENSEMBLE in findings.scores:
         other = findings.scores[ENSEMBLE]
         said.append(

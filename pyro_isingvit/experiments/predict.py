@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import find_files
-from ..data.folders import read_image
-from ..data.images import resize
+from ..data.folders import read_sized
 from ..data.streams import AT_ONCE
 from ..errors import InputError
 from ..prediction import central_levels
@@ -34,9 +33,9 @@ class FilePrediction:
         path: the file.
         label: name of the most probable class; its number, if the classes have no names.
         probability: mean probability of that class over the draws.
-        lower, upper: bounds of the central credible interval of that probability.
+        lower, upper: bounds of the central interval of that probability over the draws.
         entropy: of the mean probabilities, in nats: total uncertainty.
-        mutual_information: between label and weights, in nats: the part of it that more data would remove.
+        mutual_information: between label and weights, in nats: the part of it that draws differ by.
         probs: mean probability of each class by name.
         error: why the file could not be read; empty if it was. If it was not, there are no other values.
     """
@@ -62,7 +61,7 @@ class FilePredictor:
     Args:
         folder: a run folder that `run` made.
         draws: number of posterior draws; that of the run if None.
-        interval: mass of the credible intervals, within (0, 1).
+        interval: mass of the intervals, within (0, 1).
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
 
     Attributes:
@@ -109,13 +108,10 @@ class FilePredictor:
 
     def _read(self, path: Path) -> Tensor | str:
         """The image of a file as the network takes it, as bytes; or why it cannot be read."""
-        channels, *size = self._shape
         try:
-            image = read_image(path, self._background, channels)
+            return read_sized(path, self._shape, self._background)
         except InputError as error:
             return str(error)
-        image = image if list(image.shape[1:]) == size else resize(image.unsqueeze(0), (size[0], size[1])).squeeze(0)
-        return image.expand(channels, -1, -1)
 
     def _predicted(self, paths: Sequence[Path], images: Sequence[Tensor | str]) -> Iterator[FilePrediction]:
         read = [image for image in images if isinstance(image, Tensor)]

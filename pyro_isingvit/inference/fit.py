@@ -1,6 +1,7 @@
 """Fitting a guide to a model: pilot with all masks on, Ising phase, fine-tuning of the median-probability model."""
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,9 @@ def fit(
         TrainingError: if training breaks down: the loss is no longer finite, or the predictions of a search are not. A
             search goes on without the trial in which this happens, unless it is the first.
         InterruptedFitError: if the process was told to stop, once a checkpoint is saved; it is a `KeyboardInterrupt`.
+
+    Warns:
+        UserWarning: if the median network keeps nothing.
     """
     config = FitConfig() if config is None else config
     check_kinds(guide=guide, config=config)
@@ -115,6 +119,7 @@ def fit(
     posterior = Posterior.of(guide, names=images.names)
     if trials is not None:
         posterior = posterior.calibrate(cast(Images, held_out))
+    _warn_if_nothing_is_kept(posterior)
     return FitResult(posterior, trainer.history, trials, trainer.seconds, config.model_dump(mode="json"))
 
 
@@ -257,6 +262,17 @@ def _holding(guide: Guide, density: float | None) -> Iterator[None]:
     finally:
         if density is not None:
             guide.hold_density(before)
+
+
+def _warn_if_nothing_is_kept(posterior: Posterior) -> None:
+    density = posterior.densities().get("median_density")
+    if density == 0:
+        warnings.warn(
+            f"temperature={posterior.model.temperature:g}: the median network keeps no weight that has a mask, and "
+            "tells no images apart; lower the temperature, or have it chosen: pass validation and leave it out",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _take_over(guide: Guide, fitted: Guide) -> None:

@@ -120,7 +120,10 @@ def check_part(model: IsingViT, name: str, part: Labelled) -> None:
             f"give IsingViT(likelihood={_LIKELIHOODS[part.kind]})"
         )
     if part.kind == "classes" and part.classes == 1:
-        raise InputError(f"{name}.classes=1: one class leaves nothing to predict; give numbers as floats")
+        raise InputError(
+            f"{name}.classes=1: one class leaves nothing to predict; give images of two at least, or labels that are "
+            "numbers as floats"
+        )
     outputs, wanted = _outputs(model, part), likelihood.outputs(part.classes)
     if outputs != wanted:
         raise InputError(f"{name}.classes={part.classes}: the network has {outputs}; set ViTConfig(classes={wanted})")

@@ -151,7 +151,7 @@ def test_a_folder_of_images(tmp_path):
     (uneven / "cats" / "0.png").write_bytes(whole)
     with pytest.raises(InputError, match=r"0.png': not an image, or damaged"):
         read("folder", uneven, image_size=4)
-    with pytest.raises(InputError, match=r"data_root='.*nowhere': give a folder"):
+    with pytest.raises(InputError, match=r"data_root='.*nowhere': does not exist; give a folder"):
         read("folder", tmp_path / "nowhere")
 
 

@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from pyro_isingvit import InputError
-from pyro_isingvit.data.files import find_files
+from pyro_isingvit import InputError, read
+from pyro_isingvit.data.files import find_files, read_files
 from tests.data.test_folders import put
 
 
@@ -66,3 +68,23 @@ def test_nothing_is_left_out_unsaid(root, monkeypatch):
     monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(InputError, match=r"'b': cannot be read \(Permission denied\); make it readable"):
         find_files(["b"])
+
+
+def test_files_are_read_as_in_training(tmp_path):
+    """Grey, transparent, palette, 16 bits, turned: the bytes that a fit to the same folder has."""
+    for k, mode in enumerate(("RGB", "L", "LA", "RGBA", "P", "I;16", "CMYK")):
+        image = Image.effect_noise((9, 6), 80).resize((9 + k, 6)).convert("I" if mode == "I;16" else mode)
+        image = image.point(lambda value: value * 250).convert("I;16") if mode == "I;16" else image
+        tags = Image.Exif()
+        tags[0x0112] = 1 + k
+        path = tmp_path / "a" / f"{k}.{'tif' if mode in ('I;16', 'CMYK') else 'png'}"
+        path.parent.mkdir(exist_ok=True)
+        image.save(path, exif=tags)
+    fitted = read("folder", tmp_path, image_size=4)
+    assert torch.equal(read_files([tmp_path / "a"], fitted.shape), fitted.images)
+    assert read_files([tmp_path / "a" / "0.png"], (1, 5, 8)).shape == (1, 1, 5, 8)
+    with pytest.raises(InputError, match=r"shape=\(4, 8, 8\): give \(channels, height, width\)"):
+        read_files([tmp_path], (4, 8, 8))
+    (tmp_path / "a" / "0.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^'[^']*0.png': not an image, or damaged; remove or repair it$"):
+        read_files([tmp_path / "a"], fitted.shape)

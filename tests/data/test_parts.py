@@ -60,3 +60,12 @@ def test_more_images_than_there_are_and_none_are_refused():
         split(numbered(100), train=90, test=20)
     with pytest.raises(InputError, match="validation=0"):
         split(numbered(100), train=50, test=20, validation=0)
+
+
+def test_a_class_without_training_images_is_warned_of():
+    labels = torch.tensor([0] * 6 + [1] * 6 + [2])
+    images = Images(torch.arange(13 * 4).float().view(13, 1, 2, 2) / 52, labels, 3, names=("ash", "birch", "cedar"))
+    with pytest.warns(UserWarning, match=r"1 of 3 classes \('cedar'\) have no training image, .*another seed"):
+        split(images, train=3, test=5, validation=5, seed=1)
+    with pytest.raises(InputError, match=r"class 'cedar' has 0 images left for training, not 1; give more images"):
+        split(images, train=3, test=5, validation=5, seed=1, balanced=True)

@@ -204,7 +204,9 @@ class ByMistake(OneMean):
 
 def test_one_name_for_two_latent_variables_is_refused(tiny_network):
     model = IsingViT(tiny_network, ByMistake(tiny_network.weight_sites()))
-    with pytest.raises(InputError, match=r"samples 'mean' of shape \(4, 4\), and again of shape \(2, 2, 2, 4\).*'{site"):
+    with pytest.raises(
+        InputError, match=r"samples 'mean' of shape \(4, 4\), and again of shape \(2, 2, 2, 4\).*'{site"
+    ):
         model.draw_weights()
 
 
@@ -356,3 +358,21 @@ def test_a_function_of_the_masks_is_an_interaction():
     assert exact.tolist() == pytest.approx(expected, abs=1e-5)
     with pytest.raises(NotImplementedError, match=r"Interaction must implement energy\(masks\), or be given"):
         Interaction().energy({})
+
+
+@pytest.mark.parametrize(
+    ("inclusion", "message"),
+    [
+        (torch.tensor(1.3), r"inclusion_of\(patch_embed\) has 1.3: a prior probability lies strictly between 0 and 1"),
+        (torch.tensor([0.2, math.nan, 0.2, 0.2]), r"inclusion_of\(patch_embed\) has nan"),
+        (torch.full((3,), 0.2), r"inclusion_of\(patch_embed\) has shape \(3,\): it has to broadcast .* \(4, 4\) over"),
+        (torch.full((1, 1, 4), 0.2), r"has shape \(1, 1, 4\)"),
+    ],
+)
+def test_an_impossible_hook_is_named(tiny_network, inclusion, message):
+    class Mine(IndependentSpikeSlab):
+        def inclusion_of(self, site):
+            return inclusion
+
+    with pytest.raises(InputError, match=message):
+        IsingViT(tiny_network, Mine(tiny_network.weight_sites()))

@@ -85,3 +85,20 @@ def test_a_jump_is_named():
 def test_a_prior_without_masks_has_no_number(tiny_network):
     with pytest.raises(InputError, match="Flat: has no masks"):
         numbers_kept(Flat(tiny_network.weight_sites()))
+
+
+class PixelsFirst(IndependentSpikeSlab):
+    """Weights that read pixels have a probability of their own."""
+
+    def inclusion_of(self, site):
+        return 0.8 if site.name == "patch_embed" else super().inclusion_of(site)
+
+
+def test_sites_with_a_probability_of_their_own_count(tiny_network):
+    sites = tiny_network.weight_sites()
+    own = next(site.numel for site in sites if site.name == "patch_embed")
+    total = sum(site.numel for site in sites)
+    wanted = 0.8 * own + 0.05 * (total - own)
+    assert PixelsFirst.expecting(sites, weights=wanted).inclusion == pytest.approx(0.05, rel=0.01)
+    with pytest.raises(InputError, match=r"weights=2: cannot be reached.* of PixelsFirst .* keep 13 at least and"):
+        PixelsFirst.expecting(sites, weights=2)
