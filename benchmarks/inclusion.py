@@ -102,7 +102,7 @@ def cells() -> list[Cell]:
     every += [Cell("all features", "digits", 4, seed, "units", T) for seed in SEEDS for T in PREDICT]
     every += [
         Cell(name, "digits", patch, seed, temperature=T, strength=strength)
-        for patch, names in ((4, tuple(OPPONENTS)), (8, ("group lasso",)))
+        for patch, names in ((4, tuple(OPPONENTS)), (8, tuple(OPPONENTS)))
         for seed in SEEDS
         for name in names
         for T, strength in OPPONENTS[name]

@@ -1,6 +1,6 @@
 """Selection of input features with control of the false discovery rate, on digits among decoys: rates and power.
 
-Each method of `pyro_isingvit.diagnostics.select` at nominal rates of .1 and .2, with 300 digits and 7 decoy channels.
+Each method of `pyro_isingvit.diagnostics.select` at nominal rates of .05, .1 and .2, with 300 digits and 7 decoy channels.
 Every fit is kept in the working folder, so that a run can be stopped and started again.
 
     python benchmarks/selection.py --work runs/selection
@@ -20,7 +20,7 @@ from pyro_isingvit.diagnostics.refits import Refit
 from pyro_isingvit.diagnostics.select import By
 from pyro_isingvit.experiments.page import markdown
 
-RATES = 0.1, 0.2
+RATES = 0.05, 0.1, 0.2
 
 KEPT = 0.999
 """Prior inclusion probability with which nearly all features are kept, so that log odds rank them."""
