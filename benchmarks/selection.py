@@ -1,7 +1,7 @@
 """Selection of input features with control of the false discovery rate, on digits among decoys: rates and power.
 
-Each method of `pyro_isingvit.diagnostics.select` at nominal rates of .05, .1 and .2, with 300 digits and 7 decoy channels.
-Every fit is kept in the working folder, so that a run can be stopped and started again.
+Each method of `pyro_isingvit.diagnostics.select` at nominal rates of .05, .1 and .2, with 300 digits and 7 decoy
+channels. Every fit is kept in the working folder, so that a run can be stopped and started again.
 
     python benchmarks/selection.py --work runs/selection
     python benchmarks/selection.py --work runs/selection --report

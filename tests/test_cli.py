@@ -224,13 +224,14 @@ def test_a_folder_of_images_from_end_to_end(isingvit, tmp_path):
     assert evaluate(tmp_path / "runs" / "folder").scores["ising"] == scores["ising"]
 
 
+@pytest.mark.filterwarnings("ignore:.* classes .* have no training image")
 def test_an_official_test_set_and_cifar100(isingvit, tmp_path, monkeypatch):
     write_cifar100(tmp_path / "root", monkeypatch)
     small = ("--train", 100, "--validation", 50, "--steps", 20, "--dim", 8, "--heads", 2, "--no-compare")
     arguments = ("--dataset", "cifar-100", "--data-root", "root", "--test", "official", *small)
     code, out, _ = isingvit("fit", *arguments, "--augment", "none")
     assert code == 0
-    assert "cifar-100: 100 training and 200 test images" in out
+    assert "cifar-100: 100 training, 50 validation and 200 test images" in out
     config = evaluate(tmp_path / "runs" / "cifar-100").config
     assert (config.test, config.network.classes) == ("official", 100)
     monkeypatch.undo()

@@ -14,9 +14,10 @@ from .runs import Run
 
 def show_run(finished: Run) -> None:
     """Print the scores of a run."""
-    config, result = finished.config, finished.result
+    config, result, data = finished.config, finished.result, finished.data
+    numbers = f"{config.train} training, {len(data.validation)} validation and {len(data.test)} test images"
     table = Table(
-        title=f"{config.dataset}: {config.train} training and {len(finished.data.test)} test images, "
+        title=f"{config.dataset}: {numbers}\n"
         f"temperature {result.posterior.model.temperature:.2g}, seed {config.fit.seed}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
