@@ -15,7 +15,7 @@ from .data import Images
 from .data.images import checked_pixels
 from .data.streams import Unlabelled
 from .draws import BATCH, Draw, check_draws, draw_seed, evaluating, guide_draw, mask_draw, network_logits
-from .errors import InputError, check_positive
+from .errors import InputError, check_positive, kind_of
 from .files import home
 from .guides import Guide
 from .models import IsingViT
@@ -27,7 +27,7 @@ DRAWS = 200
 """Number of draws of masks for quantities that have no closed form."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Posterior:
     """An approximate posterior over the masks and weights of a network.
 
@@ -60,6 +60,14 @@ class Posterior:
     def __post_init__(self) -> None:
         if not self.guides:
             raise InputError("guides=(): a posterior needs at least one guide; see Posterior.of")
+
+    def __repr__(self) -> str:
+        model, members = self.model, len(self.guides)
+        of = f"{members} {type(self.guides[0]).__name__}s" if members > 1 else type(self.guides[0]).__name__
+        return (
+            f"Posterior({of}, {type(model.prior).__name__}, {type(model.network).__name__}, temperature "
+            f"{model.temperature:.3g}, logit scale {self.logit_scale:.3g})"
+        )
 
     @property
     def guide(self) -> Guide:
@@ -98,7 +106,8 @@ class Posterior:
     def draws(self, draws: int, seed: int = 0) -> Iterator[Draw]:
         """Independent draws of all masks and weights. The t-th draw depends on ``seed`` and t alone.
 
-        Those of a mixture go round its members.
+        Those of a mixture go round its members. They are made one at a time, as an iterator, since all together may not
+        fit into memory; ``list`` keeps them.
 
         Raises:
             InputError: if ``draws`` is below 1, or a mixture has more members.
@@ -301,6 +310,8 @@ class Posterior:
 
     def _calibrate(self, held_out: Images, draws: int, seed: int) -> tuple[Self, Tensor | None]:
         require_classes(self.model.likelihood, "calibrate")
+        if not isinstance(held_out, Images):
+            raise InputError(f"held_out={kind_of(held_out)}: give Images, such as data.validation")
         classes = network_logits(self.model, held_out.images[:1], {}).shape[-1]
         if classes != held_out.classes:
             raise InputError(f"held_out.classes={held_out.classes}: the network has {classes}")

@@ -14,8 +14,9 @@ In a test module, subclass a suite and define how to build your prior or guide; 
 
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import SkipTest
 
 import torch
@@ -44,6 +45,12 @@ ENUMERABLE = ViTConfig(
 
 DRAWS = 4000
 """Number of draws of the masks for a comparison of frequencies."""
+
+SMALLEST_SCALE = 1e-6
+"""Standard deviation of draws of a weight, relative to their size, below which they are taken for a point."""
+
+NARROWER, DENSITY_ERROR = 0.8, 0.1
+"""Variance of the density that a guide's is compared with, relative to its draws', and error of its integral."""
 
 STANDARD_ERRORS = 5.0
 """Largest error of a frequency, in standard errors; about 1 correct frequency in 10^6 exceeds it."""
@@ -239,6 +246,59 @@ class GuideConformance(Conformance):
             frequency = torch.stack([draw[name] for draw in draws]).mean(0)
             allowed = STANDARD_ERRORS * (p * (1 - p) / DRAWS).sqrt() + self.marginal_error
             assert ((frequency - p).abs() < allowed).all(), f"{name}: drawn {frequency}, said {p}"
+
+    def test_a_dropped_weight_is_the_spike(self) -> None:
+        """Zero where the prior's spike is; else smaller than one that is kept."""
+        _, guide = self.pair()
+        if not guide.mask_shapes:
+            raise SkipTest("no masks")
+        kept, dropped = (self._weights(guide, fill) for fill in (torch.ones, torch.zeros))
+        prior = guide.model.prior
+        for name in guide.mask_shapes:
+            with guide.hypers_at_median():
+                exact = isinstance(prior, IndependentSpikeSlab) and prior.spike(prior.sites[name]) is None
+            size = dropped[name][1].square().mean()
+            assert not (exact and size), f"{name}: a dropped weight is drawn, where the prior has it at zero"
+            assert size < kept[name][1].square().mean(), f"{name}: a dropped weight is as large as one that is kept"
+
+    def test_mean_weights_are_the_means_of_its_draws(self) -> None:
+        _, guide = self.pair()
+        _spread(guide)
+        guide.eval()
+        for fill in (torch.ones, torch.zeros):
+            means = guide.mean_weights({name: fill(shape) for name, shape in guide.mask_shapes.items()})
+            for name, (_, drawn) in self._weights(guide, fill).items():
+                allowed = STANDARD_ERRORS * drawn.std(0) / len(drawn) ** 0.5 + 1e-6
+                assert ((drawn.mean(0) - means[name]).abs() <= allowed).all(), f"{name}: mean_weights is not their mean"
+
+    def test_density_of_its_weights_is_that_of_its_draws(self) -> None:
+        r"""The mean of r / q over draws from q is 1 for any density r: here for the normal with their moments."""
+        _, guide = self.pair(ENUMERABLE)
+        _spread(guide)
+        for name, (fn, drawn) in self._weights(guide, torch.ones).items():
+            flat = drawn.flatten(1).double()
+            if float(flat.std(0).min()) < SMALLEST_SCALE * float(flat.abs().max()):
+                continue  # a point
+            within = NARROWER * flat.T.cov().view(flat.shape[1], -1)
+            normal = torch.distributions.MultivariateNormal(flat.mean(0), within)
+            log_ratio = normal.log_prob(flat) - fn.log_prob(drawn).double()
+            total = float(log_ratio.detach().logsumexp(0).exp()) / len(flat)
+            assert abs(total - 1) < DENSITY_ERROR, f"{name}: its density integrates to {1 / total:.3g} where it draws"
+
+    def _weights(self, guide: Guide, fill: Callable[[torch.Size], Tensor]) -> dict[str, tuple[Any, Tensor]]:
+        """Distribution of each site's weights given masks that are all alike, and draws from it, (draws, *shape)."""
+        found = {}
+        guide.eval()
+        with seeded(torch.device("cpu"), 0), torch.no_grad(), poutine.block():
+            for site in guide.model.sites:
+                shape = guide.mask_shapes.get(site.name)
+                try:
+                    fn = guide.weight(site, None if shape is None else fill(shape))
+                except NotImplementedError as refusal:
+                    raise SkipTest(str(refusal)) from None
+                assert fn.event_shape == site.shape, f"{site.name}: weight has event shape {tuple(fn.event_shape)}"
+                found[site.name] = fn, fn.sample((DRAWS,))
+        return found
 
     def test_density_of_its_masks_sums_to_one(self) -> None:
         _, guide = self.pair(ENUMERABLE)

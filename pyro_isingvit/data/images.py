@@ -22,7 +22,7 @@ PIXELS_AT_ONCE = 20_000_000
 """Numbers in the images that are resized at once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Images:
     """Labelled images.
 
@@ -45,6 +45,9 @@ class Images:
     classes: int
     source: str = ""
     names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Images({len(self)} of shape {self.shape}, {self.classes} {self.kind})"
 
     def __post_init__(self) -> None:
         images, labels = checked_pixels(self.images), self.labels

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, kind_of
 from .images import Images
 from .streams import Labelled, Stream, in_memory
 
@@ -71,6 +71,8 @@ def split(
     Warns:
         UserWarning: if images of one part are also in another, or a class of the others has no training image.
     """
+    if not isinstance(everything, Labelled):
+        raise InputError(f"everything={kind_of(everything)}: give Images, as iv.read returns and a TestBed has")
     for name, part in (("test", test), ("validation", validation)):
         if isinstance(part, Labelled) and (part.shape, part.classes) != (everything.shape, everything.classes):
             raise InputError(

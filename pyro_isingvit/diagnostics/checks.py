@@ -27,7 +27,7 @@ from ..posterior import Posterior
 from ..prediction import central_levels
 from ..targets import TargetPrediction
 from .arviz_adapter import psislw
-from .label_statistics import INTERVAL, STATISTICS, Statistic
+from .label_statistics import INTERVAL, OF_LABELS_ALONE, STATISTICS, Statistic
 from .labels import labels_given
 
 LEVEL = 0.01
@@ -138,7 +138,8 @@ def posterior_predictive_check(
 ) -> pd.DataFrame:
     """Compare the labels of images with labels replicated from the posterior; see `predictive_check`.
 
-    Use held-out images. On the images that the posterior was trained on, p-values concentrate around one half.
+    Use held-out images. Predictions of the images that the posterior was trained on know their labels, and p-values
+    then are not uniform if the model holds.
 
     Args:
         posterior: posterior to check.
@@ -172,7 +173,7 @@ def prior_predictive_check(
     Args:
         model: model whose prior is checked, fitted or not.
         data: labelled images.
-        statistics: by name; those of the kind of the labels if None, see `predictive_check`.
+        statistics: by name; if None, those of `label_statistics.OF_LABELS_ALONE` for this kind of labels.
         draws: number of draws, each of which replicates all labels once.
         seed: seed of the draws.
 
@@ -183,8 +184,11 @@ def prior_predictive_check(
         InputError: if there are fewer than 1 / `LEVEL` draws, or labels are of another kind or number than the model's.
         NotImplementedError: if the prior cannot draw from its interaction, see `Prior.draw_masks`.
     """
+    if not isinstance(model, IsingViT):
+        raise InputError(f"model={kind_of(model)}: give the model whose prior is checked, such as posterior.model")
     check_draws(draws)
     check_part(model, "data", data)
+    statistics = OF_LABELS_ALONE[data.kind] if statistics is None else statistics
     return _check(prior_draws(model, draws, seed), data, statistics, seed)
 
 
@@ -211,9 +215,11 @@ def _check(
     return predictive_check(labels, replicated, predicted, statistics)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LeaveOneOut:
     """Leave-one-out cross-validation by importance sampling from a guide.
+
+    Printed, it says whether it can be relied on. Where it cannot, scores may be far too good.
 
     Attributes:
         elpd: expected log predictive density: the sum over the images of the log predictive density of the label, given
@@ -237,6 +243,14 @@ class LeaveOneOut:
     def reliable(self) -> bool:
         """Whether ``k_hat`` and all of ``k`` are at most 0.7."""
         return bool(self.k_hat <= 0.7 and (self.k <= 0.7).all())
+
+    def __repr__(self) -> str:
+        if self.reliable:
+            return f"LeaveOneOut: elpd {self.elpd:.1f}, standard error {self.se:.1f}, k-hat {self.k_hat:.2f}"
+        above = f"k of {int((self.k > 0.7).sum())} of {len(self.k)} images" if self.k_hat <= 0.7 else "k-hat"
+        return (
+            f"LeaveOneOut: not reliable ({above} above 0.7; k-hat {self.k_hat:.2f}); compare scores of held-out images"
+        )
 
 
 def leave_one_out(posterior: Posterior, train: Images, draws: int = 1000, seed: int = 0) -> LeaveOneOut:

@@ -68,7 +68,9 @@ def to_inference_data(
         * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``label`` over ``image``, and, except in the
           log-likelihood, over the ``number`` of several numbers, or the ``class`` of several labels of an image, which
           are booleans. The log-likelihood is that of all labels of an image, in nats, neither tempered nor scaled, and
-          each image counts once; classes are drawn with the logit scale of the posterior;
+          each image counts once; classes are drawn with the logit scale of the posterior. Of held-out images, the
+          log-mean-exp over draws of the log-likelihood is the log predictive density. ArviZ's ``loo``, ``waic`` and
+          ``compare`` are for images that a posterior was fitted to;
         * ``predictions``: ``label`` like ``posterior_predictive``, over ``new_image``;
         * ``prior``, ``prior_predictive``: the same variables as in their posterior counterparts, without weights.
 

@@ -28,12 +28,12 @@ def class_frequencies(labels: Tensor, probs: Tensor) -> Tensor:
     return torch.bincount(labels, minlength=probs.shape[-1]) / len(labels)
 
 
-def confidence(labels: Tensor, probs: Tensor) -> Tensor:
+def accuracy(labels: Tensor, probs: Tensor) -> Tensor:
     """Share of the labels that are the most probable class; replicated labels average to the mean confidence."""
     return (probs.argmax(-1) == labels).float().mean()
 
 
-def entropy(labels: Tensor, probs: Tensor) -> Tensor:
+def nll(labels: Tensor, probs: Tensor) -> Tensor:
     """Mean negative log-probability of the labels, in nats; replicated labels average to the mean entropy."""
     return -probs.clamp_min(1e-12).log().gather(-1, labels.unsqueeze(-1)).mean()
 
@@ -98,7 +98,7 @@ def spread_of_number(labels: Tensor, probs: Tensor) -> Tensor:
     return labels.sum(1).float().std(correction=0)
 
 
-def label_entropy(labels: Tensor, probs: Tensor) -> Tensor:
+def label_nll(labels: Tensor, probs: Tensor) -> Tensor:
     """Mean negative log-probability of the labels of an image, each by itself, in nats, summed over them."""
     return -torch.where(labels, probs, 1 - probs).clamp_min(1e-12).log().sum(1).mean()
 
@@ -114,11 +114,22 @@ def _residual(labels: Tensor, predicted: TargetPrediction, largest: bool) -> Ten
     return (labels - predicted.mean).gather(0, chosen).square().mean(0).sqrt()
 
 
+_ALONE = (
+    class_frequencies,
+    mean,
+    spread,
+    low_quantile,
+    high_quantile,
+    label_frequencies,
+    number_of_labels,
+    spread_of_number,
+)
+
 STATISTICS: Mapping[str, Mapping[str, Statistic]] = {
     "classes": {
         "class frequency": class_frequencies,
-        "confidence": confidence,
-        "entropy": entropy,
+        "accuracy": accuracy,
+        "nll": nll,
         "class error": class_error,
     },
     "numbers": {
@@ -134,8 +145,15 @@ STATISTICS: Mapping[str, Mapping[str, Statistic]] = {
         "label frequency": label_frequencies,
         "labels of an image": number_of_labels,
         "sd of labels of an image": spread_of_number,
-        "entropy": label_entropy,
+        "nll": label_nll,
         "label error": label_error,
     },
 }
 """The statistics that are checked unless others are given, by kind of the labels and name."""
+
+OF_LABELS_ALONE: Mapping[str, Mapping[str, Statistic]] = {
+    kind: {name: statistic for name, statistic in every.items() if statistic in _ALONE}
+    for kind, every in STATISTICS.items()
+}
+"""Those of `STATISTICS` that do not depend on what was predicted. Mean predictions under a prior tend to be the same
+for all images, and what is more probable among them is chance."""

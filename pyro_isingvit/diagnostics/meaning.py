@@ -30,6 +30,12 @@ TRUSTED: Mapping[str, Mapping[str, Any]] = {
 }
 """What a posterior has to be of for its reliability to have been measured: classes and settings."""
 
+RIGHT = (
+    "Probabilities: of what is selected, 1 - p is an error rate. The few between .1 and .9 are too low, and a small p "
+    "does not say that a feature is irrelevant."
+)
+"""How probabilities whose reliability was measured are to be read."""
+
 NEAR, FAR = 1.25, 4.0
 """Largest ratio of temperatures at which a measurement is of a setting, and at which it is quoted beside it."""
 
@@ -57,7 +63,8 @@ def inclusion_meaning(posterior: Posterior) -> pd.DataFrame:
     Returns:
         One row for each site with masks, with columns ``site``; ``masks``: ``weights``, ``features`` or ``units``, or
         ``features alone``; ``reads_as``: ``"probability"`` if the reliability of posteriors of this kind (`TRUSTED`)
-        was measured at these temperatures to be within `LARGEST_GAP` of the diagonal, else ``"score"``; ``claimed`` and
+        was measured at these temperatures to be within `LARGEST_GAP` of the diagonal, ``"held"`` for masks held at
+        those of another posterior, else ``"score"``; ``claimed`` and
         ``realised``, the false discovery rates measured at a setting nearby, missing where there is none; ``says``,
         all this in a sentence or two.
 
@@ -74,6 +81,7 @@ def inclusion_meaning(posterior: Posterior) -> pd.DataFrame:
         masks = _kind(site, guide)
         row = {"site": site.name, "masks": masks, "reads_as": "score", "claimed": math.nan, "realised": math.nan}
         if site.name in guide.held:
+            row["reads_as"] = "held"
             row["says"] = "Held at the inclusion probabilities of another posterior, and as reliable as they are there."
         elif site.name != INPUT:
             row["says"] = (
@@ -103,10 +111,10 @@ def _measured(masks: str, temperature: float, mask_temperature: float, trusted: 
     near = table.loc[(ratios[0] + ratios[1]).where(furthest <= math.log(FAR)).idxmin()]
     right = trusted and furthest[near.name] <= math.log(NEAR) and near["largest_gap"] <= LARGEST_GAP
     says = (
-        ("Probabilities; the few between .1 and .9 are too low." if right else "Scores, not error rates.")
-        + f" On digits among decoys with 300 images (masks of {masks}, temperature {near['temperature']:g}, of masks "
-        f"{near['mask_temperature']:g}), {near['realised']:.1%} of what was selected at 0.5 was false, where "
-        f"{near['claimed']:.1%} was claimed, and {near['power']:.0%} of what matters was found."
+        (RIGHT if right else "Scores, not error rates.")
+        + f" In the benchmark, on digits among decoys with 300 images (masks of {masks}, temperature "
+        f"{near['temperature']:g}, of masks {near['mask_temperature']:g}), {near['realised']:.1%} of what was selected "
+        f"at 0.5 was false, where {near['claimed']:.1%} was claimed, and {near['power']:.0%} of what matters was found."
     )
     reads_as = "probability" if right else "score"
     return {"reads_as": reads_as, "claimed": near["claimed"], "realised": near["realised"], "says": says}

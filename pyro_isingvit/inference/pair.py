@@ -29,6 +29,7 @@ def check_pair(guide: Guide, images: Tensor, labels: Tensor) -> None:
             part.settings()  # refused now rather than when the fit is saved
     _check_interaction(guide)
     _check_returned_masks(guide)
+    _check_means(guide)
     with pyro.validation_enabled(False):
         trace = poutine.trace(guide).get_trace(images, labels)
         if not guide.plated:
@@ -84,6 +85,19 @@ def _check_returned_masks(guide: Guide) -> None:
             raise InputError(
                 f"guide={type(guide).__name__}: draw_masks returns no masks of {sorted(missing)}; add them"
             )
+
+
+def _check_means(guide: Guide) -> None:
+    try:
+        with poutine.block():
+            guide.mean_weights(guide.median_masks())
+    except NotImplementedError as error:
+        if error.args:  # a guide that says itself what it lacks
+            raise
+        raise InputError(
+            f"guide={type(guide).__name__}: the distribution of a weight has no mean; give it a property mean, or "
+            "override mean_weights(masks)"
+        ) from None
 
 
 def _check_event(trace: Any, guide: Guide) -> None:

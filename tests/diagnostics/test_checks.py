@@ -24,7 +24,9 @@ from pyro_isingvit import (
     ViT,
     WeightSite,
     fit,
+    split,
 )
+from pyro_isingvit.data import Data, planted_network
 from pyro_isingvit.diagnostics.checks import (
     leave_one_out,
     posterior_predictive_check,
@@ -48,8 +50,8 @@ def test_statistics_by_hand():
     probs = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
     found = {name: statistic(labels, probs).tolist() for name, statistic in STATISTICS["classes"].items()}
     assert found["class frequency"] == [0.5, 0.25, 0.25]
-    assert found["confidence"] == 0.75
-    assert found["entropy"] == pytest.approx(-math.log(0.5 * 0.2 * 0.8 * 0.4) / 4)
+    assert found["accuracy"] == 0.75
+    assert found["nll"] == pytest.approx(-math.log(0.5 * 0.2 * 0.8 * 0.4) / 4)
     assert found["class error"] == [0.5, 0, 0]
 
 
@@ -60,7 +62,7 @@ def test_p_values_are_uniform_if_the_labels_come_from_the_model(result):
     generator = torch.Generator().manual_seed(1)
     labels = torch.stack([draw_labels(log_probs, generator) for log_probs in each])
     probs = each.exp().mean(0)
-    p_values = {"class frequency": [], "confidence": [], "entropy": []}
+    p_values = {"class frequency": [], "accuracy": [], "nll": []}
     for i in range(200):
         table = predictive_check(labels[i], labels[torch.randint(200, 3000, (300,), generator=generator)], probs)
         for name in p_values:
@@ -80,7 +82,7 @@ def test_a_relabelled_class_is_flagged(stripes):
     wrong = posterior_predictive_check(result, Images(stripes.images, labels, 3), draws=200)
     fails = {(row["statistic"], row["class"]) for _, row in wrong[wrong["fails"]].iterrows()}
     assert {("class frequency", 1), ("class frequency", 2), ("class error", 2)} <= fails
-    assert "confidence" in {name for name, _ in fails}
+    assert "accuracy" in {name for name, _ in fails}
 
 
 def pair():
@@ -99,7 +101,8 @@ def test_users_bring_their_own_statistic(result, stripes):
 
 def test_prior_checks_know_nothing_of_the_classes(tiny_model, stripes):
     """Equal frequencies are what a symmetric prior expects; one class alone is not, with weights of this scale."""
-    table = prior_predictive_check(tiny_model, stripes, draws=100).query("statistic == 'class frequency'")
+    table = prior_predictive_check(tiny_model, stripes, draws=100)
+    assert set(table["statistic"]) == {"class frequency"}  # others depend on which class is ahead by chance
     assert not table["fails"].any()
     one = Images(stripes.images, torch.zeros_like(stripes.labels), 3)
     table = prior_predictive_check(tiny_model, one, draws=100).query("statistic == 'class frequency'")
@@ -113,6 +116,9 @@ def test_prior_checks_know_nothing_of_the_classes(tiny_model, stripes):
         (lambda r, s: posterior_predictive_check(r, s, draws=20), "draws=20: p-values at level 0.01 take at least 100"),
         (lambda r, s: posterior_predictive_check(r, s, draws=0), "draws=0"),
         (lambda r, s: leave_one_out(r, s, draws=5), "draws=5"),
+        (lambda r, s: prior_predictive_check(r, s), r"model=Posterior: give the model .*such as posterior\.model"),
+        (lambda r, s: r.calibrate(Data(s, s, s)), r"held_out=Data: give Images, such as data\.validation"),
+        (lambda r, s: split(planted_network(images=20), 5), r"everything=TestBed: give Images, as iv\.read returns"),
         (lambda r, s: predictive_check(s.labels, s.labels, torch.rand(60, 3)), r"replicated \(60,\)"),
     ],
 )

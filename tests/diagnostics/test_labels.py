@@ -92,7 +92,7 @@ def test_statistics_of_several_labels_by_hand():
         "label frequency": [0.5, 0.5],
         "labels of an image": 1.0,
         "sd of labels of an image": pytest.approx(0.5**0.5),
-        "entropy": pytest.approx(nll),
+        "nll": pytest.approx(nll),
         "label error": [0.5, 0.25],
     }
 
