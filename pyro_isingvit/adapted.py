@@ -28,6 +28,7 @@ class Adapted(nn.Module):
         couplings: the graph of couplings of masks that share a unit.
         uncoupled: names of sites whose masks are not coupled to any other.
         unknown: names of operations that units could not be followed through.
+        image_shape: (channels, height, width) of the images that it takes.
         config: what it was made from, for descriptions.
 
     Images are floats within [0, 1] or bytes, as everywhere; they are standardised by ``mean`` and ``std``.
@@ -50,12 +51,13 @@ class Adapted(nn.Module):
     ) -> None:
         super().__init__()
         self.original, self._sites, self.pieces, self.axes = original, tuple(sites), tuple(pieces), dict(axes)
-        self.couplings, self.unknown, self.around, self.shape = couplings, tuple(unknown), around, shape
+        self.couplings, self.unknown, self.around, self.image_shape = couplings, tuple(unknown), around, shape
         coupled = {name for each in couplings.couplings for name in (each.first, each.second)}
         self.uncoupled = tuple(site.name for site in sites if site.name not in coupled)
         self.register_buffer("mean", standard[0], persistent=False)
         self.register_buffer("std", standard[1], persistent=False)
-        self.config = {"original": kind_of(original), "around": around, "image": list(shape)}
+        standardised = {"mean": standard[0].flatten().tolist(), "std": standard[1].flatten().tolist()}
+        self.config = {"original": kind_of(original), "around": around, "image": list(shape), **standardised}
         self._shapes = {name: tuple(original.get_parameter(name).shape) for name in self.axes}
         for site in sites:
             _hang(self, site.name, nn.Parameter(self._stacked(site)))
@@ -79,10 +81,10 @@ class Adapted(nn.Module):
         Raises:
             InputError: if the images are not of the shape of the example.
         """
-        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.image_shape:
             raise InputError(
                 f"images of shape {tuple(images.shape)}: this network was adapted with an example of (batch, "
-                f"{', '.join(map(str, self.shape))}); resize them, or adapt it with an example of that size"
+                f"{', '.join(map(str, self.image_shape))}); resize them, or adapt it with an example of that size"
             )
         standardised = (as_floats(images) - self.mean) / self.std
         found = functional_call(self.original, self.weights(), (standardised,))

@@ -1,6 +1,7 @@
 """Runs, posteriors and pruned networks on the Hugging Face hub, with a model card.
 
 Nothing that is downloaded is executed: posteriors and networks are JSON and safetensors, and their digests are checked.
+Code is not downloaded, and a run whose network is of a file is opened only with that file.
 """
 
 import json
@@ -24,6 +25,12 @@ from .saved import DESCRIPTION, TENSORS
 
 CARD = "README.md"
 
+PULLED = (".json", ".safetensors", ".csv", ".png", ".md", ".onnx")
+"""Ends of the names of files that are downloaded; none of them is code."""
+
+SHOW_IMAGES = ("figures", "report.html")
+"""What a report adds to a run, and is not uploaded, as it shows images of the data set."""
+
 SCORES = ("accuracy", "nll", "ece", "brier", "density")
 """Scores of a run that the card shows."""
 
@@ -37,6 +44,8 @@ def push(
     endpoint: str | None = None,
 ) -> str:
     """Upload a folder to the hub, in one commit; the repository is made if there is none.
+
+    A report of a run, which shows images, stays here.
 
     Args:
         folder: a run folder, a folder of `Posterior.save`, or one of `export`.
@@ -100,7 +109,8 @@ def pull(
         commit = hub.HfApi(endpoint=endpoint, token=token).model_info(repo, revision=revision).sha
     with drafting(folder, check) as draft:
         with _asking(repo) as hub:
-            hub.snapshot_download(repo, revision=commit, local_dir=draft, token=token, endpoint=endpoint)
+            place = {"local_dir": draft, "token": token, "endpoint": endpoint}
+            hub.snapshot_download(repo, revision=commit, allow_patterns=[f"*{end}" for end in PULLED], **place)
         shutil.rmtree(draft / ".cache", ignore_errors=True)
         try:
             kind_of_folder(draft)
@@ -146,7 +156,7 @@ def _card(folder: Path, kind: str, repo: str, license: str) -> str:
 
 def _is_shared(path: Path) -> bool:
     hidden = any(part.startswith(".") or part == "__pycache__" for part in path.parts)
-    return not hidden and path.as_posix() != CARD
+    return not hidden and path.as_posix() != CARD and path.parts[0] not in SHOW_IMAGES
 
 
 def _check_free(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Log densities at fixed values, by which a prior and a guide are known again whose settings do not tell all."""
+"""What prior, guide and network give at fixed values, by which they are known again if settings do not tell all."""
 
 import math
 from collections.abc import Mapping
@@ -6,18 +6,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .draws import evaluating
+from .draws import evaluating, network_logits
 from .guides import Guide
+from .models import IsingViT
 
 CLOSE = 1e-3
-"""Relative difference of log densities up to which they are taken for those of the same prior and guide."""
+"""Relative difference of numbers up to which they are taken for those of the same prior, guide and network."""
+
+OUTPUTS = "the squares of the outputs"
+"""Name of the number that tells whether the network computes what it did."""
 
 
 @torch.no_grad()
 def log_densities(guide: Guide) -> dict[str, float | None]:
-    """Log densities of prior and guide at fixed masks and weights, by which classes of a user's own are known again.
+    """Log densities of prior and guide at fixed masks and weights, and the sum of the squares of the network's outputs.
 
-    A family that has no distribution of single sites is left out. What is not finite is None.
+    A network that does not say the shape of its images is left out, and so is a family that has no distribution of
+    single sites. What is not finite is None.
     """
     model = guide.model
     prior, device, found = model.prior, model.prior.zero.device, {}
@@ -36,8 +41,22 @@ def log_densities(guide: Guide) -> dict[str, float | None]:
                 continue
         if masks and prior.interaction is not None:
             found["energy"] = prior.interaction.energy(masks)
+        outputs = _outputs(model)
+        if outputs is not None:
+            found[OUTPUTS] = outputs.square()
     sums = {name: float(value.sum()) for name, value in found.items()}
     return {name: value if math.isfinite(value) else None for name, value in sums.items()}
+
+
+def _outputs(model: IsingViT) -> Tensor | None:
+    """Outputs of the network, with its biases and norms as they are, for a fixed image and fixed weights."""
+    shape = getattr(model.network, "image_shape", None)
+    if shape is None:
+        return None
+    device = model.prior.zero.device
+    image = (1 + _fixed(tuple(shape), device)) / 2
+    weights = {site.name: 0.1 * _fixed(site.shape, device) for site in model.sites}
+    return network_logits(model, image.unsqueeze(0), weights)
 
 
 def _fixed(shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -51,5 +70,6 @@ def changed(guide: Guide, known: Mapping[str, float | None]) -> str | None:
         then = known.get(name)
         same = now == then if now is None or then is None else math.isclose(now, then, rel_tol=CLOSE, abs_tol=CLOSE)
         if not same:
-            return f"the log density of {name} is {now} and was {then} at the same values"
+            what = name if name == OUTPUTS else f"the log density of {name}"
+            return f"{what} is {now} and was {then} at the same values"
     return None

@@ -26,8 +26,11 @@ from .network import ViT, ViTConfig, WeightSite
 from .probe import changed, log_densities
 from .settings import LEARNED, describe, plain
 
-FORMAT = 6
+FORMAT = 7
 """Version of the format that `write` writes."""
+
+SHOWN = 80
+"""Number of characters of a value that a message shows."""
 
 DESCRIPTION, TENSORS = "posterior.json", "posterior.safetensors"
 
@@ -188,7 +191,15 @@ def difference(given: Any, known: Any, where: str = "") -> str | None:
             if found:
                 return found
         return None
-    return None if given == known else f"{where} is {given!r} and was {known!r}"
+    if isinstance(given, list | tuple) and isinstance(known, list | tuple) and len(given) == len(known):
+        found = (difference(*each, f"{where}[{i}]") for i, each in enumerate(zip(given, known, strict=True)))
+        return next((one for one in found if one), None)
+    return None if given == known else f"{where} is {_shown(given)} and was {_shown(known)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _rebuild(facts: Mapping[str, Any], folder: Path) -> Guide:

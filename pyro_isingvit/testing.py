@@ -277,7 +277,7 @@ class GuideConformance(Conformance):
         _spread(guide)
         for name, (fn, drawn) in self._weights(guide, torch.ones).items():
             flat = drawn.flatten(1).double()
-            if float(flat.std(0).min()) < SMALLEST_SCALE * float(flat.abs().max()):
+            if float(flat.std(0).min()) <= SMALLEST_SCALE * float(flat.abs().max()):
                 continue  # a point
             within = NARROWER * flat.T.cov().view(flat.shape[1], -1)
             normal = torch.distributions.MultivariateNormal(flat.mean(0), within)

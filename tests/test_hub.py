@@ -50,12 +50,18 @@ def test_the_card_of_a_run_has_its_scores_and_data_and_damage_is_seen(server, tm
     code, _, said = isingvit("fit", "--out", "run", *QUICK_RUN, "--no-compare", "--temperature", 1e-3, "--steps", 20)
     assert code == 0, said
     where = {"endpoint": server.address}
+    (tmp_path / "run" / "figures").mkdir()
+    for shown in ("report.html", "figures/samples.png"):  # of `isingvit report`, with images of the data set
+        (tmp_path / "run" / shown).write_bytes(b"images")
     hub.push(tmp_path / "run", "me/run", license="apache-2.0", **where)
+    assert not {"report.html", "figures/samples.png"} & set(server.repos["me/run"])
     text = front_of(server.repos["me/run"]["README.md"])[1]
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert f"| ising | {scores['ising']['accuracy']:.4f} | {scores['ising']['nll']:.4f} |" in text
     assert json.loads((tmp_path / "run" / "run.json").read_text())["images"] in text
+    server.repos["me/run"]["net.py"] = b"print('code')"
     folder = hub.pull("me/run", tmp_path / "back", **where)
+    assert not (folder / "net.py").exists()
     code, out, said = isingvit("evaluate", folder)
     assert code == 0, said
     assert f"{scores['ising']['nll']:.4f}" in out

@@ -17,12 +17,14 @@ from pyro_isingvit import (
     InputError,
     Interaction,
     IsingSpikeSlab,
+    IsingViT,
     LikelihoodGuided,
     MeanField,
     Posterior,
     Prior,
     StructuredSpikeSlab,
     ViT,
+    adapt,
 )
 from pyro_isingvit.files import file_digest, read_json, read_tensors, write_json, write_tensors
 from pyro_isingvit.guides import (
@@ -36,7 +38,8 @@ from pyro_isingvit.guides import (
 )
 from pyro_isingvit.models import BackwardIsingSpikeSlab
 from pyro_isingvit.models.priors import Flat, HierarchicalSpikeSlab, LatticeSpikeSlab, LogUniform, RegularisedHorseshoe
-from tests.conftest import TINY
+from pyro_isingvit.network import linear
+from tests.conftest import TINY, pair
 from tests.test_ownership import made, predicted
 
 SHIPPED = {
@@ -106,7 +109,7 @@ def test_classes_of_ones_own_are_named_and_passed_in(stripes, tmp_path):
     ("given", "message"),
     [
         ({"geometry": TINY.model_copy(update={"pixel_mean": 0.1})}, "network.pixel_mean is 0.1 and was 0.5"),
-        ({"geometry": TINY.model_copy(update={"patch_size": (1, 4)})}, r"network.patch_size is \[1, 4\] and was"),
+        ({"geometry": TINY.model_copy(update={"patch_size": (1, 4)})}, r"network.patch_size\[0\] is 1 and was 2"),
         ({"prior": IndependentSpikeSlab}, "prior.class is 'IndependentSpikeSlab' and was 'IsingSpikeSlab'"),
         ({"spike_scale": 0.5}, "prior.spike_scale is 0.5 and was 0.0"),
         ({"guide": MeanField}, "guide.class is 'MeanField' and was 'LikelihoodGuided'"),
@@ -137,7 +140,7 @@ def test_damaged_and_earlier_files_are_refused_by_name(tmp_path):
         write_json(folder / "posterior.json", facts | changes)
 
     for changes, message in (
-        ({"format": 3}, "format=3; this version reads 6"),
+        ({"format": 3}, "format=3; this version reads 7"),
         ({"prior": {"class": "IsingSpikeSlab", "settings": {"inclusion": 2}}}, "does not describe a posterior"),
         ({"network": {"class": "ViT", "settings": {"dim": 5}}}, "does not describe a posterior"),
         ({"guide": {"class": "os.system", "settings": {}}}, "guide=os.system, which this package cannot rebuild"),
@@ -300,3 +303,24 @@ def test_tensors_are_finite_and_of_their_type(damage, tmp_path):
         expected = "Missing key" if damage == "missing" else "has to be finite and of type torch.float32"
         with pytest.raises(InputError, match=expected):
             Posterior.load(tmp_path)
+
+
+def test_a_network_that_computes_something_else_is_not_loaded(tmp_path, monkeypatch):
+    """Its class and settings are the same, as where the code of a network was changed since."""
+    guide, forward = pair()[1], ViT.forward
+    Posterior.of(guide).save(tmp_path)
+    assert Posterior.load(tmp_path, guide)
+    monkeypatch.setattr(ViT, "forward", lambda network, images, linear=linear: forward(network, 1 - images, linear))
+    with pytest.raises(InputError, match=r"the squares of the outputs is .* and was"):
+        Posterior.load(tmp_path, guide)
+
+
+def test_another_standardisation_is_not_loaded(tmp_path):
+    def made(mean):
+        plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        network = adapt(plain, torch.rand(1, 1, 4, 4), mean=mean)
+        return LikelihoodGuided(IsingViT(network, IndependentSpikeSlab(network.weight_sites())))
+
+    Posterior.of(made((0.5,))).save(tmp_path)
+    with pytest.raises(InputError, match=r"network.mean\[0\] is 0.25 and was 0.5"):
+        Posterior.load(tmp_path, made((0.25,)))

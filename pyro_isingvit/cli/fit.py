@@ -1,6 +1,6 @@
 """``isingvit fit``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,8 @@ def fit_command(
 
     if resume is not None:
         _only_resume(context)
-        _finish(partial(resume_run, resume, data_root, interval=checkpoint_every, devices=devices), resume)
+        how: dict[str, Any] = {"interval": checkpoint_every, "devices": devices, "network": network}
+        _finish(partial(resume_run, resume, data_root, **how), resume)
         return
     written = {} if config_file is None else read_settings(config_file)
     reads: dict[str, Any] = {
@@ -89,10 +90,7 @@ def fit_command(
     grey = 255 if reads["background"] is None else reads["background"]
     everything = read(dataset, data_root, "train", download, reads["image_size"], grey)
     geometry = {"patch_size": patch_size, "stem": stem, "dim": dim, "depth": depth, "heads": heads}
-    if network is None and (pretrained or around is not None):
-        raise InputError(
-            "--pretrained and --around are of other networks: give --network, e.g. timm:vit_tiny_patch16_224"
-        )
+    _check_network(network, geometry | {"mlp_ratio": mlp_ratio}, pretrained or around is not None)
     fit: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "pilot": pilot}
     fit |= {"fine_tune": fine_tune, "temperature": temperature, "target_density": target_density, "augment": augment}
     given: dict[str, Any] = {
@@ -110,7 +108,7 @@ def fit_command(
     config = RunConfig(**settings)
     if epochs is not None:
         config = _of_epochs(config, epochs, steps)
-    how: dict[str, Any] = {"interval": checkpoint_every, "devices": devices, "log": log or ()}
+    how = {"interval": checkpoint_every, "devices": devices, "log": log or ()}
     _finish(partial(run, config, out, everything, compare, overwrite, **how), out)
     if log:
         Console().print(f"Logs: {out.parent / LOGS}", highlight=False, soft_wrap=True)
@@ -141,6 +139,17 @@ def _check_out(out: Path, overwrite: bool) -> None:
     check_free(place, overwrite)
 
 
+def _check_network(network: str | None, geometry: Mapping[str, Any], of_another: bool) -> None:
+    """Refuse options of a `ViT` beside another network, and the other way round."""
+    if network is None and of_another:
+        raise InputError(
+            "--pretrained and --around are of other networks: give --network, e.g. timm:vit_tiny_patch16_224"
+        )
+    for name, value in geometry.items():
+        if network is not None and value is not None:
+            raise InputError(f"--{name.replace('_', '-')}={value}: of a ViT, and --network={network!r}; leave one out")
+
+
 def _on_command_line(context: typer.Context) -> list[str]:
     """The options that were given."""
     sources = {name: getattr(context.get_parameter_source(name), "name", None) for name in context.params}
@@ -150,7 +159,9 @@ def _on_command_line(context: typer.Context) -> list[str]:
 def _only_resume(context: typer.Context) -> None:
     """Refuse options beside ``--resume`` that would make it another run."""
     given = [
-        name for name in _on_command_line(context) if name not in ("resume", "data_root", "checkpoint_every", "devices")
+        name
+        for name in _on_command_line(context)
+        if name not in ("resume", "data_root", "checkpoint_every", "devices", "network")
     ]
     if given:
         raise InputError(

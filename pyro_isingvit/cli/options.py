@@ -99,7 +99,8 @@ Augmentation = Annotated[
     ),
 ]
 Precision = Annotated[
-    str | None, typer.Option(help="Precision of training: float32, or bfloat16, which may be faster.")
+    str | None,
+    typer.Option(help="Precision of training: float32, bfloat16, which may be faster, or float16, for older GPUs."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split, the initial weights and the training.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")]
@@ -118,6 +119,14 @@ Devices = Annotated[
 ]
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that 'isingvit fit' made.")]
-"""Of the commands that read a run, as is the next."""
+"""Of the commands that read a run, as are the next."""
 
+RunNetwork = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        metavar="FILE.py:FUNCTION",
+        help="Network of the run, if it is of a file: a run holds no code, and none is run because a folder names it.",
+    ),
+]
 MovedRoot = Annotated[str | None, typer.Option(help="Folder with the files of the data set, if it has moved.")]

@@ -26,10 +26,11 @@ def predict_command(
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")] = None,
     form: Annotated[Format, typer.Option("--format", help="csv, or jsonl: one JSON object on each line.")] = Format.CSV,
     draws: Annotated[int | None, typer.Option(help="Number of posterior draws.", show_default="the run's")] = None,
-    interval: Annotated[float, typer.Option(help="Mass of the credible intervals, within (0, 1).")] = 0.9,
+    interval: Annotated[float, typer.Option(help="Mass of the intervals, within (0, 1).")] = 0.9,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")] = "auto",
+    network: option.RunNetwork = None,
 ) -> None:
-    """Predict image files: class, its probability with a credible interval, and uncertainty, one row an image.
+    """Predict image files: class, its probability with an interval, and uncertainty, one row an image.
 
     The data set of the run is not needed. A file that cannot be read has a row that says why, in the column error; the
     exit code is then 1.
@@ -42,7 +43,7 @@ def predict_command(
 
     if out is not None and out.is_dir():
         raise InputError(f"--out={str(out)!r} is a folder: give a file")
-    found, predictor = find_files(files), FilePredictor(folder, draws, interval, device)
+    found, predictor = find_files(files), FilePredictor(folder, draws, interval, device, network)
     screen, failures = Console(stderr=True), 0
     bar = partial(track, console=screen, transient=True, disable=not screen.is_terminal)
     with _output(out) as stream:

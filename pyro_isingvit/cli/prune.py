@@ -36,6 +36,7 @@ def prune_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a network that was exported there before.")
     ] = False,
+    network: option.RunNetwork = None,
 ) -> None:
     """Cut the network of a run down to what its posterior keeps, and export it for use without Pyro."""
     from ..experiments.console import show_pruned
@@ -52,6 +53,7 @@ def prune_command(
         formats=formats or (),
         data_root=data_root,
         overwrite=overwrite,
+        network=network,
     )
     show_pruned(pruned)
     Console().print(f"Small network: {out}", highlight=False, soft_wrap=True)

@@ -3,16 +3,16 @@
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
-import pydantic
 import torch
 from torch import nn
 
 from ..adapted import Adapted, adapt
 from ..config import Config
 from ..errors import InputError, kind_of
-from ..files import home
+from ..files import file_digest, home
 from ..network import ViTConfig
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -25,7 +25,9 @@ class ModuleConfig(Config):
     Attributes:
         name: ``timm:NAME``, ``torchvision:NAME`` or ``transformers:NAME`` of these libraries (of transformers a class,
             or with ``pretrained`` a checkpoint), or ``FILE.py:FUNCTION``, a function that makes a module and takes any
-            of ``classes``, ``channels`` and ``image_size``.
+            of ``classes``, ``channels`` and ``image_size``, and returns logits (batch, classes) of images that are
+            standardised by a mean and a standard deviation of .5.
+        digest: SHA-256 of the file, which `run` records; a file with another one is refused.
         pretrained: whether the library loads weights, which it may download.
         around: what dropped weights are: ``"zero"``, or what they were.
         include, exclude: patterns of names of parameters that are and are not to be masked, see `adapt`: with include
@@ -33,12 +35,41 @@ class ModuleConfig(Config):
         train: whether what is not masked is learned as well (``"all"``), or frozen (``"masked"``).
     """
 
-    name: str = pydantic.Field(pattern=r".+:.+")
+    name: str
+    digest: str = ""
     pretrained: bool = False
     around: Literal["zero", "pretrained"] = "zero"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     train: Literal["all", "masked"] = "all"
+
+    @property
+    def file(self) -> Path | None:
+        """The file of the function that makes the module; None for one of a library."""
+        path, _, _ = self.name.rpartition(":")
+        return home(path) if path.endswith(".py") else None
+
+    def recorded(self) -> Self:
+        """The same with the digest of its file, if it is of one."""
+        known = self.file is not None and self.file.is_file() and not self.digest
+        return self.model_copy(update={"digest": file_digest(cast(Path, self.file))}) if known else self
+
+    def given_again(self, name: str | None) -> Self:
+        """The same, of the file that is given again, since no code is run because a folder names it.
+
+        Raises:
+            InputError: if it is of a file and none is given, or the other way round.
+        """
+        if self.file is None and name is not None:
+            raise InputError(f"network={name!r}: that of the run, {self.name!r}, is of no file; leave it out")
+        if self.file is None:
+            return self
+        if name is None:
+            raise InputError(
+                f"network=None: that of the run is code, {self.name!r}, and no code is run because a folder names it; "
+                f"give it again, network={self.name!r} (--network)"
+            )
+        return self.model_copy(update={"name": name})
 
 
 def make_module(config: ModuleConfig, geometry: ViTConfig) -> Adapted:
@@ -49,8 +80,10 @@ def make_module(config: ModuleConfig, geometry: ViTConfig) -> Adapted:
     """
     kind, _, name = config.name.rpartition(":")
     make = MAKERS.get(kind)
-    if make is None and not kind.endswith(".py"):
-        raise InputError(f"network={config.name!r}: begin with one of {[f'{k}:' for k in MAKERS]}, or FILE.py:FUNCTION")
+    if not name or (make is None and config.file is None):
+        raise InputError(f"network={config.name!r}: give one of {[f'{k}:NAME' for k in MAKERS]}, or FILE.py:FUNCTION")
+    if config.file is not None and config.pretrained:
+        raise InputError(f"pretrained=True: of libraries, and network={config.name!r} is of a file; leave it out")
     module, standard = make(name, config, geometry) if make is not None else _from_file(kind, name, config, geometry)
     if not isinstance(module, nn.Module):
         raise InputError(f"network={config.name!r}: made {kind_of(module)}, not a torch module")
@@ -119,6 +152,8 @@ def _from_file(path: str, name: str, config: ModuleConfig, geometry: ViTConfig) 
     file = home(path)
     if not file.is_file():
         raise InputError(f"network={config.name!r}: no file {path!r}; give FILE.py:FUNCTION")
+    if config.digest and file_digest(file) != config.digest:
+        raise InputError(f"network={config.name!r}: {path!r} is not as it was in the fit; restore it, or fit again")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None

@@ -63,6 +63,7 @@ class FilePredictor:
         draws: number of posterior draws; that of the run if None.
         interval: mass of the intervals, within (0, 1).
         device: ``"cpu"``, ``"cuda"``, ... or ``"auto"``: a GPU if there is one.
+        network: see `evaluate`.
 
     Attributes:
         classes: names of the classes, in order; their numbers, if they have no names.
@@ -73,9 +74,14 @@ class FilePredictor:
     """
 
     def __init__(
-        self, folder: str | Path, draws: int | None = None, interval: float = 0.9, device: str = "auto"
+        self,
+        folder: str | Path,
+        draws: int | None = None,
+        interval: float = 0.9,
+        device: str = "auto",
+        network: str | None = None,
     ) -> None:
-        config, facts, result = open_fit(folder)
+        config, facts, result = open_fit(folder, network=network)
         where = config.fit.model_copy(update={"device": device}).torch_device()
         posterior, geometry = result.posterior, config.network
         self._posterior = posterior if where == posterior.device else posterior.to(where)
@@ -135,15 +141,16 @@ def predict_files(
     draws: int | None = None,
     interval: float = 0.9,
     device: str = "auto",
+    network: str | None = None,
 ) -> Iterator[FilePrediction]:
     """Predict image files by a finished run, in order; see `FilePredictor`.
 
     Args:
         files: files, folders or patterns, see `pyro_isingvit.data.files.find_files`.
-        folder, draws, interval, device: see `FilePredictor`.
+        folder, draws, interval, device, network: see `FilePredictor`.
 
     Raises:
         InputError: see `find_files` and `FilePredictor`. A file that cannot be read is none: its prediction has an
             ``error``.
     """
-    return FilePredictor(folder, draws, interval, device).predict(find_files(files))
+    return FilePredictor(folder, draws, interval, device, network).predict(find_files(files))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapted import Adapted
 from ..data import Data, Images
 from ..data.streams import in_memory
 from ..drafts import drafting
@@ -98,6 +99,7 @@ def prune_run(
     data_root: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    network: str | None = None,
 ) -> Pruned:
     """Prune the network of a run, export it, and compare it with the whole network on the run's test images.
 
@@ -115,6 +117,7 @@ def prune_run(
         formats, overwrite: see `pyro_isingvit.export`.
         data_root: folder of the data set's files, if it has moved. If it is given, the images have to be there.
         progress: whether to show a progress bar.
+        network: see `evaluate`.
 
     Raises:
         InputError: if the run or an argument cannot be used.
@@ -125,7 +128,7 @@ def prune_run(
     if fine_tune_steps and draws is not None:
         raise InputError(f"fine_tune={fine_tune_steps} and draws={draws}: draws of a posterior are not trained on")
     check(out, formats, overwrite)
-    config, facts, result = open_fit(folder, data_root)
+    config, facts, result = open_fit(folder, data_root, network=network)
     data, unscored = _images(config, facts, home(folder), bool(fine_tune_steps) or data_root is not None)
     if config.module is not None:
         given = {"level": level, "density": density, "fine_tune": fine_tune_steps or None, "draws": draws}
@@ -137,17 +140,17 @@ def prune_run(
         raise InputError(f"fine_tune={fine_tune_steps}: the run is a mixture, and one network is trained; fit 1 member")
     seed = config.fit.seed
     posterior = result.posterior
-    network = prune(posterior, **chosen) if draws is None else prune_draws(posterior, draws, **chosen, seed=seed)
+    small = prune(posterior, **chosen) if draws is None else prune_draws(posterior, draws, **chosen, seed=seed)
     if fine_tune_steps:
         assert data is not None
         settings = config.fit.model_copy(update={"steps": fine_tune_steps})
-        fine_tune(network, in_memory(data.train), data.validation, settings, progress)
-    before, after = _figures((_whole(posterior, draws, seed), network), config, None if data is None else data.test)
+        fine_tune(small, in_memory(data.train), data.validation, settings, progress)
+    before, after = _figures((_whole(posterior, draws, seed), small), config, None if data is None else data.test)
     levels = (level,) if isinstance(level, str) else tuple(level)
     said: dict[str, Any] = {"levels": levels, "threshold": threshold, "density": density}
     said |= {"fine_tune": fine_tune_steps, "draws": draws, "before": asdict(before), "after": asdict(after)}
-    export(network, out, formats, overwrite, {METRICS: json.dumps(said, indent=2) + "\n"})
-    return Pruned(levels, network, before, after, unscored)
+    export(small, out, formats, overwrite, {METRICS: json.dumps(said, indent=2) + "\n"})
+    return Pruned(levels, small, before, after, unscored)
 
 
 def _refuse(given: Mapping[str, Any], network: str) -> None:
@@ -183,7 +186,9 @@ def _prune_adapted(
         example = as_floats(in_memory(data.train).images[:EXAMPLES])
     small = prune_module(posterior, example)
     whole = posterior.network().cpu()
-    before, after = _figures((whole, small.network), config, None if data is None else data.test)
+    assert isinstance(whole, Adapted)
+    plain = OnImages(whole.plain(), whole.mean, whole.std).eval()  # as fast as it is without the sites
+    before, after = _figures((plain, small.network), config, None if data is None else data.test)
     said = {"before": asdict(before), "after": asdict(after)}
     with drafting(out, partial(check, out, formats, overwrite)) as draft:
         small.save(draft)

@@ -16,18 +16,23 @@ from .runs import Run
 from .scoring import score_fits
 
 
-def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None = None) -> Run:
+def evaluate(
+    folder: str | Path, data_root: str | None = None, draws: int | None = None, network: str | None = None
+) -> Run:
     """Evaluate a run again on its test images, from its folder.
 
     Args:
         folder: a run folder that `run` made.
         data_root: folder of the data set's files, if it has moved.
         draws: number of posterior draws; that of the run if None.
+        network: ``FILE.py:FUNCTION`` of the run's network, if it is of a file: a run holds no code, and none is run
+            because a folder names it.
 
     Raises:
-        InputError: if the folder is not a run folder or is damaged, or the data set has other images than the run.
+        InputError: if the folder is not a run folder or is damaged, the data set has other images than the run, or its
+            network is of a file that is not given or has changed.
     """
-    config, data, result = open_run(folder, data_root, draws)
+    config, data, result = open_run(folder, data_root, draws, network)
     point = None if config.module is None else build_deterministic(_without_download(config))
     plain, ensemble, selection = (
         FitResult.load(part, point) if part.is_dir() else None
@@ -38,15 +43,15 @@ def evaluate(folder: str | Path, data_root: str | None = None, draws: int | None
 
 
 def open_run(
-    folder: str | Path, data_root: str | None = None, draws: int | None = None
+    folder: str | Path, data_root: str | None = None, draws: int | None = None, network: str | None = None
 ) -> tuple[RunConfig, Data, FitResult]:
     """Configuration, images and fit of a run folder; see `evaluate`."""
-    config, facts, result = open_fit(folder, data_root, draws)
+    config, facts, result = open_fit(folder, data_root, draws, network)
     return config, same_images(config, facts, home(folder))[1], result
 
 
 def open_fit(
-    folder: str | Path, data_root: str | None = None, draws: int | None = None
+    folder: str | Path, data_root: str | None = None, draws: int | None = None, network: str | None = None
 ) -> tuple[RunConfig, RunFacts, FitResult]:
     """Configuration, facts and fit of a run folder, see `evaluate`; its data set is not read."""
     folder = home(folder)
@@ -58,6 +63,7 @@ def open_fit(
     check_digests(folder, facts.files)
     changes = {"data_root": data_root, "draws": draws}
     config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    config = config.with_code(network)
     guide = None if config.module is None else build(_without_download(config))
     return config, facts, FitResult.load(folder, guide)
 
@@ -69,11 +75,17 @@ def _without_download(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"module": config.module.model_copy(update={"pretrained": False})})
 
 
-def report(folder: str | Path, data_root: str | None = None, draws: int | None = None, progress: bool = True) -> Path:
+def report(
+    folder: str | Path,
+    data_root: str | None = None,
+    draws: int | None = None,
+    progress: bool = True,
+    network: str | None = None,
+) -> Path:
     """Write ``report.html`` and its pictures, under ``figures``, into a run folder; an earlier report is replaced.
 
     Args:
-        folder, data_root, draws: see `evaluate`.
+        folder, data_root, draws, network: see `evaluate`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -87,7 +99,7 @@ def report(folder: str | Path, data_root: str | None = None, draws: int | None =
 
     folder = home(folder)
     check_pictures(folder)
-    again = evaluate(folder, data_root, draws)
+    again = evaluate(folder, data_root, draws, network)
     facts = read_facts(folder).model_dump()
     findings = examine(
         again.result,

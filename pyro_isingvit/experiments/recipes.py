@@ -102,6 +102,14 @@ class RunConfig(Config):
             raise ValueError(f"select=True with stem={self.network.stem!r}: only pixels of patches can be selected")
         return self
 
+    def with_code(self, network: str | None) -> Self:
+        """The configuration of a run that was made before, with the file of its network as it is given again."""
+        if self.module is None:
+            if network is not None:
+                raise InputError(f"network={network!r}: that of the run is a ViT; leave it out")
+            return self
+        return self.model_copy(update={"module": self.module.given_again(network)})
+
     @pydantic.field_validator("test", "validation", mode="before")
     @classmethod
     def _number_or_official(cls, value: object) -> object:

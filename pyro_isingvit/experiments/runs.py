@@ -102,6 +102,8 @@ def run(
         InterruptedFitError: if the process was told to stop, once a checkpoint is saved.
     """
     out = resolved(out)
+    if config.module is not None:
+        config = config.model_copy(update={"module": config.module.recorded()})
     _check_alone(devices)
     check_logs(log, out)
     with working(out, overwrite) as work:
@@ -125,6 +127,7 @@ def resume_run(
     progress: bool = True,
     interval: float = 60.0,
     devices: int = 1,
+    network: str | None = None,
 ) -> Run:
     """Go on with a run that was interrupted, from its last checkpoint. It ends as it would have without.
 
@@ -132,6 +135,7 @@ def resume_run(
         folder: the folder of the run.
         data_root: folder of the data set's files, if it has moved.
         progress, interval, devices: see `run`; it may be another number of devices than before.
+        network: ``FILE.py:FUNCTION`` of the run's network, if it is of a file; see `evaluate`.
 
     Raises:
         InputError: if there is no unfinished run, or the data set has other images.
@@ -141,7 +145,7 @@ def resume_run(
     _check_alone(devices)
     with continuing(out) as (work, facts):
         plan = Unfinished(**facts)
-        config = config_of(plan.config, work)
+        config = config_of(plan.config, work).with_code(network)
         config = config if data_root is None else config.model_copy(update={"data_root": data_root})
         everything, data = same_images(config, plan, out)
         check_logs(plan.log, out)

@@ -126,4 +126,7 @@ def check_part(model: IsingViT, name: str, part: Labelled) -> None:
         )
     outputs, wanted = _outputs(model, part), likelihood.outputs(part.classes)
     if outputs != wanted:
-        raise InputError(f"{name}.classes={part.classes}: the network has {outputs}; set ViTConfig(classes={wanted})")
+        raise InputError(
+            f"{name}.classes={part.classes}: the network has {outputs}; make it with {wanted}, as by "
+            f"ViTConfig(classes={wanted})"
+        )

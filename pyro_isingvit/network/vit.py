@@ -242,6 +242,11 @@ class ViT(nn.Module):
                 if extra is not None:
                     extra.normal_(std=0.02)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that it takes."""
+        return self.config.channels, *self.config.image_size
+
     def weight_sites(self) -> list[WeightSite]:
         """The weights that a prior may mask, in the order in which the network uses them."""
         return [

@@ -88,7 +88,7 @@ def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
     if "onnx" in formats and missing:
         raise InputError(f"formats='onnx': needs {' and '.join(missing)}: pip install 'pyro-isingvit[onnx]'")
     if folder.exists() and not overwrite:
-        raise InputError(f"folder={str(folder)!r} exists: choose another or overwrite=True")
+        raise InputError(f"folder={str(folder)!r} exists: choose another, or overwrite=True (--overwrite)")
     if folder.exists() and not _ours(folder):
         raise InputError(f"folder={str(folder)!r} exists and is not only an exported network: choose another")
     in_the_way = [parent for parent in folder.parents if parent.exists() and not parent.is_dir()]

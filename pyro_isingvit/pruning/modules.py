@@ -64,11 +64,12 @@ class PrunedModule:
         return sum(int(p.count_nonzero()) for p in self.module.parameters())
 
     def save(self, folder: str | Path) -> None:
-        """Write ``pruned.safetensors``: the state of the module, and what was cut. No pickle."""
+        """Write ``pruned.safetensors``: the state, what was cut, and how images are standardised. No pickle."""
         folder = home(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in self.module.state_dict().items()}
-        write_tensors(folder / MODULE, state, {"history": [list(each) for each in self.history]})
+        standard = {name: getattr(self.network, name).flatten().tolist() for name in ("mean", "std")}
+        write_tensors(folder / MODULE, state, {"history": [list(each) for each in self.history], **standard})
 
 
 def prune_module(posterior: Posterior, example: Tensor) -> PrunedModule:
@@ -91,6 +92,14 @@ def prune_module(posterior: Posterior, example: Tensor) -> PrunedModule:
         raise InputError(f"network={kind_of(network)}: only networks that adapt has made; use prune for a ViT")
     if network.around == "pretrained":
         raise InputError("around='pretrained': dropped weights are what they were, so that nothing can be cut")
+    if example.dim() != 4 or len(example) < 2 or tuple(example.shape[1:]) != network.image_shape:
+        wanted = ", ".join(map(str, network.image_shape))
+        raise InputError(f"example of shape {tuple(example.shape)}: give (batch, {wanted}), two images at the least")
+    if len(posterior.guides) > 1:
+        raise InputError(
+            f"posterior: a mixture of {len(posterior.guides)}, and one module is cut; cut one of posterior.members, or "
+            "fit one member"
+        )
     tp = _torch_pruning()
     median = posterior.network().cpu()
     assert isinstance(median, Adapted)
@@ -123,13 +132,16 @@ def prune_module(posterior: Posterior, example: Tensor) -> PrunedModule:
     return PrunedModule(module.eval(), pd.DataFrame(rows), network, history)
 
 
-def load_module(folder: str | Path, module: nn.Module, example: Tensor) -> nn.Module:
+def load_module(folder: str | Path, module: nn.Module, example: Tensor) -> OnImages:
     """Read what `PrunedModule.save` wrote.
 
     Args:
         folder: the folder.
         module: a module of the original class and geometry; it is copied.
-        example: images as the module takes them, one at the least.
+        example: images (batch, channels, height, width) within [0, 1], one at the least.
+
+    Returns:
+        The network for images within [0, 1], as `PrunedModule.network`; its ``module`` is the one that was cut.
 
     Raises:
         InputError: if a file is missing or damaged, or the module is another one.
@@ -140,14 +152,15 @@ def load_module(folder: str | Path, module: nn.Module, example: Tensor) -> nn.Mo
         raise InputError(f"folder={str(folder)!r}: no {MODULE} there; give a folder that PrunedModule.save wrote")
     state, facts = read_tensors(path)
     module = copy.deepcopy(module).cpu().eval().requires_grad_(True)
-    graph = _graph(tp, module, example[:1])
     try:
+        mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("mean", "std"))
+        graph = _graph(tp, module, (as_floats(example[:1]) - mean) / std)
         graph.load_pruning_history(facts["history"])
         module.load_state_dict(state)
-    except (RuntimeError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         said = " ".join(str(error).split())[:160]
         raise InputError(f"module={kind_of(module)}: not what {path} was cut from ({said})") from None
-    return module.eval()
+    return OnImages(module.eval(), mean, std).eval()
 
 
 def _torch_pruning() -> Any:

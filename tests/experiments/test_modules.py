@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from pyro_isingvit import InputError, ViTConfig, read, split
@@ -37,16 +38,20 @@ def test_a_network_from_a_file_is_fitted_evaluated_and_reported(data, isingvit, 
     code, _, said = isingvit("fit", "--dataset", data, "--network", "net.py:small", "--out", "run", *quick.split())
     assert code == 0, said
     before = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    code, out, said = isingvit("evaluate", "run")
+    code, _, said = isingvit("evaluate", "run")
+    assert code == 2
+    assert "is code, 'net.py:small', and no code is run because a folder names it; give it again" in said
+    again = "--network", str(tmp_path / "net.py") + ":small"
+    code, out, said = isingvit("evaluate", "run", *again)
     assert code == 0, said
     assert f"{before['ising']['nll']:.4f}" in out
     assert f"{before['deterministic']['nll']:.4f}" in out
-    code, _, said = isingvit("report", "run")
+    code, _, said = isingvit("report", "run", *again)
     assert code == 0, said
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Sequential, 2 roles of weights" in page
     assert "Attention rollout" not in page
-    code, out, said = isingvit("prune", "run", "--out", "small", "--format", "torch")
+    code, out, said = isingvit("prune", "run", "--out", "small", "--format", "torch", *again)
     assert code == 0, said
     figures = json.loads((tmp_path / "small" / "metrics.json").read_text())
     assert figures["after"]["scores"] == pytest.approx(figures["before"]["scores"], abs=1e-5)
@@ -58,13 +63,19 @@ def test_a_network_from_a_file_is_fitted_evaluated_and_reported(data, isingvit, 
     }
     exported = torch.export.load(tmp_path / "small" / "network.pt2").module()
     assert exported(torch.rand(3, 1, 4, 4)).shape == (3, read(str(data)).classes)
-    code, _, said = isingvit("prune", "run", "--out", "small", "--overwrite")
+    code, _, said = isingvit("prune", "run", "--out", "small", "--overwrite", *again)
     assert (code, (tmp_path / "small" / "network.pt2").exists()) == (0, False), said
-    code, _, said = isingvit("prune", "run", "--out", "other", "--level", "hidden")
+    code, _, said = isingvit("prune", "run", "--out", "other", "--level", "hidden", *again)
     assert (code, said.splitlines()) == (
         2,
-        ["isingvit: level=['hidden']: of a ViT, and the run's network is 'net.py:small'; leave it out"],
+        [f"isingvit: level=['hidden']: of a ViT, and the run's network is '{again[1]}'; leave it out"],
     )
+    (tmp_path / "net.py").write_text(SOURCE.replace("nn.ReLU()", "nn.Tanh()"))
+    code, _, said = isingvit("predict", "run", "x.png", *again)
+    assert (code, "no such file or folder" in said) == (2, True)
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    code, _, said = isingvit("predict", "run", "x.png", *again)
+    assert (code, "is not as it was in the fit; restore it" in said) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224", "torchvision:resnet18"])
@@ -77,7 +88,7 @@ def test_networks_of_libraries_have_the_geometry_of_the_images(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("keras:resnet", r"network='keras:resnet': begin with one of \['timm:'"),
+        ("keras:resnet", r"network='keras:resnet': give one of \['timm:NAME'"),
         ("timm:no_such_model", "timm has no such model"),
         ("torchvision:no_such_model", "torchvision has no such model"),
         ("missing.py:make", "no file 'missing.py'"),
@@ -140,7 +151,8 @@ def test_opponents_that_cannot_take_a_module_say_so(method, message, data, tmp_p
     ("options", "message"),
     [
         (("--pretrained",), "--pretrained and --around are of other networks"),
-        (("--network", "net"), "module.name"),
+        (("--network", "net"), "network='net': give one of ['timm:NAME'"),
+        (("--network", "net.py:small", "--dim", 8), "--dim=8: of a ViT, and --network='net.py:small'; leave one out"),
         (("--network", "net.py:small", "--structured"), "select and structured are of the parts of a ViT"),
         (("--network", "net.py:small", "--around", "one"), "module.around"),
     ],

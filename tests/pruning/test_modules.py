@@ -3,16 +3,26 @@
 import pytest
 import torch
 
-from pyro_isingvit import FitConfig, Images, InputError, IsingNetwork, IsingSpikeSlab, LikelihoodGuided, adapt, fit
+from pyro_isingvit import (
+    FitConfig,
+    Images,
+    InputError,
+    IsingNetwork,
+    IsingSpikeSlab,
+    LikelihoodGuided,
+    Posterior,
+    adapt,
+    fit,
+)
 from pyro_isingvit.pruning import load_module, prune, prune_module
 from tests.conftest import QUICK, quick_fit
 from tests.test_adapted import Packed, Residual
 
 
-def fitted(make, around="zero"):
+def fitted(make, around="zero", **standard):
     torch.manual_seed(0)
     images = Images(torch.rand(40, 3, 8, 8), torch.arange(40) % 4, 5 if make is Residual else 4)
-    network = adapt(make(), images.images[:1], around=around)
+    network = adapt(make(), images.images[:1], around=around, **standard)
     guide = LikelihoodGuided(IsingNetwork(network, IsingSpikeSlab(network.weight_sites(), couplings=network.couplings)))
     posterior = fit(guide, images, config=FitConfig(**QUICK | {"temperature": 0.01}), progress=False).posterior
     chosen = posterior.guide
@@ -37,9 +47,19 @@ def test_what_nothing_reads_is_cut_and_the_rest_computes_the_same(make, layer, c
         torch.testing.assert_close(small.module(images), posterior.network()(images), rtol=1e-5, atol=1e-5)
         small.save(tmp_path / "small")
         again = load_module(tmp_path / "small", make(), images)
-        torch.testing.assert_close(again(images), small.module(images))
+        torch.testing.assert_close(again(images), small.network(images))
         exported = torch.export.export(small.module, (images[:2],)).module()
         torch.testing.assert_close(exported(images[:2]), small.module(images[:2]))
+
+
+def test_a_network_that_is_read_again_standardises_its_images(tmp_path):
+    posterior, images = fitted(Residual, mean=(0.2, 0.4, 0.6), std=(0.5, 0.3, 0.4))
+    prune_module(posterior, images).save(tmp_path)
+    with torch.no_grad():
+        again = load_module(tmp_path, Residual(), images)
+        torch.testing.assert_close(again(images), posterior.network()(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match=r"module=Linear: not what .*pruned\.safetensors was cut from"):
+        load_module(tmp_path, torch.nn.Linear(3, 3), images)
 
 
 def test_why_units_are_kept_is_said():
@@ -54,6 +74,11 @@ def test_what_cannot_be_cut_is_refused_by_name(stripes, tmp_path, monkeypatch):
     posterior, images = fitted(Packed, "pretrained")
     with pytest.raises(InputError, match="around='pretrained': dropped weights are what they were"):
         prune_module(posterior, images)
+    posterior, images = fitted(Packed)
+    with pytest.raises(InputError, match=r"example of shape \(3, 8, 8\): give \(batch, 3, 8, 8\), two images"):
+        prune_module(posterior, images[0])
+    with pytest.raises(InputError, match=r"a mixture of 2, and one module is cut; cut one of posterior\.members"):
+        prune_module(Posterior(posterior.guides * 2), images)
     with pytest.raises(InputError, match="network=Adapted: only a ViT can be cut; prune_module"):
         prune(posterior)
     with pytest.raises(InputError, match=r"no pruned\.safetensors there"):
