@@ -11,7 +11,10 @@ from .guides import Guide
 from .models import IsingViT
 
 CLOSE = 1e-3
-"""Relative difference of numbers up to which they are taken for those of the same prior, guide and network."""
+"""Relative difference of log densities up to which they are taken for those of the same prior and guide."""
+
+NEAR = 1e-2
+"""The same of the outputs of a network, which devices compute differently."""
 
 OUTPUTS = "the squares of the outputs"
 """Name of the number that tells whether the network computes what it did."""
@@ -49,14 +52,18 @@ def log_densities(guide: Guide) -> dict[str, float | None]:
 
 
 def _outputs(model: IsingViT) -> Tensor | None:
-    """Outputs of the network, with its biases and norms as they are, for a fixed image and fixed weights."""
+    """Outputs of the network, with its biases and norms as they are, for a fixed image and fixed weights.
+
+    The weights are taken with both signs, as one of them may switch off all units of a layer.
+    """
     shape = getattr(model.network, "image_shape", None)
     if shape is None:
         return None
     device = model.prior.zero.device
     image = (1 + _fixed(tuple(shape), device)) / 2
-    weights = {site.name: 0.1 * _fixed(site.shape, device) for site in model.sites}
-    return network_logits(model, image.unsqueeze(0), weights)
+    weights = {site.name: _fixed(site.shape, device) * (2 / site.fan_in) ** 0.5 for site in model.sites}
+    other = {name: -weight for name, weight in weights.items()}
+    return torch.cat([network_logits(model, image.unsqueeze(0), each) for each in (weights, other)])
 
 
 def _fixed(shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -68,7 +75,8 @@ def changed(guide: Guide, known: Mapping[str, float | None]) -> str | None:
     """The first of the log densities of a guide that is not as it was, in words; None if all are."""
     for name, now in log_densities(guide).items():
         then = known.get(name)
-        same = now == then if now is None or then is None else math.isclose(now, then, rel_tol=CLOSE, abs_tol=CLOSE)
+        close = {"rel_tol": NEAR} if name == OUTPUTS else {"rel_tol": CLOSE, "abs_tol": CLOSE}
+        same = now == then if now is None or then is None else math.isclose(now, then, **close)
         if not same:
             what = name if name == OUTPUTS else f"the log density of {name}"
             return f"{what} is {now} and was {then} at the same values"

@@ -38,7 +38,6 @@ from pyro_isingvit.guides import (
 )
 from pyro_isingvit.models import BackwardIsingSpikeSlab
 from pyro_isingvit.models.priors import Flat, HierarchicalSpikeSlab, LatticeSpikeSlab, LogUniform, RegularisedHorseshoe
-from pyro_isingvit.network import linear
 from tests.conftest import TINY, pair
 from tests.test_ownership import made, predicted
 
@@ -310,7 +309,7 @@ def test_a_network_that_computes_something_else_is_not_loaded(tmp_path, monkeypa
     guide, forward = pair()[1], ViT.forward
     Posterior.of(guide).save(tmp_path)
     assert Posterior.load(tmp_path, guide)
-    monkeypatch.setattr(ViT, "forward", lambda network, images, linear=linear: forward(network, 1 - images, linear))
+    monkeypatch.setattr(ViT, "forward", lambda network, images, **rest: forward(network, 1 - images, **rest))
     with pytest.raises(InputError, match=r"the squares of the outputs is .* and was"):
         Posterior.load(tmp_path, guide)
 

@@ -43,7 +43,7 @@ def metrics(probs: Tensor, labels: Tensor) -> dict[str, float]:
     """
     if not len(labels):
         raise InputError("labels: there is none, so nothing to score; give the predictions of at least one image")
-    classes = probs.shape[-1]
+    probs, classes = probs.detach(), probs.shape[-1]
     means = mean_scores(probs, labels)
     each = {"num_classes": classes, "average": "macro"}
     below = probs.clamp_max(1 - torch.finfo(probs.dtype).eps)  # torchmetrics has a bin of its own for exactly 1

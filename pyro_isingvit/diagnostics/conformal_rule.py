@@ -90,6 +90,7 @@ class ConformalRule:
         Raises:
             InputError: if the number of classes is not that of the calibration images.
         """
+        probs = torch.as_tensor(probs)
         if probs.dim() != 2 or probs.shape[1] != len(self.thresholds):
             raise InputError(f"probs of shape {tuple(probs.shape)}: need (n, {len(self.thresholds)}), as calibrated")
         uniform = _uniform(len(probs), self.seed, NEW, self.random)
@@ -108,7 +109,7 @@ class ConformalRule:
             the mean number of classes in a set; and ``empty`` and ``single``, the shares of the images whose sets hold
             no class and one.
         """
-        labels, sets = labels.cpu(), self.sets(probs)
+        labels, sets = torch.as_tensor(labels).cpu(), self.sets(probs)
         size = sets.sum(1)
         frame = pd.DataFrame(
             {
@@ -157,8 +158,8 @@ def conformal_rule(
     """The rule for prediction sets, from predicted probabilities of calibration images.
 
     Args:
-        probs: (n, classes).
-        labels: true classes, (n,).
+        probs: (n, classes), a tensor or an array.
+        labels: true classes, (n,), a tensor or an array.
         coverage, method, by_class, penalty, random, seed: see `conformal`.
 
     Raises:
@@ -181,6 +182,7 @@ def rule_of(
     seed: int,
 ) -> ConformalRule:
     """See `conformal_rule`; it does not warn."""
+    probs, labels = torch.as_tensor(probs), torch.as_tensor(labels)
     _check(probs, labels, coverage, method, penalty)
     probs, labels, classes, coverage = probs.cpu().double(), labels.cpu(), probs.shape[1], float(coverage)
     uniform = _uniform(len(labels), seed, CALIBRATION, random)

@@ -27,6 +27,11 @@ def show_run(finished: Run) -> None:
         "logits are scaled to suit the validation images, but for those of the median network",
         caption_justify="left",
     )
+    if config.module is not None:
+        model, shapes = result.posterior.model, result.posterior.guides[0].mask_shapes
+        masked = sum(site.numel for site in model.sites if site.name in shapes)
+        total = sum(parameter.numel() for parameter in model.network.parameters())
+        table.caption = f"{masked:,} of {total:,} parameters of the network have a mask\n{table.caption}"
     table.add_column("", no_wrap=True)
     for column in ("accuracy", "NLL", "ECE", "AUROC", "kept", "expected", "seconds"):
         table.add_column(column, justify="right")
