@@ -61,7 +61,7 @@ def _nothing() -> None:
     return None
 
 
-class DrawnOnce(Messenger):  # type: ignore[misc]  # Pyro's classes are not typed
+class DrawnOnce(Messenger):
     """Context in which a latent variable is drawn once: to sample its name again gives the same value."""
 
     def __enter__(self) -> Any:

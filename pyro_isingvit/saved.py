@@ -192,8 +192,8 @@ def difference(given: Any, known: Any, where: str = "") -> str | None:
                 return found
         return None
     if isinstance(given, list | tuple) and isinstance(known, list | tuple) and len(given) == len(known):
-        found = (difference(*each, f"{where}[{i}]") for i, each in enumerate(zip(given, known, strict=True)))
-        return next((one for one in found if one), None)
+        every = (difference(*each, f"{where}[{i}]") for i, each in enumerate(zip(given, known, strict=True)))
+        return next((one for one in every if one), None)
     return None if given == known else f"{where} is {_shown(given)} and was {_shown(known)}"
 
 

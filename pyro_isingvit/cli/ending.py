@@ -19,13 +19,13 @@ def warning_in_one_line() -> Iterator[None]:
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if category is UserWarning:
                 _say(f"warning: {message}")
             else:
-                shown(message, category, *where)
+                shown(message, category, *where, **more)
 
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]  # which takes all that it is given
         yield
 
 

@@ -74,7 +74,8 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
         ``weights``, how many there are; ``expected``, the mean inclusion probability; ``lower`` and ``upper``, the
         central credible interval of the share of the weights that is kept; ``median``, that share in the
         median-probability model (of a mixture, the mean over those of its members); ``reads_as``, whether inclusion
-        there is a ``"probability"`` whose reliability was measured, or a ``"score"``, see `inclusion_meaning`.
+        there is a ``"probability"`` whose reliability was measured, a ``"score"``, or ``"held"``; see
+        `inclusion_meaning`.
 
     Raises:
         InputError: if the posterior has no masks, ``interval`` is not within (0, 1), or ``draws`` is below 1.

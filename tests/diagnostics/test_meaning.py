@@ -49,11 +49,11 @@ def test_only_masks_of_features_alone_at_temperature_one_are_called_probabilitie
     measured = measured_reliability().query("masks == 'features alone' and mask_temperature == 1").iloc[0]
     assert measured["largest_gap"] <= LARGEST_GAP
     assert right["realised"].item() == measured["realised"]
-    assert right["says"].item().startswith("Probabilities; the few between")
+    assert right["says"].item().startswith("Probabilities: of what is selected")
     for prior, temperature in ((IsingSpikeSlab, 1.0), (IsingSpikeSlab, 1e-3)):
         row = inclusion_meaning(posterior(prior, temperature)).set_index("site").loc["patch_embed"]
         assert row["reads_as"] == "score"
-        assert row["says"].startswith("Scores, not error rates. On digits among decoys")
+        assert row["says"].startswith("Scores, not error rates. In the benchmark")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,8 @@ def test_the_nearest_measurement_is_quoted():
 def test_sites_without_a_truth_and_held_sites_are_never_called_probabilities():
     held = {"patch_embed": torch.tensor([[1.0, 0.0, 1.0, 1.0]])}
     table = inclusion_meaning(posterior(StructuredSpikeSlab, 1.0, held=held)).set_index("site")
-    assert (table["reads_as"] == "score").all()
+    assert table["reads_as"]["patch_embed"] == "held"
+    assert (table["reads_as"].drop("patch_embed") == "score").all()
     assert "another posterior" in table.loc["patch_embed", "says"]
     assert "no known truth" in table.loc["encoder.up", "says"]
     assert table["masks"].to_dict()["encoder.up"] == "units"

@@ -66,12 +66,12 @@ def test_the_folder_holds_the_selection(folder, capsys):
     said = capsys.readouterr().out
     assert "Input features selected: " in said
     assert "in channel 1" in said
-    assert "Probabilities; the few between" in said
+    assert "Probabilities: of what is selected" in said
     assert "The network predicts from" in said
     page = report(folder, draws=3, progress=False).read_text()
     assert "Which inputs matter" in page
     assert (folder / "figures" / "features.png").exists()
-    assert page.count("Probabilities; the few between") == 1
+    assert page.count("Probabilities: of what is selected") == 1
 
 
 def test_what_is_held_is_what_was_selected(folder):

@@ -218,8 +218,13 @@ def test_what_is_of_classes_alone_says_so(brightness):
     ("likelihood", "outputs", "temperature", "message"),
     [
         (None, 1, 1.0, r"train.labels: numbers, and the likelihood, Classes, is of classes; give .*Regression\(\)"),
-        (Regression(), 2, 1.0, r"train.classes=1: the network has 2; set ViTConfig\(classes=1\)"),
-        (Regression(heteroscedastic=True), 1, 1.0, r"train.classes=1: the network has 1; set ViTConfig\(classes=2\)"),
+        (Regression(), 2, 1.0, r"train.classes=1: the network has 2; make it with 1, as by ViTConfig\(classes=1\)"),
+        (
+            Regression(heteroscedastic=True),
+            1,
+            1.0,
+            r"train.classes=1: the network has 1; make it with 2, as by ViTConfig\(classes=2\)",
+        ),
         (Regression(), 1, "auto", "temperature: a search, .* compares predictions of classes"),
     ],
 )
