@@ -25,7 +25,7 @@ def warning_in_one_line() -> Iterator[None]:
             else:
                 shown(message, category, *where, **more)
 
-        warnings.showwarning = show  # type: ignore[assignment]  # which takes all that it is given
+        warnings.showwarning = show
         yield
 
 
