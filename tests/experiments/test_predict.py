@@ -135,8 +135,8 @@ def test_damaged_files_are_named_in_their_place(of_pictures, tmp_path):
 def test_files_are_read_a_part_ahead_and_no_further(of_pictures, monkeypatch):
     folder, root, _ = of_pictures
     together = list(predict_files(folder, root, device="cpu"))
-    opened, original = [], predict.read_image
-    monkeypatch.setattr(predict, "read_image", lambda path, *rest: opened.append(path) or original(path, *rest))
+    opened, original = [], predict.read_sized
+    monkeypatch.setattr(predict, "read_sized", lambda path, *rest: opened.append(path) or original(path, *rest))
     monkeypatch.setattr(predict, "MOST_FILES", 5)
     rows = predict_files(folder, root, device="cpu")
     first = next(rows)
