@@ -93,13 +93,24 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     with np.errstate(over="ignore", invalid="ignore"):  # a tail that overflows has an infinite k
         if _new():
-            from arviz_stats.base import array_stats
-
-            smoothed, k = array_stats.psislw(-log_weights, axis=-1)  # it expects log-likelihoods, which it negates
+            rows = [_smoothed(row) for row in log_weights.reshape(-1, log_weights.shape[-1])]
+            smoothed = np.reshape([row for row, _ in rows], log_weights.shape)
             smoothed = smoothed - np.logaddexp.reduce(smoothed, axis=-1, keepdims=True)
+            k = np.reshape([shape for _, shape in rows], log_weights.shape[:-1])
         else:
             smoothed, k = arviz().psislw(log_weights)
     return np.asarray(smoothed), np.where(np.isnan(k), np.inf, k)  # 1.x returns NaN where the tail is a single draw
+
+
+def _smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Smoothed log weights and k of one row, by ArviZ 1.x."""
+    from arviz_stats.base import array_stats
+
+    try:
+        smoothed, k = array_stats.psislw(-log_weights)  # it expects log-likelihoods, which it negates
+    except ValueError:  # it refuses a tail of equal weights
+        return log_weights, np.inf
+    return np.asarray(smoothed), float(k)
 
 
 def _new() -> bool:

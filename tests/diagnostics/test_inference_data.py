@@ -184,3 +184,10 @@ def test_refuses_a_guide_without_masks(tiny_network):
     model = IsingViT(tiny_network, Prior(tiny_network.weight_sites()))
     with pytest.raises(InputError, match="has no masks"):
         to_inference_data(Posterior((MeanField(model),)))
+
+
+def test_equal_weights_have_no_tail_to_fit():
+    smoothed, k = psislw(np.stack([np.zeros(100), np.linspace(0, 3, 100)]))
+    assert smoothed[0] == pytest.approx(np.full(100, -np.log(100)))
+    assert k[0] == np.inf
+    assert np.isfinite(k[1])
