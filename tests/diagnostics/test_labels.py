@@ -191,7 +191,7 @@ def test_inference_data_is_that_of_the_likelihood(kind, tmp_path):
     assert (again.posterior_predictive["label"].values == replicated.values).all()
     found.log_likelihood["label"].values[0] += 1e-5 * np.random.default_rng(0).normal(size=(100, 40))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ 1.3 refuses draws that are all the same, and warns of some that are near
+        warnings.simplefilter("ignore")  # of draws that are nearly the same; ArviZ 1.3 refuses equal ones
         loo = arviz().loo(found)
     assert float(loo.elpd if hasattr(loo, "elpd") else loo.elpd_loo) == pytest.approx(expected.sum(), abs=0.05)
 
