@@ -207,6 +207,8 @@ def test_a_signal_saves_before_it_is_obeyed(number, stripes, whole, tmp_path):
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
+    if before == signal.SIG_IGN:
+        pytest.skip("ignored here: a shell runs this in the background")
     with pytest.raises(InterruptedFitError, match=r"stopped at step 12, pilot phase; go on from the checkpoint in"):
         fitted(stripes, tmp_path, listeners=[stop], interval=1000)
     assert signal.getsignal(number) is before
