@@ -297,7 +297,7 @@ class GuideConformance(Conformance):
                 except NotImplementedError as refusal:
                     raise SkipTest(str(refusal)) from None
                 assert fn.event_shape == site.shape, f"{site.name}: weight has event shape {tuple(fn.event_shape)}"
-                found[site.name] = fn, fn.sample((DRAWS,))
+                found[site.name] = fn, fn.sample((DRAWS,)).detach()
         return found
 
     def test_density_of_its_masks_sums_to_one(self) -> None:

@@ -119,7 +119,7 @@ def fit(
     posterior = Posterior.of(guide, names=images.names)
     if trials is not None:
         posterior = posterior.calibrate(cast(Images, held_out))
-    _warn_if_nothing_is_kept(posterior)
+    _warn_if_nothing_is_kept(posterior, searched=trials is not None)
     return FitResult(posterior, trainer.history, trials, trainer.seconds, config.model_dump(mode="json"))
 
 
@@ -264,12 +264,12 @@ def _holding(guide: Guide, density: float | None) -> Iterator[None]:
             guide.hold_density(before)
 
 
-def _warn_if_nothing_is_kept(posterior: Posterior) -> None:
-    density = posterior.densities().get("median_density")
-    if density == 0:
+def _warn_if_nothing_is_kept(posterior: Posterior, searched: bool) -> None:
+    if posterior.densities().get("median_density") == 0:
+        fix = "take more steps" if searched else "have it chosen: pass validation images and leave it out"
         warnings.warn(
             f"temperature={posterior.model.temperature:g}: the median network keeps no weight that has a mask, and "
-            "tells no images apart; lower the temperature, or have it chosen: pass validation and leave it out",
+            f"tells no images apart; lower the temperature, or {fix}",
             UserWarning,
             stacklevel=3,
         )

@@ -181,6 +181,7 @@ def test_a_posterior_of_nan_is_a_breakdown(stripes):
     "family",
     [partial(LikelihoodGuided, estimator="hessian_diagonal"), partial(ScoreFunction, baseline="neural")],
 )
+@pytest.mark.filterwarnings("ignore:.*median network keeps no weight")
 def test_what_a_guide_keeps_beside_its_state_starts_afresh(stripes, family, monkeypatch):
     """Curvature that is evaluated now and then, and a network whose sizes are known late."""
     starts, run = [], Trainer.run

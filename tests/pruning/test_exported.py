@@ -202,7 +202,7 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_export_refuses(network, folder, tmp_path, monkeypatch):
     with pytest.raises(iv.InputError, match=r"formats='tflite': choose of \['torch', 'onnx'\]"):
         iv.export(network, tmp_path / "new", ["tflite"])
-    with pytest.raises(iv.InputError, match="exists: choose another or overwrite=True"):
+    with pytest.raises(iv.InputError, match="exists: choose another, or overwrite=True"):
         iv.export(network, folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
