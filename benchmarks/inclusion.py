@@ -102,10 +102,10 @@ def cells() -> list[Cell]:
     every += [Cell("all features", "digits", 4, seed, "units", T) for seed in SEEDS for T in PREDICT]
     every += [
         Cell(name, "digits", patch, seed, temperature=T, strength=strength)
-        for patch, names in ((4, tuple(OPPONENTS)), (8, tuple(OPPONENTS)))
+        for patch in (4, 8)
         for seed in SEEDS
-        for name in names
-        for T, strength in OPPONENTS[name]
+        for name, settings in OPPONENTS.items()
+        for T, strength in settings
     ]
     every += [
         Cell("grid", "digits", 4, seed, level, T, mask_T)

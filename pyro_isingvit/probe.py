@@ -72,7 +72,7 @@ def _fixed(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def changed(guide: Guide, known: Mapping[str, float | None]) -> str | None:
-    """The first of the log densities of a guide that is not as it was, in words; None if all are."""
+    """The first of the `log_densities` of a guide, or its network's outputs, that is not as it was; None if all are."""
     for name, now in log_densities(guide).items():
         then = known.get(name)
         close = {"rel_tol": NEAR} if name == OUTPUTS else {"rel_tol": CLOSE, "abs_tol": CLOSE}

@@ -71,9 +71,8 @@ def _bases(prior: Any) -> tuple[dict[str, Any], bool]:
     with poutine.block(), torch.random.fork_rng(devices=[]):
         traces = {name: poutine.trace(prior.mask).get_trace(site) for name, site in prior.sites.items()}
     bases = {name: trace.nodes["_RETURN"]["value"] for name, trace in traces.items()}
-    return {name: base for name, base in bases.items() if base is not None}, any(
-        trace.stochastic_nodes for trace in traces.values()
-    )
+    latent = any(trace.stochastic_nodes for trace in traces.values())
+    return {name: base for name, base in bases.items() if base is not None}, latent
 
 
 def _exact_number(prior: Any, units: bool) -> float | None:

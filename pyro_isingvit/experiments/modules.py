@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
@@ -51,8 +51,9 @@ class ModuleConfig(Config):
 
     def recorded(self) -> Self:
         """The same with the digest of its file, if it is of one."""
-        known = self.file is not None and self.file.is_file() and not self.digest
-        return self.model_copy(update={"digest": file_digest(cast(Path, self.file))}) if known else self
+        if self.digest or self.file is None or not self.file.is_file():
+            return self
+        return self.model_copy(update={"digest": file_digest(self.file)})
 
     def given_again(self, name: str | None) -> Self:
         """The same, of the file that is given again, since no code is run because a folder names it.
@@ -60,9 +61,9 @@ class ModuleConfig(Config):
         Raises:
             InputError: if it is of a file and none is given, or the other way round.
         """
-        if self.file is None and name is not None:
-            raise InputError(f"network={name!r}: that of the run, {self.name!r}, is of no file; leave it out")
         if self.file is None:
+            if name is not None:
+                raise InputError(f"network={name!r}: that of the run, {self.name!r}, is of no file; leave it out")
             return self
         if name is None:
             raise InputError(
