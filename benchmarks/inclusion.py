@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from inclusion_methods import METHODS, GroupLasso
+from selection import KEPT, KEPT_TEMPERATURE, refit
 from torch import Tensor
 
 import pyro_isingvit as iv
 from pyro_isingvit.data import TestBed, digits_decoys, planted_network
-from pyro_isingvit.diagnostics import inclusion_reliability, selection_table
+from pyro_isingvit.diagnostics import inclusion_reliability, select, selection_table
 from pyro_isingvit.diagnostics.calibration import metrics
 from pyro_isingvit.guides.estimators import HeldOut
 from pyro_isingvit.models.priors.structured import UNIT_LEVELS
@@ -34,6 +35,9 @@ SEEDS = (0, 1, 2, 3, 4)
 
 FRESH = (5, 6, 7, 8, 9)
 """Seeds that nobody looked at when the method was made; for selections alone."""
+
+LATER = (10, 11, 12, 13, 14)
+"""Seeds that nobody looked at when the probabilities of shadows were made; for these alone."""
 
 STEPS = 3000
 
@@ -50,6 +54,9 @@ BEDS = (("digits", 4), ("digits", 8), ("noise", 4), ("correlated", 4), ("planted
 PREDICT = (0.001, 0.003, 0.01)
 """Temperatures of the predictions from what was selected. Validation images choose."""
 
+SELECTED = {"predict": "select", "predict shadows": "shadows"}
+"""Tasks that predict from a selection, and the tasks that make it."""
+
 OPPONENTS: Mapping[str, tuple[tuple[float, float], ...]] = {
     "group lasso": ((0.003, 1000), (0.001, 1000), (0.001, 300), (0.003, 300), (0.003, 100), (0.01, 100), (0.001, 100)),
     "weight decay": ((0.003, 0), (0.01, 0), (0.03, 0)),
@@ -65,8 +72,9 @@ class Cell:
     """One fit, or one selection with the fits that predict from it.
 
     Attributes:
-        task: ``"select"``, features alone at temperature 1; ``"predict"``, given that selection; ``"all features"``,
-            the same without a selection; ``"grid"``; ``"held-out"``, the same with gains from the validation images;
+        task: ``"select"``, features alone at temperature 1; ``"predict"``, given that selection; ``"shadows"``,
+            `select` by shadows; ``"predict shadows"``, given that; ``"all features"``, the same without a selection;
+            ``"grid"``; ``"held-out"``, the same with gains from the validation images;
             ``"guides"``, other guides and slabs; or the name of an opponent.
         bed: ``"digits"``, ``"noise"``, ``"correlated"`` (decoys of that kind), or ``"planted"``.
         patch: height and width of a patch; 4 gives 16 features a channel, 8 gives 64.
@@ -98,7 +106,16 @@ def cells() -> list[Cell]:
     every = [Cell("select", bed, patch, seed) for seed in SEEDS for bed, patch in BEDS]
     every += [Cell("select", "digits", 4, seed) for seed in FRESH]
     every += [Cell("select", "digits", 4, seed, images=n) for seed in SEEDS[:3] for n in (100, 1000)]
-    every += [Cell("predict", "digits", patch, seed, "units", T) for patch in (4, 8) for seed in SEEDS for T in PREDICT]
+    every += [Cell("shadows", "digits", 8, seed) for seed in (*LATER, *SEEDS, *FRESH)]
+    every += [Cell("shadows", "digits", 4, seed) for seed in (*SEEDS, *FRESH)]
+    every += [Cell("shadows", bed, 4, seed) for seed in SEEDS[:3] for bed in ("noise", "correlated", "planted")]
+    every += [
+        Cell(task, "digits", patch, seed, "units", T)
+        for task in ("predict", "predict shadows")
+        for patch in (4, 8)
+        for seed in SEEDS
+        for T in PREDICT
+    ]
     every += [Cell("all features", "digits", 4, seed, "units", T) for seed in SEEDS for T in PREDICT]
     every += [
         Cell(name, "digits", patch, seed, temperature=T, strength=strength)
@@ -155,7 +172,9 @@ def run(cell: Cell, work: Path) -> dict[str, Any]:
     truth = bed.features(cell.patch)
     if cell.task == "select":
         found = _select(cell, bed, data, config)
-    elif cell.task in ("predict", "all features"):
+    elif cell.task == "shadows":
+        found = _by_shadows(cell, bed, data)
+    elif cell.task in SELECTED or cell.task == "all features":
         found = _predict(cell, bed, data, config, work)
     elif cell.task in ("grid", "held-out"):
         found = _grid(cell, bed, data, config, truth)
@@ -181,12 +200,22 @@ def _select(cell: Cell, bed: TestBed, data: iv.data.Data, config: iv.FitConfig) 
     return {"scores": probs} | _predictions(posterior, data)
 
 
+def _by_shadows(cell: Cell, bed: TestBed, data: iv.data.Data) -> dict[str, Any]:
+    """Probabilities of features by shadows, from fits that keep all of them."""
+    torch.manual_seed(cell.seed)
+    again = refit(cell.patch, KEPT, KEPT_TEMPERATURE)
+    unfitted = iv.FeatureSpikeSlab(network_of(cell, bed).weight_sites())
+    guide = iv.LikelihoodGuided(iv.IsingViT(network_of(cell, bed), unfitted))
+    found = select(iv.Posterior.of(guide), 0.05, "shadow", train=data.train, refit=again, seed=cell.seed)
+    return {"scores": torch.tensor(found.table["score"].to_numpy())}
+
+
 def _predict(cell: Cell, bed: TestBed, data: iv.data.Data, config: iv.FitConfig, work: Path) -> dict[str, Any]:
     """Masks of units at the cell's temperature, given the features selected, or with all features."""
     network = network_of(cell, bed)
     guide = iv.LikelihoodGuided(iv.IsingViT(network, LEVELS[cell.level](network.weight_sites())))
-    if cell.task == "predict":
-        chosen = torch.tensor(_read(work, Cell("select", cell.bed, cell.patch, cell.seed))["scores"])
+    if cell.task in SELECTED:
+        chosen = torch.tensor(_read(work, Cell(SELECTED[cell.task], cell.bed, cell.patch, cell.seed))["scores"])
         guide.hold_masks({"patch_embed": chosen.view(guide.mask_shapes["patch_embed"])})
     posterior = iv.fit(guide, data.train, config=config, progress=False).posterior
     probs = posterior.inclusion_probabilities()["patch_embed"].flatten()
@@ -275,7 +304,7 @@ def _job(cell: Cell, work: Path) -> str:
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(found))
     draft.rename(path)
-    shown = {name: round(found[name], 3) for name in ("validation_nll", "nll", "accuracy", "seconds")}
+    shown = {name: round(found[name], 3) for name in ("validation_nll", "nll", "accuracy", "seconds") if name in found}
     return f"{cell.key}: {shown}"
 
 
@@ -292,7 +321,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         # Selections first: predictions read them.
         for chosen in (True, False):
-            some = [cell for cell in left if (cell.task == "select") is chosen]
+            some = [cell for cell in left if (cell.task in SELECTED.values()) is chosen]
             for line in pool.map(_job, some, [options.work] * len(some)):
                 print(line, flush=True)
 

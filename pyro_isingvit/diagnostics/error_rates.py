@@ -1,8 +1,10 @@
 """Rules that select by scores, with control of the false discovery rate.
 
 References:
-    Barber & Candes, "Controlling the False Discovery Rate via Knockoffs", Annals of Statistics 2015.
+    Barber & Candes, "Controlling the False Discovery Rate via Knockoffs", Annals of Statistics 2015 (fair coins).
     Efron, Tibshirani, Storey & Tusher, "Empirical Bayes Analysis of a Microarray Experiment", JASA 2001 (two groups).
+    Kall, Storey, MacCoss & Noble, "Posterior Error Probabilities and False Discovery Rates: Two Sides of the Same
+    Coin", Journal of Proteome Research 2008 (targets and decoys).
     Meinshausen & Buhlmann, "Stability Selection", JRSS B 2010.
     Newton, Noueiry, Sarkar & Ahlquist, "Detecting Differential Gene Expression with a Semiparametric
     Hierarchical Mixture Method", Biostatistics 2004.
@@ -10,26 +12,42 @@ References:
     Storey, "A Direct Approach to False Discovery Rates", JRSS B 2002.
 """
 
+import math
+
 import torch
+from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
+GRID = 500
+"""Number of points of the grid over shares below one half."""
 
-def knockoff_plus(statistics: Tensor, fdr: float) -> tuple[Tensor, float]:
-    """Select by statistics whose signs are fair coins for what is irrelevant: the knockoff+ rule.
+
+def relevance(statistics: Tensor) -> Tensor:
+    """Probability that what each statistic is of is relevant; the sign is a fair coin if it is not.
+
+    At a given distance from 0, as many irrelevant ones are below as above, and relevant ones are above. With a share q
+    of all below, the local false discovery rate above is therefore q / (1 - q), the odds of being below, as for targets
+    that compete with decoys. Isotonic regression finds q, which does not rise with the distance. At each of its levels,
+    the rate is averaged over the posterior of q, whose prior is one half at 1/2, where nothing is relevant, and one half
+    uniform below.
 
     Args:
-        statistics: (n,), positive where there is evidence of relevance.
-        fdr: nominal false discovery rate.
+        statistics: of any shape, positive where there is evidence of relevance. Those of several fits are pooled.
 
     Returns:
-        Booleans (n,), and the estimated false discovery rate at the threshold: ``(1 + below) / above``.
+        Probabilities in that shape, 0 where a statistic is not positive.
     """
-    for threshold in statistics.abs().unique():
-        if threshold > 0:
-            above, below = int((statistics >= threshold).sum()), int((statistics <= -threshold).sum())
-            if above and (1 + below) / above <= fdr:
-                return statistics >= threshold, (1 + below) / above
-    return torch.zeros_like(statistics, dtype=torch.bool), 0.0
+    flat = statistics.double().flatten()
+    below = (flat < 0).double()
+    share = IsotonicRegression(increasing=False).fit_transform(flat.abs().numpy(), below.numpy())
+    levels, level = torch.from_numpy(share).unique(return_inverse=True)  # the furthest from 0 first
+    number = torch.zeros_like(levels).index_add(0, level, torch.ones_like(flat)).unsqueeze(1)
+    under = torch.zeros_like(levels).index_add(0, level, below).unsqueeze(1)
+    grid = (torch.arange(GRID, dtype=torch.double) + 0.5) / (2 * GRID)
+    slab = under * grid.log() + (number - under) * (1 - grid).log() - math.log(GRID)
+    weights = torch.cat([slab, number * math.log(0.5)], 1).softmax(1)[:, :-1]
+    relevant = (weights * (1 - grid / (1 - grid))).sum(1).cummin(0).values
+    return torch.where(flat > 0, relevant[level], 0.0).view(statistics.shape)
 
 
 def tail_rates(scores: Tensor, null: Tensor) -> Tensor:

@@ -24,12 +24,15 @@ class Refits:
     seed: int
     shape: tuple[int, ...]
 
-    def to_shadows(self, masks: Tensor) -> Tensor:
-        """Log odds (2, features) of input features and of their shadows."""
-        order = torch.randperm(len(self.train), generator=self._generator())
-        shadows = self.train.images[order.to(self.train.images.device)]
-        both = replace(self.train, images=torch.cat([self.train.images, shadows], 1), source="")
-        return self._log_odds(both, (1, 2 * masks.numel())).view(2, -1)
+    def to_shadows(self, features: int, fits: int) -> Tensor:
+        """Log odds (fits, 2, features) of input features and of their shadows."""
+        generator, every = self._generator(), []
+        for _ in range(fits):
+            order = torch.randperm(len(self.train), generator=generator)
+            shadows = self.train.images[order.to(self.train.images.device)]
+            both = replace(self.train, images=torch.cat([self.train.images, shadows], 1), source="")
+            every.append(self._log_odds(both, (1, 2 * features)).view(2, -1))
+        return torch.stack(every)
 
     def to_permuted_labels(self, fits: int) -> Tensor:
         """Log odds (all masks of all fits,) where no label depends on its image."""

@@ -3,7 +3,6 @@
 The rules themselves, with their references, are in `error_rates`.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..data import Images
 from ..errors import InputError, check_count, kind_of
 from ..posterior import Posterior
-from .error_rates import knockoff_plus, stable, tail_rates, while_mean_is_below
+from .error_rates import relevance, stable, tail_rates, while_mean_is_below
 from .inclusion import inclusion_dataset
 from .meaning import INPUT, check_masks, inclusion_meaning
 from .refits import Refit, Refits, at_site, log_odds
@@ -22,7 +21,7 @@ from .refits import Refit, Refits, at_site, log_odds
 By = Literal["posterior", "shadow", "null", "stability"]
 """Ways to control the false discovery rate, see `select`."""
 
-FITS = {"null": 1, "stability": 10}
+FITS = {"shadow": 3, "null": 1, "stability": 10}
 """Number of refits, by default."""
 
 FEWEST_HALVES, FEWEST_MEMBERS = 4, 10
@@ -85,11 +84,12 @@ def select(
     * ``"posterior"``: those of highest inclusion probability p, as long as the mean of 1 - p over them is at most
       ``fdr``. It needs no further fit. The score is p. It is right where inclusion probabilities are, see
       `inclusion_meaning`.
-    * ``"shadow"``: the model is fitted once to images with as many channels again, which are those of other images, in
-      random order. Each input feature competes with its shadow, and the knockoff+ rule finds the threshold. The score
-      is the difference between the two log odds. It is right if irrelevant features are independent of the relevant
-      ones and of each other. If they are correlated with each other, they pass their shadows together, if at all: the
-      rate is then exceeded, by half of it and more under strong correlations.
+    * ``"shadow"``: the model is fitted to images with as many channels again, which are those of other images, in
+      random order. Each input feature competes with its shadow: an irrelevant one is as likely to have the lower log
+      odds as the higher. The score is the probability that the feature is relevant, given by how much it beats its
+      shadow, see `error_rates.relevance`; the mean over fits, each with other shadows. Those of highest score are
+      selected, as long as the mean of one minus the score over them is at most ``fdr``. It is right if irrelevant
+      features are independent of the relevant ones and of each other.
     * ``"null"``: the model is fitted to randomly permuted labels. The score is the smallest rate at which a mask is
       selected, by the tails of the log odds of ``posterior`` and of these fits. It also applies to inner sites.
     * ``"stability"``: the model is fitted to random halves of the images, two that complete each other at a time. The
@@ -107,7 +107,7 @@ def select(
             methods but ``"posterior"`` need them.
         refit: fits a posterior with the same masks to given images, whose number of channels, for ``"shadow"``, is
             twice that of ``train``; all methods but ``"posterior"`` need it, save for ``"stability"`` of a mixture.
-        fits: number of refits; 1 for ``"null"`` and 10 for ``"stability"`` if None.
+        fits: number of refits; 3 for ``"shadow"``, 1 for ``"null"`` and 10 for ``"stability"`` if None.
         site: name of the site; ``"shadow"`` needs one mask for each input feature, as of a `FeatureSpikeSlab`.
         seed: seed of permutations and halves.
 
@@ -116,8 +116,7 @@ def select(
 
     Raises:
         InputError: if an argument is out of range, missing or superfluous, the posterior has no masks at the site,
-            members of a mixture without refits were not fitted to as many images as half of ``train`` has, or there are
-            too few masks for ``"shadow"``, which selects none or at least ``1 / fdr``.
+            or members of a mixture without refits were not fitted to as many images as half of ``train`` has.
 
     Example: with all features kept, log odds rank them best (docs/inclusion.md).
 
@@ -151,7 +150,7 @@ def select(
         assert refit is not None
         again = Refits(refit, train, site, seed, tuple(probs.shape))
         if by == "shadow":
-            chosen = _by_shadow(again, probs, fdr)
+            chosen = _by_shadow(again, probs, fdr, number)
         elif by == "null":
             chosen = _by_null(log_odds(posterior, site), again.to_permuted_labels(number), fdr)
         else:
@@ -216,24 +215,20 @@ def _by_posterior(posterior: Posterior, probs: Tensor, fdr: float, site: str) ->
     return _Chosen(scores, selected, estimated, assumes + str(meaning["says"]))
 
 
-def _by_shadow(again: Refits, masks: Tensor, fdr: float) -> _Chosen:
+def _by_shadow(again: Refits, masks: Tensor, fdr: float, fits: int) -> _Chosen:
     if again.site != INPUT or masks.dim() != 2 or masks.shape[0] != 1:
         raise InputError(
             f"site={again.site!r} with masks of shape {tuple(masks.shape)}: shadows need one mask for each input "
             f"feature, at {INPUT}, as of a FeatureSpikeSlab; use by='null' for other masks"
         )
-    if masks.numel() < 1 / fdr:
-        raise InputError(
-            f"fdr={fdr}: the knockoff+ rule selects none, or at least {math.ceil(1 / fdr)}, and there are "
-            f"{masks.numel()} masks; use fdr={math.ceil(1000 / masks.numel()) / 1000} or higher, or another method"
-        )
-    own, shadow = again.to_shadows(masks)
-    selected, estimated = knockoff_plus(own - shadow, fdr)
+    own, shadow = again.to_shadows(masks.numel(), fits).unbind(1)
+    scores = relevance(own - shadow).mean(0)
+    selected, estimated = while_mean_is_below(1 - scores, fdr)
     assumes = (
         "Assumes that irrelevant features are independent of the relevant ones and of each other. Features that are "
         "correlated with relevant ones are selected too often."
     )
-    return _Chosen(own - shadow, selected, estimated, assumes)
+    return _Chosen(scores, selected, estimated, assumes)
 
 
 def _by_null(own: Tensor, null: Tensor, fdr: float) -> _Chosen:
