@@ -109,13 +109,8 @@ def cells() -> list[Cell]:
     every += [Cell("shadows", "digits", 8, seed) for seed in (*LATER, *SEEDS, *FRESH)]
     every += [Cell("shadows", "digits", 4, seed) for seed in (*SEEDS, *FRESH)]
     every += [Cell("shadows", bed, 4, seed) for seed in SEEDS[:3] for bed in ("noise", "correlated", "planted")]
-    every += [
-        Cell(task, "digits", patch, seed, "units", T)
-        for task in ("predict", "predict shadows")
-        for patch in (4, 8)
-        for seed in SEEDS
-        for T in PREDICT
-    ]
+    every += [Cell("predict", "digits", patch, seed, "units", T) for patch in (4, 8) for seed in SEEDS for T in PREDICT]
+    every += [Cell("predict shadows", "digits", 8, seed, "units", T) for seed in SEEDS for T in PREDICT]
     every += [Cell("all features", "digits", 4, seed, "units", T) for seed in SEEDS for T in PREDICT]
     every += [
         Cell(name, "digits", patch, seed, temperature=T, strength=strength)

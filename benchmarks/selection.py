@@ -1,7 +1,8 @@
 """Selection of input features with control of the false discovery rate, on digits among decoys: rates and power.
 
 The methods of `pyro_isingvit.diagnostics.select` at nominal rates of .05, .1 and .2, with 300 digits and 7 decoy
-channels; that by shadows is measured by `inclusion.py`. Every fit is kept in the working folder, so that a run can be stopped and started again.
+channels; that by shadows is measured by `inclusion.py`. Every fit is kept in the working folder, so that a run can be
+stopped and started again.
 
     python benchmarks/selection.py --work runs/selection
     python benchmarks/selection.py --work runs/selection --report
@@ -38,9 +39,7 @@ def refit(patch: int, inclusion: float, temperature: float) -> Refit:
         seed = int(torch.randint(2**31, ()))
         torch.manual_seed(seed)
         channels, side, _ = images.shape
-        config = iv.ViTConfig(
-            image_size=side, patch_size=patch, channels=channels, classes=images.classes, mlp_ratio=8
-        )
+        config = iv.ViTConfig(image_size=side, patch_size=patch, channels=channels, classes=images.classes, mlp_ratio=8)
         network = iv.ViT(config)
         prior = iv.FeatureSpikeSlab(network.weight_sites(), inclusion=inclusion)
         settings = iv.FitConfig(

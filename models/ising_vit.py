@@ -14,7 +14,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_isingvit.errors import InputError
+from pyro_isingvit.errors import InputError, check_count, check_positive
 from pyro_isingvit.network import Linear, WeightSite
 from pyro_isingvit.programs import DrawnOnce, announce_parameters, full_precision
 
@@ -110,7 +110,8 @@ class IsingNetwork(nn.Module):
         network: a `ViT`, a network that `adapt` has made, or any module that has the weights of the prior's sites as
             parameters. Guides start from these weights; the network's own copy is no longer trained.
         prior: the prior over the network's sites.
-        num_data: N, the number of training images; `fit` sets it. If None, the size of each batch.
+        num_data: N, the number of training images; `fit` sets it. If None, the size of each batch, as if there were
+            no more.
         temperature: T > 0, the temperature of the posterior; `fit` sets it.
         likelihood: distribution of the label given the network's outputs; `Classes` if None.
 
@@ -146,6 +147,7 @@ class IsingNetwork(nn.Module):
         self.prior = prior
         self.likelihood = Classes() if likelihood is None else likelihood.to(prior.zero.device)
         self.num_data, self.temperature = num_data, temperature
+        self._check()
         self.fixed_masks: dict[str, Tensor] | None = None
         self._companions: tuple[Companion, ...] = ()  # at most one; in a tuple, so that it is not a submodule
         prior.check()
@@ -165,6 +167,7 @@ class IsingNetwork(nn.Module):
         Returns:
             The logits, (batch, classes).
         """
+        self._check()
         weights = self.draw_weights(draw)
         batch = len(images)
         linear = None
@@ -183,6 +186,13 @@ class IsingNetwork(nn.Module):
         ):
             self.likelihood.observe(logits, labels)
         return logits
+
+    def _check(self) -> None:
+        """Check the two numbers that may be set from outside, unless they are of a step that is compiled."""
+        if self.num_data is not None:
+            check_count("num_data", self.num_data, 2**63)
+        if not isinstance(self.temperature, Tensor):
+            check_positive("temperature", self.temperature, "1.0")
 
     def draw_weights(self, draw: JointDraw | None = None) -> dict[str, Tensor]:
         """Sample all masks and weights, the latent part of the model. Returns the weights by site name."""

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from pyro_isingvit.errors import InputError, check_positive
 from pyro_isingvit.settings import Described
 
+FAR = 20.0
+"""How far numbers may be from mean 0 and standard deviation 1, as a factor, before a network is not fitted to them."""
+
 
 class Likelihood(Described, nn.Module):
     """The distribution of the label of an image given the network's outputs (n, outputs).
@@ -24,9 +27,11 @@ class Likelihood(Described, nn.Module):
 
     Attributes:
         kind: kind of the labels, as `Images.kind` says: ``"classes"``, ``"numbers"`` or ``"several labels"``.
+        rate: learning rate of its parameters, relative to that of the network's.
     """
 
     kind = "classes"
+    rate = 1.0
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         """Distribution of the labels, batch shape (n,), given outputs (n, outputs)."""
@@ -35,6 +40,18 @@ class Likelihood(Described, nn.Module):
     def outputs(self, labels: int) -> int:
         """Number of outputs that the network needs for a number of classes, of numbers, or of labels of an image."""
         return labels
+
+    def check(self, name: str, labels: Tensor, number: int) -> None:
+        """Check labels before they are fitted to.
+
+        Args:
+            name: what to call them in messages.
+            labels: labels of some images.
+            number: number of classes, of numbers, or of labels of an image.
+
+        Raises:
+            InputError: if they are not such as it describes.
+        """
 
     def counts(self, labels: Tensor | None) -> Tensor | None:
         """How much each image counts, (n,); None if all count once."""
@@ -62,7 +79,9 @@ class Likelihood(Described, nn.Module):
         return self.distribution(outputs).mean
 
     def errors(self, means: Tensor, labels: Tensor) -> dict[str, float]:
-        """Errors of predicted means (n, labels) by name."""
+        """Errors of predicted means (n, labels) by name: ``accuracy`` of classes, ``rmse`` of numbers."""
+        if self.kind == "numbers":
+            return {"rmse": float((means - labels).square().mean().sqrt())}
         return {"accuracy": float((means.argmax(-1) == labels).float().mean())}
 
 
@@ -86,6 +105,10 @@ class Classes(Likelihood):
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         return Categorical(logits=outputs, validate_args=False)
 
+    def check(self, name: str, labels: Tensor, number: int) -> None:
+        if self.weights is not None and len(self.weights) != number:
+            raise InputError(f"weights={self.weights}: {name} has {number} classes; give one weight for each")
+
     def counts(self, labels: Tensor | None) -> Tensor | None:
         if self.weights is None or labels is None:
             return None
@@ -99,18 +122,24 @@ class Regression(Likelihood):
     """``label ~ Normal(mean, scale)`` for each of some numbers of an image.
 
     The outputs of the network are the means; then, if it is heteroscedastic, the logarithms of the scales. Otherwise
-    the scale of each number is a parameter, learned without a prior.
+    the scale of each number is a parameter, learned without a prior, at ten times the learning rate of the network: an
+    optimiser that moves each parameter by about its rate would not take it far from where it starts. At a temperature
+    below 1 it is that of the noise about an overfitted mean, and too small.
 
     Args:
         numbers: how many numbers an image has.
         heteroscedastic: whether the network predicts the scales.
-        initial_scale: scale at the start of training, in units of the labels. Bring labels to unit scale.
+        initial_scale: scale at the start of training, in units of the labels.
+
+    A network starts with outputs near 0, and learns numbers of about 1: bring labels to mean 0 and standard deviation
+    1. `fit` refuses those that are far from it.
 
     Raises:
         InputError: if a value is out of range.
     """
 
     kind = "numbers"
+    rate = 10.0
 
     def __init__(self, numbers: int = 1, heteroscedastic: bool = False, initial_scale: float = 1.0) -> None:
         super().__init__()
@@ -129,8 +158,16 @@ class Regression(Likelihood):
     def outputs(self, labels: int) -> int:
         return labels * (1 + self.heteroscedastic)
 
-    def errors(self, means: Tensor, labels: Tensor) -> dict[str, float]:
-        return {"rmse": float((means - labels).square().mean().sqrt())}
+    def check(self, name: str, labels: Tensor, number: int) -> None:
+        spread, mean = labels.double().std(0, correction=0), labels.double().mean(0)
+        far = (spread < 1 / FAR) | (spread > FAR) | (mean.abs() > FAR)
+        if len(labels) > 1 and bool(far.any()):
+            k = int(far.nonzero()[0])
+            fix = f"give (labels - {mean[k]:.3g}) / {spread[k]:.3g}" if spread[k] > 0 else "it tells no images apart"
+            raise InputError(
+                f"{name}.labels: number {k} has mean {mean[k]:.3g} and standard deviation {spread[k]:.3g}, and a "
+                f"network learns numbers of about 1; {fix}"
+            )
 
 
 class SeveralLabels(Likelihood):

@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from functools import reduce
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from .data.images import checked_pixels
 from .errors import InputError, kind_of
 from .interactions import CouplingGraph
 from .network import WeightSite
@@ -88,8 +90,21 @@ class Adapted(nn.Module):
             )
         standardised = (as_floats(images) - self.mean) / self.std
         found = functional_call(self.original, self.weights(), (standardised,))
-        outputs: Tensor = found if isinstance(found, Tensor) else found.logits
+        outputs = found if isinstance(found, Tensor) else getattr(found, "logits", None)
+        if not isinstance(outputs, Tensor):
+            raise InputError(
+                f"module={kind_of(self.original)}: returns {kind_of(found)}; needs a tensor (batch, outputs), or an "
+                "object that has it as logits"
+            )
         return outputs
+
+    def train(self, mode: bool = True) -> Self:
+        """See `torch.nn.Module.train`; a batch norm whose scale is frozen keeps its statistics, too."""
+        super().train(mode)
+        for part in self.original.modules():
+            if isinstance(part, _BatchNorm) and part.affine and not part.weight.requires_grad:
+                part.eval()
+        return self
 
     def weights(self) -> dict[str, Tensor]:
         """The weights of the original network, by the names of its parameters."""
@@ -144,7 +159,9 @@ def adapt(
 
     Weights of linear maps and of convolutions become sites. Those of one role in repeated blocks, such as
     ``blocks.0.mlp.fc1`` and ``blocks.1.mlp.fc1``, are one site, ``blocks.mlp.fc1``, with a dimension ``layer``. Packed
-    weights of attention become three sites. What is not masked stays as it is, and is learned without a prior.
+    weights of attention become three sites. What is not masked stays as it is, and is learned without a prior. What is
+    frozen (``requires_grad_(False)``) is not masked, and stays frozen; so do the statistics of a batch norm whose scale
+    is. Layers with parametrizations, such as weight norm, have no mask.
 
     Args:
         module: the network; it is copied. It takes images and returns outputs (batch, classes), or an object that has
@@ -155,7 +172,8 @@ def adapt(
             ``.weight``.
         around: ``"zero"``: weights are dropped to zero; ``"pretrained"``: to what they are now. Sites are then
             differences from these, and masks say which weights have to change.
-        train: whether what is not masked is learned as well (``"all"``), or frozen (``"masked"``).
+        train: whether what is not masked is learned as well (``"all"``), or frozen (``"masked"``), with the statistics
+            of batch norms.
         mean, std: mean and standard deviation of each channel, or of all, by which images are standardised. Of several
             and a grey example, the network gets as many channels, each of which is the grey image.
 
@@ -166,12 +184,14 @@ def adapt(
     _check_arguments(module, example, around, train)
     original = copy.deepcopy(module)
     standard = _standard(mean, "mean", example), _standard(std, "std", example)
-    if bool((standard[1] <= 0).any()):
+    if not bool((standard[1] > 0).all()):
         raise InputError(f"std={tuple(std)}: must be positive")
+    if len({len(part) for part in standard if len(part) > 1}) > 1:
+        raise InputError(f"mean={tuple(mean)}, std={tuple(std)}: give as many numbers of both, or one for all channels")
     inputs = (as_floats(example[:1]) - standard[0]) / standard[1]
     passed = follow(original, (inputs,))
     _check_uses(original, passed)
-    chosen = _chosen(passed, include, exclude)
+    chosen = _chosen(original, passed, include, exclude)
     sites, pieces, couplings = Roles(original, passed, chosen).made()
     for name, parameter in original.named_parameters():
         if name not in chosen and train == "masked":
@@ -191,8 +211,16 @@ def adapt(
 def _check_arguments(module: object, example: object, around: str, train: str) -> None:
     if not isinstance(module, nn.Module):
         raise InputError(f"module={kind_of(module)}: give a torch module")
-    if not isinstance(example, Tensor) or example.dim() != 4:
-        raise InputError("example: give images (batch, channels, height, width) within [0, 1], e.g. torch.rand")
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise InputError(f"module={kind_of(module)}: give module.module; fit(devices=...) takes several devices")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(
+            f"module={kind_of(module)}: give the module that it was made from; units are followed in Python"
+        )
+    for name, parameter in module.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise InputError(f"module: {name} holds NaN or infinity; load its weights again")
+    checked_pixels(example, "example")
     for name, value, known in (("around", around, ("zero", "pretrained")), ("train", train, ("all", "masked"))):
         if value not in known:
             raise InputError(f"{name}={value!r}: choose one of {known}")
@@ -200,6 +228,8 @@ def _check_arguments(module: object, example: object, around: str, train: str) -
 
 def _standard(values: Sequence[float], name: str, example: Tensor) -> Tensor:
     given = torch.tensor(values, dtype=torch.float32)
+    if not bool(given.isfinite().all()):
+        raise InputError(f"{name}={values}: must be finite numbers")
     if given.dim() != 1 or (len(given) not in (1, example.shape[1]) and example.shape[1] > 1):
         raise InputError(f"{name}={values}: give one number for each of {example.shape[1]} channels, or one for all")
     return given.view(-1, 1, 1)
@@ -218,9 +248,11 @@ def _check_uses(module: nn.Module, passed: Pass) -> None:
         raise InputError(f"module={kind_of(module)}: no weight of a linear map or convolution in it")
 
 
-def _chosen(passed: Pass, include: Sequence[str], exclude: Sequence[str]) -> dict[str, None]:
+def _chosen(module: nn.Module, passed: Pass, include: Sequence[str], exclude: Sequence[str]) -> dict[str, None]:
     """Names of the parameters to mask, in the order of their use."""
-    names = [call.name for call in passed.calls]
+    names = [call.name for call in passed.calls if module.get_parameter(call.name).requires_grad]
+    if not names:
+        raise InputError("module: all weights that could be masked are frozen; unfreeze some by requires_grad_(True)")
     for argument, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise InputError(f"{argument}={patterns!r}: give a sequence of patterns, e.g. ({patterns!r},)")

@@ -37,7 +37,8 @@ class Config(pydantic.BaseModel):
 
 def describe(error: pydantic.ValidationError) -> str:
     """The first problem of a validation error on one line: the argument, its value, and what is allowed."""
-    first = error.errors()[0]
+    each = error.errors()
+    first = next((one for one in each if one["type"] == "extra_forbidden"), each[0])  # a typo also leaves one missing
     message = first["msg"].removeprefix("Value error, ")
     where = ".".join(str(part) for part in first["loc"])
     if where and isinstance(first.get("ctx", {}).get("error"), InputError):  # of settings within settings

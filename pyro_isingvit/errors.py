@@ -42,6 +42,16 @@ def check_positive(name: str, value: object, example: str) -> None:
         raise InputError(f"{name}={value!r}: must be a positive number, e.g. {example}")
 
 
+def check_share(name: str, value: object, example: str) -> None:
+    """Check that a value is a number strictly between 0 and 1.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < 1:
+        raise InputError(f"{name}={value!r}: must lie strictly between 0 and 1, e.g. {example}")
+
+
 def check_count(name: str, value: object, most: int) -> None:
     """Check that a value is an integer from 1 to ``most``.
 

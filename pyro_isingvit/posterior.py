@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from . import saved
 from .data import Images
-from .data.images import checked_pixels
+from .data.images import check_images, checked_pixels
 from .data.streams import Unlabelled
 from .draws import BATCH, Draw, check_draws, draw_seed, evaluating, guide_draw, mask_draw, network_logits
-from .errors import InputError, check_positive, kind_of
+from .errors import InputError, check_positive
 from .files import home
 from .guides import Guide
 from .models import IsingViT
@@ -129,7 +129,7 @@ class Posterior:
         Args:
             images: (n, channels, height, width) within [0, 1], on any device; or a map-style torch `Dataset` of images,
                 or of tuples that begin with one, or a `DataLoader` of it, which are read in order and in parts.
-            draws: number of draws.
+            draws: number of draws; for a mixture, rounded up to as many for each member.
             interval: mass of the credible intervals, within (0, 1).
             seed: seed of the draws.
 
@@ -154,6 +154,11 @@ class Posterior:
             InputError: see `predict`.
         """
         require_classes(self.model.likelihood, "predict", "; use predict_targets")
+        if not isinstance(scales, Sequence):
+            raise InputError(f"scales={scales!r}: give a sequence of logit scales, e.g. (1.0,)")
+        for scale in scales:
+            check_positive("scales", scale, "(1.0,)")
+        draws = self._even(draws)
         every = partial(self.draws, draws, seed)
         found = predictions(every, draws, images, scales, interval, self.device, len(self.guides))
         return [replace(prediction, names=self.names) for prediction in found]
@@ -170,6 +175,7 @@ class Posterior:
         Raises:
             InputError: if a value is out of range, or labels are classes.
         """
+        draws = self._even(draws)
         every = partial(self.draws, draws, seed)
         return target_predictions(every, draws, images, self._likelihoods, interval, self.device, seed)
 
@@ -189,6 +195,7 @@ class Posterior:
         likelihood = self.model.likelihood
         if held_out.kind != likelihood.kind:
             raise InputError(f"held_out.labels: {held_out.kind}; {type(likelihood).__name__} is of {likelihood.kind}")
+        draws = self._even(draws)
         every = partial(self.draws, draws, seed)
         return target_scores(every, draws, held_out, self._likelihoods, interval, self.device, seed)
 
@@ -310,12 +317,11 @@ class Posterior:
 
     def _calibrate(self, held_out: Images, draws: int, seed: int) -> tuple[Self, Tensor | None]:
         require_classes(self.model.likelihood, "calibrate")
-        if not isinstance(held_out, Images):
-            raise InputError(f"held_out={kind_of(held_out)}: give Images, such as data.validation")
+        check_images("held_out", held_out)
         classes = network_logits(self.model, held_out.images[:1], {}).shape[-1]
         if classes != held_out.classes:
             raise InputError(f"held_out.classes={held_out.classes}: the network has {classes}")
-        draws = -(-draws // len(self.guides)) * len(self.guides)  # as many for each member
+        draws = self._even(draws)
         every = partial(self.draws, draws, seed)
         scale, logits = calibration(every, draws, held_out.images, held_out.labels, self.device)
         return replace(self, logit_scale=scale), logits
@@ -346,6 +352,11 @@ class Posterior:
     @property
     def _likelihoods(self) -> list[Likelihood]:
         return [guide.model.likelihood for guide in self.guides]
+
+    def _even(self, draws: int) -> int:
+        """The number of draws of an average, rounded up to as many of each member."""
+        check_draws(draws)
+        return -(-draws // len(self.guides)) * len(self.guides)
 
     def _check_draws(self, draws: int) -> None:
         check_draws(draws)

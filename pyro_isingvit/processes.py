@@ -61,7 +61,8 @@ class Children:
         done = place.with_suffix(".done")
         if not done.exists():
             last = (said.strip().splitlines() or ["it said nothing"])[-1]
-            raise LostProcessError(f"its process ended with code {code} ({last})")
+            killed = "; the system may have killed it for memory: use fewer jobs" if code == -9 else ""
+            raise LostProcessError(f"its process ended with code {code} ({last}){killed}")
         failed, found, notes = cloudpickle.loads(done.read_bytes())
         done.unlink()
         if failed:

@@ -310,12 +310,28 @@ class Nothing(nn.Module):
         return x.mean((2, 3))
 
 
+class Pair(Residual):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+def changed(module, attribute, value):
+    """The module with one of its tensors set."""
+    with torch.no_grad():
+        module.get_parameter(attribute).fill_(value)
+    return module
+
+
+def frozen(module):
+    return module.requires_grad_(False)
+
+
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
         (lambda: Nothing(), {}, "module=Nothing: no weight of a linear map"),
         (lambda: Residual(), {"example": torch.rand(2, 1, 8, 8)}, "example: Residual fails with it"),
-        (lambda: Residual(), {"example": torch.rand(2, 3)}, "example: give images"),
+        (lambda: Residual(), {"example": torch.rand(2, 3)}, r"example of shape \(2, 3\).*: need \(n, channels"),
         (
             lambda: Residual(),
             {"include": ("blocks.*",)},
@@ -330,11 +346,52 @@ class Nothing(nn.Module):
         (lambda: Twice(), {}, "is used 2 times|are one parameter"),
         (lambda: nn.Conv2d(3, 4, 3, groups=1), {}, r"gives \(1, 4, 6, 6\) for one image"),
         (lambda: 3, {}, "module=int: give a torch module"),
+        (lambda: Pair(), {}, r"module=Pair: returns tuple; needs a tensor \(batch, outputs\)"),
+        (lambda: nn.DataParallel(Residual()), {}, "module=DataParallel: give module.module"),
+        (
+            lambda: torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(192, 3))),
+            {},
+            "module=.*: give the module that",
+        ),
+        (lambda: changed(Residual(), "first.weight", float("nan")), {}, "module: first.weight holds NaN"),
+        (lambda: frozen(Residual()), {}, "module: all weights that could be masked are frozen"),
+        (lambda: Residual(), {"std": (float("nan"),)}, r"std=\(nan,\): must be finite"),
+        (lambda: Residual(), {"example": 255 * IMAGES}, "example within .*: rescale them"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused_by_name(module, options, message):
     with pytest.raises(InputError, match=message):
         adapt(module(), **{"example": IMAGES} | options)
+
+
+def norms():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
+
+
+def fitted(network):
+    prior = IsingSpikeSlab(network.weight_sites(), couplings=network.couplings)
+    config = FitConfig(steps=6, batch_size=4, temperature=1.0, device="cpu")
+    images = Images(torch.rand(8, 3, 8, 8), torch.arange(8) % 3, 3)
+    return fit(LikelihoodGuided(IsingNetwork(network, prior)), images, config=config, progress=False).posterior
+
+
+def test_what_is_frozen_stays_as_it_is():
+    """Weights are not masked, and a batch norm keeps its statistics: by `requires_grad_`, or by train="masked"."""
+    by_hand = norms()
+    by_hand[0].requires_grad_(False)
+    by_hand[1].requires_grad_(False)
+    for module, options in ((by_hand, {}), (norms(), {"train": "masked", "include": ("4", "6")})):
+        network = adapt(module, IMAGES, **options)
+        assert [site.name for site in network.weight_sites()] == ["4", "6"]
+        state = fitted(network).model.network.original.state_dict()
+        for name, value in module.state_dict().items():
+            if name[0] in "01":
+                assert torch.equal(state[name], value), name
+    learned = fitted(adapt(norms(), IMAGES)).model.network.original.state_dict()
+    assert not torch.equal(learned["1.running_mean"], torch.zeros(4))
 
 
 def test_images_of_another_size_and_missing_couplings_are_said():

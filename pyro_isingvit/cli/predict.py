@@ -43,6 +43,8 @@ def predict_command(
 
     if out is not None and out.is_dir():
         raise InputError(f"--out={str(out)!r} is a folder: give a file")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"--out={str(out)!r}: there is no folder {str(out.parent)!r}; make it first")
     found, predictor = find_files(files), FilePredictor(folder, draws, interval, device, network)
     screen, failures = Console(stderr=True), 0
     bar = partial(track, console=screen, transient=True, disable=not screen.is_terminal)

@@ -144,6 +144,16 @@ def _checked_numbers(labels: Tensor, images: Tensor, classes: int) -> Tensor:
     return labels.float()
 
 
+def check_images(name: str, given: object) -> None:
+    """Check that labelled images were given.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    if not isinstance(given, Images):
+        raise InputError(f"{name}={kind_of(given)}: give Images, such as data.validation, or Images(images, labels, k)")
+
+
 def checked_pixels(images: Any, name: str = "images") -> Tensor:
     """Images as everything here takes them: bytes, or float32 within [0, 1].
 

@@ -37,6 +37,9 @@ class Data:
 MOST_HELD = 10_000
 """Largest number of validation or test images that are taken from a stream, as they are kept in memory."""
 
+FEW_HELD = 100
+"""Number of validation images below which a split warns, if they are also fewer than a tenth of the training images."""
+
 
 def split(
     everything: Labelled,
@@ -69,7 +72,8 @@ def split(
             ``test`` or ``validation`` differ from the others in shape or number of classes.
 
     Warns:
-        UserWarning: if images of one part are also in another, or a class of the others has no training image.
+        UserWarning: if images of one part are also in another, a class of the others has no training image, or few
+            images are left for validation.
     """
     if not isinstance(everything, Labelled):
         raise InputError(f"everything={kind_of(everything)}: give Images, as iv.read returns and a TestBed has")
@@ -80,6 +84,13 @@ def split(
                 f"{everything.shape} and {everything.classes}"
             )
     first, held = _numbers(len(everything), train, test, validation)
+    if validation is None and held < min(FEW_HELD, train / 10):
+        warnings.warn(
+            f"validation: {held} of {len(everything)} images are left for it, too few to choose a temperature by; take "
+            f"fewer than train={train}, or say how many by validation",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def kept(part: Labelled) -> Images:
         return in_memory(part, MOST_HELD, seed)

@@ -78,20 +78,19 @@ class Stream:
             return cls(given, len(names) if named else 0, tuple(names) if named else ())
         if isinstance(given.dataset, IterableDataset):
             return cls(given.dataset)  # which says why not
-        plain = type(given.batch_sampler) is BatchSampler and (
-            type(given.sampler) is SequentialSampler
-            or (type(given.sampler) is RandomSampler and not given.sampler.replacement)
-        )
-        if not plain:
-            kind = type(given.sampler).__name__
+        batches = given.batch_sampler
+        sampler = batches.sampler if type(batches) is BatchSampler else batches
+        plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
+        if not plain or len(sampler) != len(given.dataset):
+            kind = "batch_size=None" if sampler is None else f"sampler={kind_of(sampler)}"
             raise InputError(
-                f"sampler={kind}: batches are drawn here, without replacement and for all devices; give a loader "
-                "without a sampler of its own, and weigh classes by Classes(weights)"
+                f"{kind}: batches are drawn here, without replacement and for all devices; give a loader with a batch "
+                "size and without a sampler of its own; Classes(weights) weighs classes in a fit"
             )
         options = {name: getattr(given, name) for name in KEPT}
         if given.collate_fn is not _torchs_own:
             options["collate_fn"] = given.collate_fn
-        return replace(cls.of(given.dataset), options=options, batch_size=given.batch_size)
+        return replace(cls.of(given.dataset), options=options, batch_size=batches.batch_size)
 
     def __len__(self) -> int:
         return len(self.dataset)

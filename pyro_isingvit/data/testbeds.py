@@ -76,8 +76,8 @@ def digits_decoys(decoys: int = 7, kind: Kind = "digits", seed: int = 0) -> Test
     Raises:
         InputError: if ``decoys`` is negative, or the kind is unknown.
     """
-    if decoys < 0:
-        raise InputError(f"decoys={decoys}: need a number of channels, at least 0")
+    if isinstance(decoys, bool) or not isinstance(decoys, int) or decoys < 0:
+        raise InputError(f"decoys={decoys!r}: need a number of channels, an integer from 0")
     if kind not in get_args(Kind):
         raise InputError(f"kind={kind!r}: choose one of {list(get_args(Kind))}")
     every, generator = in_memory(read("digits")), torch.Generator().manual_seed(seed)

@@ -12,6 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from ..data import Images
+from ..data.images import check_images
 from ..data.streams import Unlabelled
 from ..errors import InputError
 from ..models.likelihoods import require_classes
@@ -43,6 +44,7 @@ class ConformalSets:
 
     def evaluate(self, held_out: Images) -> pd.DataFrame:
         """Coverage and size of the sets of labelled images, see `ConformalRule.evaluate`; classes by name if named."""
+        check_images("held_out", held_out)
         table = self.rule.evaluate(self._probs(held_out.images), held_out.labels)
         names = self.posterior.names
         return table.assign(**{"class": [k if k == "all" or not names else names[k] for k in table["class"]]})
@@ -103,6 +105,7 @@ def conformal(
             coverage / (1 - coverage), that its sets hold every class (or always that class).
     """
     require_classes(posterior.model.likelihood, "conformal", "; predict_targets has intervals")
+    check_images("calibration", calibration)
     probs = posterior.predict(calibration.images, draws, seed=seed).probs
     if calibration.classes != probs.shape[1]:
         raise InputError(f"calibration.classes={calibration.classes}: the network has {probs.shape[1]}")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..data import Images
+from ..data.images import check_images
 from ..data.streams import Unlabelled
-from ..errors import InputError
+from ..errors import InputError, check_share
 from ..posterior import Posterior
 from ..targets import TargetPrediction
 from .conformal_rule import conformal_quantile
@@ -51,6 +52,7 @@ class ConformalIntervals:
 
     def evaluate(self, held_out: Images) -> dict[str, float]:
         """``coverage``, the share of the numbers that are within their intervals, and ``width``, the mean width."""
+        check_images("held_out", held_out)
         lower, upper = self.intervals(held_out.images)
         labels = held_out.labels.cpu()
         inside = (labels >= lower) & (labels <= upper)
@@ -84,6 +86,8 @@ def conformal_intervals(
         raise InputError(
             f"conformal_intervals: of numbers, and labels are {likelihood.kind}; use conformal for classes"
         )
+    check_images("calibration", calibration)
+    check_share("coverage", coverage, "0.9")
     if calibration.kind != "numbers":
         raise InputError(f"calibration.labels: {calibration.kind}; give numbers, as floats")
     found = _predicted(posterior, calibration.images, coverage, draws, seed)

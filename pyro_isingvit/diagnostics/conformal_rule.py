@@ -14,17 +14,21 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from ..draws import draw_seed
-from ..errors import InputError
+from ..errors import InputError, check_share, kind_of
 
 Method = Literal["threshold", "aps", "raps"]
 """Scores by which classes are added to a set, see `conformal`."""
+
+SUMS = 1e-3
+"""Largest distance of a sum of probabilities from 1."""
 
 TUNING = 0.2
 """Share of the calibration images on which the penalty of ``"raps"`` is chosen, and which do no more than that."""
@@ -88,10 +92,10 @@ class ConformalRule:
             probs: predicted probabilities, (n, classes).
 
         Raises:
-            InputError: if the number of classes is not that of the calibration images.
+            InputError: if these are no probabilities, or not of as many classes as those of the calibration images.
         """
-        probs = torch.as_tensor(probs)
-        if probs.dim() != 2 or probs.shape[1] != len(self.thresholds):
+        probs = _probabilities(probs)
+        if probs.shape[1] != len(self.thresholds):
             raise InputError(f"probs of shape {tuple(probs.shape)}: need (n, {len(self.thresholds)}), as calibrated")
         uniform = _uniform(len(probs), self.seed, NEW, self.random)
         return _scores(probs, self.method, self.penalty, uniform) <= self.thresholds
@@ -108,8 +112,12 @@ class ConformalRule:
             with the number of ``images``; ``coverage``, the share of the images whose set holds the label; ``size``,
             the mean number of classes in a set; and ``empty`` and ``single``, the shares of the images whose sets hold
             no class and one.
+
+        Raises:
+            InputError: see `sets`; also if the labels are not one class for each row.
         """
-        labels, sets = torch.as_tensor(labels).cpu(), self.sets(probs)
+        sets = self.sets(probs)
+        labels = _classes(labels, sets)
         size = sets.sum(1)
         frame = pd.DataFrame(
             {
@@ -182,9 +190,9 @@ def rule_of(
     seed: int,
 ) -> ConformalRule:
     """See `conformal_rule`; it does not warn."""
-    probs, labels = torch.as_tensor(probs), torch.as_tensor(labels)
-    _check(probs, labels, coverage, method, penalty)
-    probs, labels, classes, coverage = probs.cpu().double(), labels.cpu(), probs.shape[1], float(coverage)
+    _check(coverage, method, penalty, seed)
+    probs = _probabilities(probs)
+    labels, classes, coverage = _classes(labels, probs), probs.shape[1], float(coverage)
     uniform = _uniform(len(labels), seed, CALIBRATION, random)
     if method == "raps" and penalty is None:
         order = torch.randperm(len(labels), generator=_generator(seed, TUNED))
@@ -234,7 +242,6 @@ def _scores(probs: Tensor, method: Method, penalty: Penalty | None, uniform: Ten
     Args:
         uniform: u of each image, (n, 1).
     """
-    probs = probs.cpu().double()
     if method == "threshold":
         return 1 - probs
     ordered, order = probs.sort(dim=1, descending=True, stable=True)
@@ -274,17 +281,49 @@ def _chosen_penalty(probs: Tensor, labels: Tensor, uniform: Tensor, coverage: fl
     return Penalty(min(sizes, key=sizes.__getitem__), free)
 
 
-def _check(probs: Tensor, labels: Tensor, coverage: float, method: str, penalty: Penalty | None) -> None:
-    if isinstance(coverage, bool) or not isinstance(coverage, float) or not 0 < coverage < 1:
-        raise InputError(f"coverage={coverage!r}: must be a number strictly between 0 and 1, e.g. 0.9")
+def _check(coverage: float, method: str, penalty: Penalty | None, seed: int) -> None:
+    check_share("coverage", coverage, "0.9")
     if method not in get_args(Method):
         raise InputError(f"method={method!r}: choose one of {list(get_args(Method))}")
+    if penalty is not None and not isinstance(penalty, Penalty):
+        raise InputError(f"penalty={penalty!r}: give a Penalty(strength, free), or None to choose one")
     if penalty is not None and method != "raps":
         raise InputError(f"penalty={penalty} with method={method!r}: only 'raps' has one; leave it out")
-    if probs.dim() != 2 or labels.shape != probs.shape[:1] or not len(labels):
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed={seed!r}: must be an integer")
+
+
+def _probabilities(given: Any) -> Tensor:
+    """Probabilities (n, classes) in double precision, on the CPU."""
+    probs = _tensor("probs", given).double()
+    if probs.dim() != 2 or not len(probs):
+        raise InputError(f"probs of shape {tuple(probs.shape)}: need (n, classes), with at least one image")
+    within = (probs >= 0) & (probs <= 1 + SUMS) & ((probs.sum(1, keepdim=True) - 1).abs() <= SUMS)  # false for NaN
+    if not bool(within.all()):
+        where = int((~within).any(1).nonzero()[0])
         raise InputError(
-            f"probs of shape {tuple(probs.shape)}, labels of shape {tuple(labels.shape)}: need (n, classes) and (n,), "
-            "with at least one calibration image"
+            f"probs[{where}]={[round(p, 3) for p in probs[where].tolist()[:5]]}...: must be probabilities that sum to "
+            "1; give softmax(-1) of logits"
+        )
+    return probs
+
+
+def _classes(given: Any, probs: Tensor) -> Tensor:
+    """Labels (n,) of the rows of probabilities, on the CPU."""
+    labels = _tensor("labels", given)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"labels of type {labels.dtype}: give classes as integers, e.g. labels.long()")
+    if labels.shape != probs.shape[:1]:
+        raise InputError(
+            f"probs of shape {tuple(probs.shape)}, labels of shape {tuple(labels.shape)}: need (n, classes) and (n,)"
         )
     if labels.min() < 0 or labels.max() >= probs.shape[1]:
         raise InputError(f"labels within [{labels.min()}, {labels.max()}]: must lie within [0, {probs.shape[1]})")
+    return labels.long()
+
+
+def _tensor(name: str, given: Any) -> Tensor:
+    try:
+        return given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    except (TypeError, ValueError):
+        raise InputError(f"{name}={kind_of(given)}: give a tensor or an array of numbers") from None

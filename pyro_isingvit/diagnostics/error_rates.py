@@ -28,8 +28,8 @@ def relevance(statistics: Tensor) -> Tensor:
     At a given distance from 0, as many irrelevant ones are below as above, and relevant ones are above. With a share q
     of all below, the local false discovery rate above is therefore q / (1 - q), the odds of being below, as for targets
     that compete with decoys. Isotonic regression finds q, which does not rise with the distance. At each of its levels,
-    the rate is averaged over the posterior of q, whose prior is one half at 1/2, where nothing is relevant, and one half
-    uniform below.
+    the rate is averaged over the posterior of q, whose prior is one half at 1/2, where nothing is relevant, and one
+    half uniform below.
 
     Args:
         statistics: of any shape, positive where there is evidence of relevance. Those of several fits are pooled.

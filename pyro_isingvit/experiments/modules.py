@@ -25,8 +25,8 @@ class ModuleConfig(Config):
     Attributes:
         name: ``timm:NAME``, ``torchvision:NAME`` or ``transformers:NAME`` of these libraries (of transformers a class,
             or with ``pretrained`` a checkpoint), or ``FILE.py:FUNCTION``, a function that makes a module and takes any
-            of ``classes``, ``channels`` and ``image_size``, and returns logits (batch, classes) of images that are
-            standardised by a mean and a standard deviation of .5.
+            of ``classes``, ``channels`` and ``image_size`` (height and width), and returns logits (batch, classes) of
+            images that are standardised by a mean and a standard deviation of .5.
         digest: SHA-256 of the file, which `run` records; a file with another one is refused.
         pretrained: whether the library loads weights, which it may download.
         around: what dropped weights are: ``"zero"``, or what they were.
@@ -165,6 +165,14 @@ def _from_file(path: str, name: str, config: ModuleConfig, geometry: ViTConfig) 
         raise InputError(f"network={config.name!r}: {path!r} has no function {name!r}")
     known = {"classes": geometry.classes, "channels": geometry.channels, "image_size": geometry.image_size}
     taken = inspect.signature(make).parameters
+    needed = [
+        p.name for p in taken.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    strange = [name for name in needed if name not in known]
+    if strange:
+        raise InputError(
+            f"network={config.name!r}: {name} takes {strange[0]!r} without a default; it may take {list(known)} alone"
+        )
     return make(**{key: value for key, value in known.items() if key in taken}), HALF
 
 

@@ -200,10 +200,23 @@ def read_plan(name: str | Path) -> Plan:
     else:
         raise InputError(f"plan={str(name)!r}: no such file; give one, or the name of one of {list(shipped)}")
     values = parse_yaml(text, f"plan={str(name)!r}")
+    if not isinstance(values, dict):
+        raise InputError(f"plan={str(name)!r}: holds no settings; give name and blocks at least")
     try:
-        return Plan.model_validate(values)
+        plan = Plan.model_validate(values)
+        _check_settings(plan)
     except pydantic.ValidationError as error:
         raise InputError(f"plan={str(name)!r}: {describe(error)}") from None
+    return plan
+
+
+def _check_settings(plan: Plan) -> None:
+    """Check ``set`` and ``vary`` of all runs on data sets with a recipe; others are known when their images are."""
+    every = {(cell.dataset, cell.train, repr(cell.set), repr(cell.varied)): cell for cell in plan.cells()}
+    for cell in every.values():
+        known = known_recipe(cell.dataset, cell.train)
+        if known is not None:
+            cell.run_config(known, None)
 
 
 def shipped_plans() -> dict[str, str]:

@@ -124,6 +124,7 @@ def check_part(model: IsingViT, name: str, part: Labelled) -> None:
             f"{name}.classes=1: one class leaves nothing to predict; give images of two at least, or labels that are "
             "numbers as floats"
         )
+    likelihood.check(name, part.labels if isinstance(part, Images) else part.first.labels, part.classes)
     outputs, wanted = _outputs(model, part), likelihood.outputs(part.classes)
     if outputs != wanted:
         raise InputError(

@@ -79,6 +79,8 @@ def fit_mixture(
     Raises:
         InputError, TrainingError, InterruptedFitError: see `fit`; also if ``build`` returns a guide twice, or guides
             of different kinds.
+        LostProcessError: if the process of a member ended without a result, as when it is killed for memory; a
+            `TrainingError`. With checkpoints, ``resume=True`` goes on.
     """
     start = time.perf_counter()
     config = FitConfig() if config is None else config
@@ -100,6 +102,8 @@ def fit_mixture(
     config.torch_device()
     images, held_out, config = read_data(guides[0].model, train, validation, config)
     check_together(guides[0], images, held_out, config)
+    if round(share * len(images)) < 1:
+        raise InputError(f"share={share} of {len(images)} images is none; give at least {1 / len(images):.2g}")
     with (
         tempfile.TemporaryDirectory(prefix="isingvit-", ignore_cleanup_errors=True) as scratch,
         progress_bar(Path(scratch), guides, config, progress),
@@ -148,7 +152,7 @@ def _drawn(train: Labelled, share: float, seed: int) -> Labelled:
     """The images of a member."""
     if share == 1:
         return train
-    number = max(1, round(share * len(train)))
+    number = round(share * len(train))
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:number]
     return train[chosen.sort().values]
 

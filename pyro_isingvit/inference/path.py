@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 from torch import Tensor, nn
@@ -119,7 +119,13 @@ class FitPath:
         return self.stops[row].posterior(self.last)
 
     def pick(self, mark: Mark = "least_nll") -> Posterior:
-        """The posterior at a marked row of the table, see `path_table`."""
+        """The posterior at a marked row of the table, see `path_table`.
+
+        Raises:
+            InputError: if there is no such mark.
+        """
+        if mark not in get_args(Mark):
+            raise InputError(f"mark={mark!r}: choose one of {list(get_args(Mark))}; at(row) takes a row by its number")
         return self.at(int(self.table[mark].to_numpy().argmax()))
 
 

@@ -7,13 +7,14 @@ References:
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from numbers import Real
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..diagnostics.units import alive_units, log_dead
-from ..errors import InputError
+from ..errors import InputError, check_share
 from ..network import ViT
 from ..network.units import LEVELS, UNITS, is_complete, is_part, units_at
 from ..posterior import Posterior
@@ -72,8 +73,7 @@ def _check(
         raise InputError(
             f"network={type(network).__name__}: only a ViT can be cut; prune_module cuts what adapt has made"
         )
-    if not 0 < threshold < 1:
-        raise InputError(f"threshold={threshold}: a probability lies strictly between 0 and 1, e.g. 0.5")
+    check_share("threshold", threshold, "0.5")
     if density is None:
         return
     if threshold != 0.5:
@@ -81,7 +81,7 @@ def _check(
     if nested := _nested(levels):
         raise InputError(f"level={levels} with density={density}: {nested}; leave one out")
     for share in density.values() if isinstance(density, Mapping) else (density,):
-        if share is None or not 0 < share <= 1:
+        if not isinstance(share, Real) or not 0 < share <= 1:
             raise InputError(f"density={density}: give a share for each level, above 0 and up to 1, e.g. 0.3")
 
 
@@ -161,7 +161,7 @@ def keep_best(scores: Mapping[Key, Tensor], sizes: Mapping[Key, int], density: f
 
 
 def _levels(level: Level | Sequence[Level]) -> tuple[Level, ...]:
-    levels: tuple[Level, ...] = (level,) if isinstance(level, str) or level is None else tuple(level)
+    levels: tuple[Level, ...] = tuple(level) if isinstance(level, list | tuple) else (cast(Level, level),)
     possible = ("weight", *LEVELS)
     unknown = [one for one in levels if one not in possible]
     if unknown or not levels:

@@ -81,6 +81,8 @@ def check(folder: str | Path, formats: Sequence[str], overwrite: bool) -> Path:
     """Check that `export` can write there, before any work is done; arguments and errors are those of `export`."""
     folder = home(folder).resolve()
     put_back(folder)
+    if isinstance(formats, str):
+        raise InputError(f"formats={formats!r}: give a sequence of formats, e.g. ({formats!r},)")
     for one in formats:
         if one not in FILES:
             raise InputError(f"formats={one!r}: choose of {list(FILES)}; safetensors are always written")

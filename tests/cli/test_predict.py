@@ -66,6 +66,7 @@ def test_a_damaged_file_has_a_row_that_says_so(isingvit, finished, pictures, tmp
     [
         (("none.png",), "files='none.png': no such file or folder"),
         (("pictures", "--out", "pictures"), "--out='pictures' is a folder: give a file"),
+        (("pictures", "--out", "nowhere/p.csv"), "--out='nowhere/p.csv': there is no folder 'nowhere'; make it first"),
         (("pictures", "--draws", "0"), "draws=0: must be an integer"),
         (("pictures", "--interval", "2"), "interval=2.0: must lie strictly between 0 and 1"),
     ],

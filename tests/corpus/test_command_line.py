@@ -81,7 +81,15 @@ OPTIONS = {
 
 PLANS = {
     "empty": ("", "plan='plan.yaml'"),
-    "a list": ("- 1", "plan='plan.yaml'"),
+    "a list": ("- 1", "plan='plan.yaml': holds no settings"),
+    "a typo": (
+        "name: x\nblocks: [{dataset: digits, train: 9, methood: ising}]",
+        "plan='plan.yaml': blocks.0.methood='ising': Extra",
+    ),
+    "a typo of a setting": (
+        "name: x\nblocks: [{dataset: digits, train: 9, method: ising, vary: {prior.couplin: [0]}}]",
+        "prior.couplin=0: Extra inputs",
+    ),
     "no blocks": ("name: x", "blocks"),
     "empty blocks": ("{name: x, blocks: []}", "blocks"),
     "a path as its name": (PLAN.replace("name: small", "name: ../../x"), "name='../../x'"),

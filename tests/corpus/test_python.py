@@ -52,6 +52,24 @@ def predict(pixels=None, **settings):
     return lambda: posterior().predict(torch.rand(2, 1, 4, 4) if pixels is None else pixels, **settings)
 
 
+def parts():
+    network = iv.ViT(TINY)
+    return network, iv.IsingSpikeSlab(network.weight_sites())
+
+
+def cold_model():
+    cold = model()
+    cold.temperature = 0
+    cold(torch.rand(2, 1, 4, 4))
+
+
+def fit_with(likelihood, labels=None):
+    network = iv.ViT(TINY if labels is None else TINY.model_copy(update={"classes": 1}))
+    ising = iv.IsingViT(network, iv.IsingSpikeSlab(network.weight_sites()), likelihood=likelihood)
+    given = images(labels=labels, classes=3 if labels is None else 1)
+    iv.fit(iv.LikelihoodGuided(ising), given, config=iv.FitConfig(steps=2, temperature=1.0, device="cpu"))
+
+
 CASES = {
     "no image size": (vit(image_size=0), "image_size.*0: .* greater than or equal to 1"),
     "size of three": (vit(image_size=(8, 8, 8)), "image_size"),
@@ -157,6 +175,12 @@ CASES = {
     "predict arrays": (predict(np.zeros((2, 1, 4, 4))), "images"),
     "predict other sizes": (predict(torch.rand(2, 1, 8, 8)), "images"),
     "predict channels last": (predict(torch.rand(2, 4, 4, 1)), "images"),
+    "one scale": (lambda: posterior().predict_at(1.0, torch.rand(2, 1, 4, 4)), "scales=1.0: give a sequence"),
+    "prediction at nan": (
+        lambda: posterior().predict_at([NAN], torch.rand(2, 1, 4, 4)),
+        "scales=nan: must be a positive",
+    ),
+    "turned about": (lambda: posterior().predict_at([-1.0], torch.rand(2, 1, 4, 4)), "scales=-1.0"),
     "no draw": (predict(draws=0), "draws=0: must be an integer from 1"),
     "half a draw": (predict(draws=1.5), "draws=1.5"),
     "a true draw": (predict(draws=True), "draws=True"),
@@ -178,6 +202,30 @@ CASES = {
     "pruned by nothing": (lambda: iv.prune(posterior(), level="layer"), "level='layer'|layer"),
     "pruned to nothing": (lambda: iv.prune(posterior(), density=0.0), "density=0.0"),
     "pruned to nan": (lambda: iv.prune(posterior(), density=NAN), "density=nan"),
+    "pruned to text": (lambda: iv.prune(posterior(), density="0.3"), "density=0.3: give a share"),
+    "pruned at level five": (lambda: iv.prune(posterior(), level=5), "level=5: choose of"),
+    "pruned at no threshold": (lambda: iv.prune(posterior(), threshold=None), "threshold=None: must lie"),
+    "exported as letters": (
+        lambda: iv.export(iv.prune(posterior()), "x", "torch"),
+        r"formats='torch': give a seq.*'torch',",
+    ),
+    "calibrated on a tensor": (
+        lambda: iv.diagnostics.conformal(posterior(), torch.rand(2, 1, 4, 4)),
+        "calibration=Tensor",
+    ),
+    "half a decoy": (lambda: iv.data.digits_decoys(2.5), "decoys=2.5"),
+    "no image of a member": (
+        lambda: iv.fit_mixture(lambda: pair()[1], 1, images(), share=1e-6, config=iv.FitConfig(temperature=1.0)),
+        "share=1e-06 of 6 images is none",
+    ),
+    "weights of two classes": (lambda: fit_with(iv.Classes((1, 5))), r"weights=\(1.0, 5.0\): train has 3 classes"),
+    "numbers in thousands": (
+        lambda: fit_with(iv.Regression(), 1000 * torch.rand(6, 1)),
+        "train.labels: number 0 has mean",
+    ),
+    "one number for all": (lambda: fit_with(iv.Regression(), torch.ones(6, 1)), "tells no images apart"),
+    "no data": (lambda: iv.IsingViT(*parts(), num_data=-3), "num_data=-3"),
+    "no temperature": (cold_model, "temperature=0: must be a positive number"),
     "pruned at one": (lambda: iv.prune(posterior(), threshold=1.0), "threshold=1.0"),
     "pruned at nan": (lambda: iv.prune(posterior(), threshold=NAN), "threshold=nan"),
 }

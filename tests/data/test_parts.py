@@ -69,3 +69,10 @@ def test_a_class_without_training_images_is_warned_of():
         split(images, train=3, test=5, validation=5, seed=1)
     with pytest.raises(InputError, match=r"class 'cedar' has 0 images left for training, not 1; give more images"):
         split(images, train=3, test=5, validation=5, seed=1, balanced=True)
+
+
+def test_few_validation_images_are_warned_of():
+    images = Images(torch.rand(300, 1, 4, 4), torch.arange(300) % 3, 3)
+    with pytest.warns(UserWarning, match=r"validation: 1 of 300 images are left for it, too few"):
+        split(images, train=269)
+    assert len(split(images, train=269, validation=1).validation) == 1  # as was asked for

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from pyro_isingvit import FitConfig, InputError, fit, read, split
 from pyro_isingvit.data import FolderImages, Images, Stream, readers
@@ -139,6 +139,11 @@ def test_batches_of_several_processes_are_those_of_one():
         (DataLoader(Endless()), "train: dataset=Endless: needs a length N"),
         (Pictures(()), "train: dataset: holds no image"),
         (DataLoader(Pictures(), sampler=WeightedRandomSampler([1.0] * 4, 4)), "sampler=WeightedRandomSampler"),
+        (
+            DataLoader(Pictures(), batch_sampler=BatchSampler(WeightedRandomSampler([1.0] * 4, 4), 2, False)),
+            "sampler=WeightedRandomSampler",
+        ),
+        (DataLoader(Pictures(), batch_size=None), "batch_size=None: batches are drawn here"),
         (torch.rand(3, 1, 4, 4), "train=Tensor: give Images, a torch Dataset"),
         ([1, 2], "train=list: give Images, a torch Dataset"),
         (TensorDataset(torch.rand(3, 1, 8, 8)), "an item of the data set is tuple"),

@@ -11,7 +11,7 @@ from pyro_isingvit.network.stem import to_patches
 
 def accuracy(images, labels):
     """Of a linear classifier, on images that it did not see."""
-    pixels, half = images.flatten(1).numpy(), len(images) // 2
+    pixels, labels, half = images.flatten(1).numpy(), labels.numpy(), len(images) // 2
     model = LogisticRegression(C=0.1, max_iter=300).fit(pixels[:half], labels[:half])
     return float(model.score(pixels[half:], labels[half:]))
 

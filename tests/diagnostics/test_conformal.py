@@ -210,8 +210,10 @@ def test_order_of_the_quantile_is_that_of_exact_arithmetic():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coverage": 1.0}, r"coverage=1\.0: must be a number strictly between 0 and 1"),
-        ({"coverage": 90}, "coverage=90: must be"),
+        ({"coverage": 1.0}, r"coverage=1\.0: must lie strictly between 0 and 1"),
+        ({"coverage": 90}, "coverage=90: must lie"),
+        ({"penalty": (0.1, 2), "method": "raps"}, r"penalty=\(0.1, 2\): give a Penalty"),
+        ({"seed": "a"}, "seed='a': must be an integer"),
         ({"method": "lac"}, "method='lac': choose one of"),
         ({"penalty": Penalty(0.1, 1)}, "only 'raps' has one"),
     ],
@@ -227,6 +229,19 @@ def test_other_refusals(stripes):
         conformal_rule(probs, labels[:3])
     with pytest.raises(InputError, match=r"labels within \[2, 2\]"):
         conformal_rule(probs, labels + 2)
+    for wrong in (probs.log(), 2 * probs, torch.full((20, 2), math.nan), 1 - 2 * probs):
+        with pytest.raises(InputError, match=r"probs\[0\]=.*: must be probabilities that sum to 1; give softmax"):
+            conformal_rule(wrong, labels)
+        with pytest.raises(InputError, match="must be probabilities"):
+            conformal_rule(probs, labels).sets(wrong)
+    with pytest.raises(InputError, match=r"labels of type torch.float32: give classes as integers"):
+        conformal_rule(probs, labels.float())
+    with pytest.raises(InputError, match="labels=list: give a tensor or an array"):
+        conformal_rule(probs, [[1], [1, 2]])
+    with pytest.raises(InputError, match=r"labels of shape \(3,\): need"):
+        conformal_rule(probs, labels).evaluate(probs, labels[:3])
+    with pytest.raises(InputError, match=r"labels within \[-1, -1\]"):
+        conformal_rule(probs, labels).evaluate(probs, labels - 1)
     with pytest.raises(InputError, match=r"need \(n, 2\), as calibrated"):
         conformal_rule(probs, labels).sets(FOUR)
     with pytest.raises(InputError, match="strength=-1: must be a number from 0"):

@@ -94,11 +94,12 @@ def test_networks_of_libraries_have_the_geometry_of_the_images(name):
         ("missing.py:make", "no file 'missing.py'"),
         ("net.py:none", "'net.py' has no function 'none'"),
         ("net.py:nothing", "made int, not a torch module"),
+        ("net.py:wide", "wide takes 'width' without a default; it may take"),
     ],
 )
 def test_what_there_is_not_is_refused_by_name(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "net.py").write_text(SOURCE)
+    (tmp_path / "net.py").write_text(SOURCE + "\n\ndef wide(classes, width):\n    return 0\n")
     with pytest.raises(InputError, match=message):
         make_module(ModuleConfig(name=name), GEOMETRY)
 

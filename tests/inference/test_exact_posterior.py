@@ -37,11 +37,11 @@ class Given(IsingSpikeSlab):
 def problem():
     """A network near its maximum-likelihood weights, for labels that it drew itself."""
     with torch.random.fork_rng():
-        torch.manual_seed(4)
+        torch.manual_seed(14)
         network = TwoLayers()
         images = torch.rand(IMAGES, 1, 1, 3)
         with torch.no_grad():
-            labels = torch.distributions.Categorical(logits=network(images)).sample()
+            labels = (torch.rand(IMAGES) < network(images).softmax(-1)[:, 1]).long()
         optimizer = torch.optim.LBFGS(network.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
         def closure():
@@ -101,28 +101,25 @@ def inclusion(problem, coupling, mask_temperature=None):
 
 @pytest.mark.parametrize("coupling", [0.0, 0.3])
 def test_inclusion_probabilities_equal_enumeration(problem, coupling):
-    """Within .05 where the exact probability is clear; measured: within .03, and .07 for the one between."""
+    """Two masks have no evidence, seven are certain, and one is between; measured: within .03."""
     exact, fitted = inclusion(problem, coupling)
-    separated = (exact < 0.4) | (exact > 0.94)
-    assert separated.sum() == 9
     assert ((exact < 0.4).sum(), (exact > 0.94).sum()) == (2, 7)
-    assert ((fitted - exact).abs()[separated] < 0.05).all()
-    assert ((fitted - exact).abs() < 0.1).all()
+    assert ((fitted - exact).abs() < 0.05).all()
 
 
 @pytest.mark.parametrize(("mask_temperature", "coupling"), [(0.5, 0.0), (3.0, 0.0), (3.0, 0.3)])
 def test_masks_at_a_temperature_of_their_own_equal_enumeration(problem, mask_temperature, coupling):
-    """Within .05 where the exact probability is clear; measured: within .04, and .14 for the three between.
+    """Within .05 where the exact probability is clear; measured: within .03, and .08 for the one between.
 
     The model's temperature is 1. At 3, the likelihood counts a third, and more masks are in doubt.
     """
     exact, fitted = inclusion(problem, coupling, mask_temperature)
     at_one, _ = inclusion(problem, coupling)
-    assert (exact - at_one).abs().max() > 0.09
+    assert (exact - at_one).abs().max() > 0.08
     separated = (exact < 0.4) | (exact > 0.94)
-    assert separated.sum() >= 7
+    assert separated.sum() >= 9
     assert ((fitted - exact).abs()[separated] < 0.05).all()
-    assert ((fitted - exact).abs() < 0.15).all()
+    assert ((fitted - exact).abs() < 0.1).all()
 
 
 def test_strong_coupling_does_no_harm_where_the_likelihood_speaks(problem):

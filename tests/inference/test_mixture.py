@@ -108,6 +108,13 @@ def test_predictions_are_means_over_members_and_information_is_split(three, stri
     assert whole.names == ("a", "b", "c")
 
 
+def test_averages_have_as_many_draws_of_each_member(three, stripes):
+    """Four draws of three members are six, as `predict` says; `draws` makes as many as it is asked for."""
+    posterior, images = three.posterior, stripes.images[:5]
+    assert torch.equal(posterior.predict(images, draws=4).probs, posterior.predict(images, draws=6).probs)
+    assert len(list(posterior.draws(4))) == 4
+
+
 def test_what_is_kept_is_counted_for_all_members(three):
     each = [member.densities() for member in three.posterior.members]
     for name, share in three.posterior.densities().items():

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pyro
 import pytest
 import scipy.stats
 import torch
@@ -42,6 +43,34 @@ def brightness():
     images = torch.rand(60, 1, 4, 4) * torch.rand(60, 1, 1, 1)
     mean = images.mean((1, 2, 3))
     return Images(images, (mean - mean.mean()) / mean.std() + 0.2 * torch.randn(60), 1)
+
+
+@pytest.mark.parametrize("initial_scale", [0.1, 10.0])
+def test_the_scale_is_found_from_any_start(initial_scale):
+    """Labels are noise of scale .5 about a constant, and the network may not fit it: all but the scale is held."""
+    labels = 0.5 * torch.randn(200, 1) + 0.3
+    guide = guide_with(Regression(initial_scale=initial_scale), 1, PointEstimate)
+    guide.model.network.requires_grad_(False)
+    config = FitConfig(steps=300, batch_size=50, learning_rate=2e-3, temperature=1.0, device="cpu")
+    for parameter in guide.parameters():
+        parameter.requires_grad_(False)
+    with torch.no_grad():
+        outputs = guide.model.network(torch.zeros(1, 1, 4, 4))
+    images = Images(torch.zeros(200, 1, 4, 4), labels, 1)
+    likelihood = fit(guide, images, config=config, progress=False).posterior.model.likelihood
+    rmse = (labels - outputs).square().mean().sqrt()
+    assert float(likelihood.log_scale.detach().exp()) == pytest.approx(float(rmse), rel=0.1)
+
+
+def test_a_likelihood_of_numbers_of_your_own_has_errors_of_numbers():
+    class Counts(Likelihood):
+        kind = "numbers"
+
+        def distribution(self, outputs):
+            return pyro.distributions.Poisson(outputs.exp()).to_event(1)
+
+    scores = Counts().scores(torch.zeros(4, 1), torch.tensor([[1.0], [2.0], [1.0], [0.0]]))
+    assert scores["rmse"] == pytest.approx(0.5**0.5)
 
 
 def test_log_densities_are_those_of_scipy():
