@@ -130,7 +130,7 @@ def write_as(format: str, network: nn.Module, shape: tuple[int, ...], path: Path
     batch = {"images": {0: torch.export.Dim("batch")}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations within the exporters
-        program = torch.export.export(network, (images,), dynamic_shapes=batch)
+        program = torch.export.export(network, (images,), dynamic_shapes=batch, strict=False)
         if format == "torch":
             torch.export.save(program, path)
         else:

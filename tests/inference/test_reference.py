@@ -54,11 +54,11 @@ def uncertain():
     The weights are integrated out by importance sampling from their prior, all states of the masks enumerated.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(2)
         network = TwoLayers()
         images = torch.rand(15, 1, 1, 3)
         with torch.no_grad():
-            labels = torch.distributions.Categorical(logits=network(images)).sample()
+            labels = (torch.rand(15) < network(images).softmax(-1)[:, 1]).long()
         prior = IsingSpikeSlab(
             network.weight_sites(), inclusion=0.4, coupling=0.3, couplings=coupled(network), slab_scale=1.5
         )
