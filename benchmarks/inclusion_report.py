@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from inclusion import FRESH, OPPONENTS, SEEDS, Cell, bed_of, cells
+from inclusion import FRESH, LATER, OPPONENTS, SEEDS, Cell, bed_of, cells
 from inclusion_methods import METHODS
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -25,6 +25,7 @@ from torch import Tensor
 import pyro_isingvit as iv
 from pyro_isingvit.diagnostics import inclusion_reliability, selection_table
 from pyro_isingvit.diagnostics.calibration import wilson_interval
+from pyro_isingvit.diagnostics.error_rates import while_mean_is_below
 from pyro_isingvit.diagnostics.plots import plot_inclusion_reliability, plot_selection
 from pyro_isingvit.diagnostics.plots.style import figure_of
 from pyro_isingvit.experiments.page import markdown
@@ -32,8 +33,15 @@ from pyro_isingvit.experiments.page import markdown
 LEAST = 100
 """Least number of masks of a bin that counts for the largest gap of a reliability curve."""
 
-NAMES = {"predict": "ours, given the selection", "all features": "ours, all features"}
+NAMES = {
+    "predict": "ours, given the selection by the posterior",
+    "predict shadows": "ours, given the selection by shadows",
+    "all features": "ours, all features",
+}
 """How tasks of ours are called in tables."""
+
+RATES = 0.05, 0.1, 0.2
+"""Nominal false discovery rates of the selection by shadows."""
 
 SHOWN = (("weights", 0.002, 0.002), ("features", 0.2, 1.0))
 """Settings of the grid whose reliability is drawn: masks, temperature of weights, of masks."""
@@ -46,6 +54,7 @@ def main() -> None:
     shipped = Path(iv.__file__).parent / "diagnostics" / "measured.csv"
     parser.add_argument("--measured", type=Path, default=shipped, help="Table that ships.")
     parser.add_argument("--guides", action="store_true", help="Print the table of other guides alone; write nothing.")
+    parser.add_argument("--shadows", action="store_true", help="Tables and picture of the selection by shadows alone.")
     options = parser.parse_args()
     every = _rows(options.work)
     guides = every[every["task"] == "guides"]
@@ -53,9 +62,12 @@ def main() -> None:
         print(f"## Other guides and slabs\n\n{markdown(_guides(guides))}\n")
     if options.guides:
         return
+    _report_shadows(every, options.out)
+    if options.shadows:
+        return
     every.drop(columns="found").round(4).to_csv(options.out / "inclusion.csv", index=False)
     chosen, grid = (every[every["task"] == task] for task in ("select", "grid"))
-    print(f"## Selection\n\n{markdown(_selections(chosen))}")
+    print(f"\n## Selection by the posterior\n\n{markdown(_selections(chosen))}")
     chosen = chosen[chosen["images"].isna()]
     apart = chosen["bed"] != "correlated"
     curves = {
@@ -82,17 +94,42 @@ def main() -> None:
     for ax, patch in zip(figure.subplots(1, 2), (4, 8), strict=True):
         best = _tuned(every[(every["patch"] == patch) & (every["bed"] == "digits")])
         print(markdown(_against(best)), "\n")
-        tables = {}
-        for name, group in best.groupby("task", sort=False):
-            scores, truth = _pooled(group, ranked=True)
-            tables[NAMES.get(name, name)] = selection_table(scores, truth, scores.unique().tolist())
-        plot_selection(tables, at=0.1, ax=ax).set_xlabel(f"false discovery rate, {patch**2} features a channel")
+        plot_selection(_ranked(best), at=0.1, ax=ax).set_xlabel(f"false discovery rate, {patch**2} features a channel")
     figure.savefig(options.out / "inclusion_power.png", dpi=150)
+
+
+def _report_shadows(every: pd.DataFrame, out: Path) -> None:
+    """Tables of the selection by shadows, and its picture: reliability, and power against opponents."""
+    shadows = every[every["task"] == "shadows"]
+    print(f"## Selection by shadows\n\n{markdown(_selections(shadows))}\n\n{markdown(_nominal(shadows))}")
+    print("\nReliability of probabilities by shadows, pooled over all beds but correlated ones:\n")
+    curve = inclusion_reliability(*_pooled(shadows[shadows["bed"] != "correlated"]))
+    print(markdown(curve.round(3)))
+    fine = every[(every["patch"] == 8) & (every["bed"] == "digits") & every["seed"].isin(SEEDS)]
+    best = _tuned(fine)
+    print(f"\n64 features a channel, predictions:\n\n{markdown(_against(best))}")
+    figure = Figure(figsize=(10.4, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    plot_inclusion_reliability({"by shadows": curve}, ax=left)
+    named = {"ours, by shadows": _ranked(fine[fine["task"] == "shadows"])["shadows"]}
+    of_opponents = _ranked(best[best["task"].isin(OPPONENTS)])
+    plot_selection(named | of_opponents, at=0.1, ax=right).set_xlabel("false discovery rate, 64 features a channel")
+    figure.savefig(out / "inclusion_shadows.png", dpi=150)
+
+
+def _ranked(fits: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Power against false discovery rate of ranks within each fit, by task."""
+    tables = {}
+    for name, group in fits.groupby("task", sort=False):
+        scores, truth = _pooled(group, ranked=True)
+        tables[NAMES.get(name, name)] = selection_table(scores, truth, scores.unique().tolist())
+    return tables
 
 
 def _selections(chosen: pd.DataFrame) -> pd.DataFrame:
     """A row for each test bed and set of seeds."""
-    sets = chosen["seed"].map(lambda seed: "5 to 9" if seed in FRESH else "0 to 4")
+    named = {SEEDS: "0 to 4", FRESH: "5 to 9", LATER: "10 to 14"}
+    sets = chosen["seed"].map(lambda seed: next(name for seeds, name in named.items() if seed in seeds))
     rows = []
     every = chosen.assign(seeds=sets, images=chosen["images"].fillna(0))
     for (bed, patch, images, seeds), group in every.groupby(["bed", "patch", "images", "seeds"], sort=False):
@@ -110,6 +147,35 @@ def _selections(chosen: pd.DataFrame) -> pd.DataFrame:
                 "largest gap": "-" if math.isnan(gap) else f"{gap:.3f}",
             }
         )
+    return pd.DataFrame(rows)
+
+
+def _nominal(shadows: pd.DataFrame) -> pd.DataFrame:
+    """Rates and power of the selection by shadows at nominal rates, over all seeds of a test bed."""
+    rows = []
+    for (bed, patch), group in shadows.groupby(["bed", "patch"], sort=False):
+        for fdr in RATES:
+            found = []
+            for row in group.itertuples():
+                scores, truth = torch.tensor(row.found["scores"]).double(), _truth(row.bed, row.patch, row.seed)
+                selected, _ = while_mean_is_below(1 - scores, fdr)
+                false = float((~truth[selected]).double().mean()) if selected.any() else 0.0
+                found.append(
+                    {"selected": int(selected.sum()), "false": false, "power": float(selected[truth].double().mean())}
+                )
+            each = pd.DataFrame(found)
+            rows.append(
+                {
+                    "bed": bed,
+                    "features a channel": patch**2,
+                    "fits": len(each),
+                    "nominal": f"{fdr:g}",
+                    "selected": f"{each['selected'].mean():.1f}",
+                    "false, realised": f"{each['false'].mean():.3f} ({each['false'].sem():.3f})",
+                    "most": f"{each['false'].max():.2f}",
+                    "power": f"{each['power'].mean():.2f}",
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -168,7 +234,8 @@ def _rows(work: Path) -> pd.DataFrame:
         rates = {name: rates[name] for name in ("selected", "expected", "false_discovery_rate", "power")}
         if cell.task in OPPONENTS:  # norms have no threshold of their own
             rates = dict.fromkeys(rates, math.nan)
-        row = asdict(cell) | rates | {name: found[name] for name in ("validation_nll", "nll", "accuracy", "kept")}
+        scored = {name: found.get(name, math.nan) for name in ("validation_nll", "nll", "accuracy", "kept")}
+        row = asdict(cell) | rates | scored
         rows.append(row | {"seconds": found["seconds"], "found": found})
     return pd.DataFrame(rows)
 
@@ -232,13 +299,14 @@ def _fact(masks: str, temperature: float, at: float, group: pd.DataFrame, curve:
 
 def _tuned(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each method and seed, the setting with the least NLL of validation images."""
-    methods = rows[~rows["task"].isin(("select", "grid", "held-out", "guides"))]
+    methods = rows[~rows["task"].isin(("select", "shadows", "grid", "held-out", "guides"))]
     return methods.loc[methods.groupby(["task", "seed"], sort=False)["validation_nll"].idxmin()]
 
 
 def _against(best: pd.DataFrame) -> pd.DataFrame:
     """Scores of each method, and its NLL less ours, paired by seed."""
-    ours = best[best["task"] == "predict"].set_index("seed")
+    own = "predict shadows" if "predict shadows" in set(best["task"]) else "predict"
+    ours = best[best["task"] == own].set_index("seed")
     rows = []
     for name, group in best.groupby("task", sort=False):
         gap = group.set_index("seed")["nll"] - ours["nll"]
@@ -248,7 +316,7 @@ def _against(best: pd.DataFrame) -> pd.DataFrame:
                 "accuracy %": f"{100 * group['accuracy'].mean():.1f}",
                 "NLL": f"{group['nll'].mean():.3f}",
                 "NLL by seed": ", ".join(f"{value:.3f}" for value in group.sort_values("seed")["nll"]),
-                "less ours": "" if name == "predict" else f"{gap.mean():+.3f} ({gap.std() / len(gap) ** 0.5:.3f})",
+                "less ours": "" if name == own else f"{gap.mean():+.3f} ({gap.std() / len(gap) ** 0.5:.3f})",
             }
         )
     return pd.DataFrame(rows)

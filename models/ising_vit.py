@@ -188,11 +188,12 @@ class IsingNetwork(nn.Module):
         return logits
 
     def _check(self) -> None:
-        """Check the two numbers that may be set from outside, unless they are of a step that is compiled."""
+        """Check the two numbers that may be set from outside; of a step that is traced, the temperature is a tensor."""
+        temperature: Any = self.temperature
         if self.num_data is not None:
             check_count("num_data", self.num_data, 2**63)
-        if not isinstance(self.temperature, Tensor):
-            check_positive("temperature", self.temperature, "1.0")
+        if not isinstance(temperature, Tensor):
+            check_positive("temperature", temperature, "1.0")
 
     def draw_weights(self, draw: JointDraw | None = None) -> dict[str, Tensor]:
         """Sample all masks and weights, the latent part of the model. Returns the weights by site name."""

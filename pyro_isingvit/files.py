@@ -155,7 +155,7 @@ def read_table(path: Path) -> pd.DataFrame:
         InputError: if the file is no table.
     """
     try:
-        return pd.read_csv(io.StringIO(_text(path)), float_precision="round_trip")
+        return pd.read_csv(io.StringIO(_text(path)))
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: not a table ({_line(error)}); restore it, or fit again") from None
 

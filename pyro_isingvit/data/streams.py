@@ -2,10 +2,10 @@
 
 import hashlib
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,10 +78,10 @@ class Stream:
             return cls(given, len(names) if named else 0, tuple(names) if named else ())
         if isinstance(given.dataset, IterableDataset):
             return cls(given.dataset)  # which says why not
-        batches = given.batch_sampler
-        sampler = batches.sampler if type(batches) is BatchSampler else batches
+        batches: Any = given.batch_sampler
+        sampler: Any = batches.sampler if type(batches) is BatchSampler else batches
         plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
-        if not plain or len(sampler) != len(given.dataset):
+        if not plain or len(sampler) != len(cast(Sized, given.dataset)):
             kind = "batch_size=None" if sampler is None else f"sampler={kind_of(sampler)}"
             raise InputError(
                 f"{kind}: batches are drawn here, without replacement and for all devices; give a loader with a batch "

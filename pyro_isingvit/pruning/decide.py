@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -80,9 +80,10 @@ def _check(
         raise InputError(f"density={density} and threshold={threshold}: give one of them")
     if nested := _nested(levels):
         raise InputError(f"level={levels} with density={density}: {nested}; leave one out")
-    for share in density.values() if isinstance(density, Mapping) else (density,):
-        if not isinstance(share, Real) or not 0 < share <= 1:
-            raise InputError(f"density={density}: give a share for each level, above 0 and up to 1, e.g. 0.3")
+    shares: list[Any] = list(density.values()) if isinstance(density, Mapping) else [density]
+    for share in shares:
+        if not isinstance(share, Real) or not 0 < float(share) <= 1:
+            raise InputError(f"density={density!r}: give a share for each level, above 0 and up to 1, e.g. 0.3")
 
 
 def _weights_that_stay(posterior: Posterior, threshold: float, density: float | None) -> dict[str, Tensor]:

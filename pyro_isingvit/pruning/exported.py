@@ -127,7 +127,7 @@ def _ours(folder: Path) -> bool:
 def write_as(format: str, network: nn.Module, shape: tuple[int, ...], path: Path) -> None:
     """Write a network as one of `FILES`, for batches of any size of images of a shape (channels, height, width)."""
     images = torch.rand(2, *shape)
-    batch = {"images": {0: torch.export.Dim("batch")}}
+    batch = {"images": {0: torch.export.Dim("batch", max=2**31 - 1)}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations within the exporters
         program = torch.export.export(network, (images,), dynamic_shapes=batch, strict=False)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 
@@ -127,7 +128,8 @@ def test_it_is_saved_and_loaded(three, stripes, tmp_path):
     three.save(tmp_path / "three")
     again = FitResult.load(tmp_path / "three")
     assert all(map(same, states(three.posterior), states(again.posterior)))
-    assert again.member(2).history.equals(three.member(2).history)
+    # pandas before 3 reads a float to its last bit but one
+    pd.testing.assert_frame_equal(again.member(2).history, three.member(2).history, rtol=1e-12)
     probs = [
         Posterior.load(tmp_path / "three").predict(stripes.images, 6).probs,
         three.posterior.predict(stripes.images, 6).probs,
