@@ -110,8 +110,8 @@ def _report_shadows(every: pd.DataFrame, out: Path) -> None:
     print(f"\n64 features a channel, predictions:\n\n{markdown(_against(best))}")
     figure = Figure(figsize=(10.4, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    plot_inclusion_reliability({"by shadows": curve}, ax=left)
-    named = {"ours, by shadows": _ranked(fine[fine["task"] == "shadows"])["shadows"]}
+    plot_inclusion_reliability({"ising": curve}, ax=left)
+    named = {"ising": _ranked(fine[fine["task"] == "shadows"])["shadows"]}
     of_opponents = _ranked(best[best["task"].isin(OPPONENTS)])
     plot_selection(named | of_opponents, at=0.1, ax=right).set_xlabel("false discovery rate, 64 features a channel")
     figure.savefig(out / "inclusion_shadows.png", dpi=150)

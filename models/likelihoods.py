@@ -27,11 +27,11 @@ class Likelihood(Described, nn.Module):
 
     Attributes:
         kind: kind of the labels, as `Images.kind` says: ``"classes"``, ``"numbers"`` or ``"several labels"``.
-        rate: learning rate of its parameters, relative to that of the network's.
+        learning_rate_factor: learning rate of its parameters, relative to that of the network's.
     """
 
     kind = "classes"
-    rate = 1.0
+    learning_rate_factor = 1.0
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         """Distribution of the labels, batch shape (n,), given outputs (n, outputs)."""
@@ -41,12 +41,12 @@ class Likelihood(Described, nn.Module):
         """Number of outputs that the network needs for a number of classes, of numbers, or of labels of an image."""
         return labels
 
-    def check(self, name: str, labels: Tensor, number: int) -> None:
-        """Check labels before they are fitted to.
+    def check_labels(self, name: str, labels: Tensor, number: int) -> None:
+        """Check the labels of training images.
 
         Args:
-            name: what to call them in messages.
-            labels: labels of some images.
+            name: what to call the images in messages.
+            labels: labels of all of them, or of some.
             number: number of classes, of numbers, or of labels of an image.
 
         Raises:
@@ -59,7 +59,8 @@ class Likelihood(Described, nn.Module):
 
     def log_prob(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Log-likelihood of each label, in nats, times how much it counts: (..., n, outputs), (n, ...) -> (..., n)."""
-        each, counts = self.distribution(outputs).log_prob(labels), self.counts(labels)
+        each = self.distribution(outputs).log_prob(self._observed(labels, outputs))
+        counts = self.counts(labels)
         return each if counts is None else each * counts
 
     def observe(self, outputs: Tensor, labels: Tensor | None) -> None:
@@ -67,11 +68,12 @@ class Likelihood(Described, nn.Module):
         counts = self.counts(labels)
         context: AbstractContextManager[Any] = nullcontext() if counts is None else poutine.scale(scale=counts)
         with context:
-            pyro.sample("label", self.distribution(outputs), obs=labels)
+            obs = None if labels is None else self._observed(labels, outputs)
+            pyro.sample("label", self.distribution(outputs), obs=obs)
 
     def scores(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
         """Scores of the outputs of one network, means over the images: ``nll``, in nats, and an error of points."""
-        nll = -float(self.distribution(outputs).log_prob(labels).mean())
+        nll = -float(self.distribution(outputs).log_prob(self._observed(labels, outputs)).mean())
         return {"nll": nll} | self.errors(self.mean(outputs), labels)
 
     def mean(self, outputs: Tensor) -> Tensor:
@@ -79,10 +81,15 @@ class Likelihood(Described, nn.Module):
         return self.distribution(outputs).mean
 
     def errors(self, means: Tensor, labels: Tensor) -> dict[str, float]:
-        """Errors of predicted means (n, labels) by name: ``accuracy`` of classes, ``rmse`` of numbers."""
+        """Errors of predicted means (n, labels) by name: ``accuracy`` of classes and labels, ``rmse`` of numbers."""
         if self.kind == "numbers":
             return {"rmse": float((means - labels).square().mean().sqrt())}
-        return {"accuracy": float((means.argmax(-1) == labels).float().mean())}
+        right = means.argmax(-1) == labels if self.kind == "classes" else (means >= 0.5) == labels.bool()
+        return {"accuracy": float(right.float().mean())}
+
+    def _observed(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """Labels as densities take them: classes as integers, others as floats."""
+        return labels if self.kind == "classes" else labels.to(outputs.dtype)
 
 
 class Classes(Likelihood):
@@ -105,7 +112,7 @@ class Classes(Likelihood):
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         return Categorical(logits=outputs, validate_args=False)
 
-    def check(self, name: str, labels: Tensor, number: int) -> None:
+    def check_labels(self, name: str, labels: Tensor, number: int) -> None:
         if self.weights is not None and len(self.weights) != number:
             raise InputError(f"weights={self.weights}: {name} has {number} classes; give one weight for each")
 
@@ -139,7 +146,7 @@ class Regression(Likelihood):
     """
 
     kind = "numbers"
-    rate = 10.0
+    learning_rate_factor = 10.0
 
     def __init__(self, numbers: int = 1, heteroscedastic: bool = False, initial_scale: float = 1.0) -> None:
         super().__init__()
@@ -158,7 +165,7 @@ class Regression(Likelihood):
     def outputs(self, labels: int) -> int:
         return labels * (1 + self.heteroscedastic)
 
-    def check(self, name: str, labels: Tensor, number: int) -> None:
+    def check_labels(self, name: str, labels: Tensor, number: int) -> None:
         spread, mean = labels.double().std(0, correction=0), labels.double().mean(0)
         far = (spread < 1 / FAR) | (spread > FAR) | (mean.abs() > FAR)
         if len(labels) > 1 and bool(far.any()):
@@ -177,18 +184,6 @@ class SeveralLabels(Likelihood):
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         return Bernoulli(logits=outputs, validate_args=False).to_event(1)
-
-    def log_prob(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return super().log_prob(outputs, labels.to(outputs.dtype))
-
-    def observe(self, outputs: Tensor, labels: Tensor | None) -> None:
-        super().observe(outputs, None if labels is None else labels.to(outputs.dtype))
-
-    def scores(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
-        return super().scores(outputs, labels.to(outputs.dtype))
-
-    def errors(self, means: Tensor, labels: Tensor) -> dict[str, float]:
-        return {"accuracy": float(((means >= 0.5) == labels.bool()).float().mean())}
 
 
 def require_classes(likelihood: Likelihood, what: str, instead: str = "") -> None:

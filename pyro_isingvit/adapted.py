@@ -32,12 +32,14 @@ class Adapted(nn.Module):
         unknown: names of operations that units could not be followed through.
         image_shape: (channels, height, width) of the images that it takes.
         config: what it was made from, for descriptions.
+        frozen: whether what has no mask is frozen, with the statistics of batch norms.
 
     Images are floats within [0, 1] or bytes, as everywhere; they are standardised by ``mean`` and ``std``.
     """
 
     mean: Tensor
     std: Tensor
+    frozen = False
 
     def __init__(
         self,
@@ -99,10 +101,10 @@ class Adapted(nn.Module):
         return outputs
 
     def train(self, mode: bool = True) -> Self:
-        """See `torch.nn.Module.train`; a batch norm whose scale is frozen keeps its statistics, too."""
+        """See `torch.nn.Module.train`; a batch norm that is frozen keeps its statistics, too."""
         super().train(mode)
         for part in self.original.modules():
-            if isinstance(part, _BatchNorm) and part.affine and not part.weight.requires_grad:
+            if isinstance(part, _BatchNorm) and (self.frozen or (part.affine and not part.weight.requires_grad)):
                 part.eval()
         return self
 
@@ -200,6 +202,7 @@ def adapt(
     graph = CouplingGraph(sites, couplings)
     shape = tuple(example.shape[1:])
     network = Adapted(original, sites, pieces, axes, graph, passed.unknown, around, standard, shape)
+    network.frozen = train == "masked"
     with torch.no_grad():
         outputs = network.eval()(example[:1])
     network.train(module.training)
@@ -217,9 +220,6 @@ def _check_arguments(module: object, example: object, around: str, train: str) -
         raise InputError(
             f"module={kind_of(module)}: give the module that it was made from; units are followed in Python"
         )
-    for name, parameter in module.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            raise InputError(f"module: {name} holds NaN or infinity; load its weights again")
     checked_pixels(example, "example")
     for name, value, known in (("around", around, ("zero", "pretrained")), ("train", train, ("all", "masked"))):
         if value not in known:
@@ -236,6 +236,9 @@ def _standard(values: Sequence[float], name: str, example: Tensor) -> Tensor:
 
 
 def _check_uses(module: nn.Module, passed: Pass) -> None:
+    for name, parameter in module.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise InputError(f"module: {name} holds NaN or infinity; load its weights again")
     names: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         first = names.setdefault(id(parameter), name)
@@ -258,6 +261,10 @@ def _chosen(module: nn.Module, passed: Pass, include: Sequence[str], exclude: Se
             raise InputError(f"{argument}={patterns!r}: give a sequence of patterns, e.g. ({patterns!r},)")
         for pattern in patterns:
             if not any(_matches(name, pattern) for name in names):
+                if any(_matches(call.name, pattern) for call in passed.calls):
+                    raise InputError(
+                        f"{argument}={pattern!r}: what it matches is frozen; use requires_grad_(True) on it"
+                    )
                 raise InputError(f"{argument}={pattern!r}: matches no weight; there are {[short(n) for n in names]}")
     kept = [
         name

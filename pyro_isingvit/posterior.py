@@ -154,8 +154,9 @@ class Posterior:
             InputError: see `predict`.
         """
         require_classes(self.model.likelihood, "predict", "; use predict_targets")
-        if not isinstance(scales, Sequence):
+        if isinstance(scales, int | float | str):
             raise InputError(f"scales={scales!r}: give a sequence of logit scales, e.g. (1.0,)")
+        scales = [float(scale) for scale in scales]
         for scale in scales:
             check_positive("scales", scale, "(1.0,)")
         draws = self._even(draws)
@@ -192,6 +193,7 @@ class Posterior:
         Raises:
             InputError: see `predict_targets`; also if labels are of another kind or number than those of the fit.
         """
+        check_images("held_out", held_out)
         likelihood = self.model.likelihood
         if held_out.kind != likelihood.kind:
             raise InputError(f"held_out.labels: {held_out.kind}; {type(likelihood).__name__} is of {likelihood.kind}")

@@ -390,6 +390,12 @@ def test_what_is_frozen_stays_as_it_is():
         for name, value in module.state_dict().items():
             if name[0] in "01":
                 assert torch.equal(state[name], value), name
+    plain = norms()
+    plain[1] = nn.BatchNorm2d(4, affine=False)
+    state = fitted(adapt(plain, IMAGES, train="masked", include=("4",))).model.network.original.state_dict()
+    assert torch.equal(state["1.running_mean"], torch.zeros(4))
+    with pytest.raises(InputError, match="include='0': what it matches is frozen"):
+        adapt(by_hand, IMAGES, include=("0",))
     learned = fitted(adapt(norms(), IMAGES)).model.network.original.state_dict()
     assert not torch.equal(learned["1.running_mean"], torch.zeros(4))
 

@@ -40,7 +40,9 @@ def predict_command(
 
     from ..data.files import find_files
     from ..experiments.predict import FilePredictor
+    from ..files import home
 
+    out = None if out is None else home(out)
     if out is not None and out.is_dir():
         raise InputError(f"--out={str(out)!r} is a folder: give a file")
     if out is not None and not out.absolute().parent.is_dir():
@@ -60,10 +62,10 @@ def predict_command(
 @contextmanager
 def _output(out: Path | None) -> Iterator[IO[bytes]]:
     """Context with a file, which is written as a whole or not at all, or standard output."""
-    from ..files import home, writing
+    from ..files import writing
 
     if out is not None:
-        with writing(home(out)) as file:
+        with writing(out) as file:
             yield file
     else:
         yield sys.stdout.buffer

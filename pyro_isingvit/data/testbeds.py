@@ -1,6 +1,7 @@
 """Labelled images of which it is known what the label depends on, to test inclusion probabilities with."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -76,7 +77,7 @@ def digits_decoys(decoys: int = 7, kind: Kind = "digits", seed: int = 0) -> Test
     Raises:
         InputError: if ``decoys`` is negative, or the kind is unknown.
     """
-    if isinstance(decoys, bool) or not isinstance(decoys, int) or decoys < 0:
+    if isinstance(decoys, bool) or not isinstance(decoys, Integral) or decoys < 0:
         raise InputError(f"decoys={decoys!r}: need a number of channels, an integer from 0")
     if kind not in get_args(Kind):
         raise InputError(f"kind={kind!r}: choose one of {list(get_args(Kind))}")

@@ -27,7 +27,7 @@ from ..errors import InputError, check_share, kind_of
 Method = Literal["threshold", "aps", "raps"]
 """Scores by which classes are added to a set, see `conformal`."""
 
-SUMS = 1e-3
+SUMS = 0.02
 """Largest distance of a sum of probabilities from 1."""
 
 TUNING = 0.2
@@ -296,8 +296,8 @@ def _check(coverage: float, method: str, penalty: Penalty | None, seed: int) -> 
 def _probabilities(given: Any) -> Tensor:
     """Probabilities (n, classes) in double precision, on the CPU."""
     probs = _tensor("probs", given).double()
-    if probs.dim() != 2 or not len(probs):
-        raise InputError(f"probs of shape {tuple(probs.shape)}: need (n, classes), with at least one image")
+    if probs.dim() != 2:
+        raise InputError(f"probs of shape {tuple(probs.shape)}: need (n, classes)")
     within = (probs >= 0) & (probs <= 1 + SUMS) & ((probs.sum(1, keepdim=True) - 1).abs() <= SUMS)  # false for NaN
     if not bool(within.all()):
         where = int((~within).any(1).nonzero()[0])
@@ -313,9 +313,10 @@ def _classes(given: Any, probs: Tensor) -> Tensor:
     labels = _tensor("labels", given)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(f"labels of type {labels.dtype}: give classes as integers, e.g. labels.long()")
-    if labels.shape != probs.shape[:1]:
+    if labels.shape != probs.shape[:1] or not len(labels):
         raise InputError(
-            f"probs of shape {tuple(probs.shape)}, labels of shape {tuple(labels.shape)}: need (n, classes) and (n,)"
+            f"probs of shape {tuple(probs.shape)}, labels of shape {tuple(labels.shape)}: need (n, classes) and (n,), "
+            "with at least one image"
         )
     if labels.min() < 0 or labels.max() >= probs.shape[1]:
         raise InputError(f"labels within [{labels.min()}, {labels.max()}]: must lie within [0, {probs.shape[1]})")

@@ -32,22 +32,28 @@ def relevance(statistics: Tensor) -> Tensor:
     half uniform below.
 
     Args:
-        statistics: of any shape, positive where there is evidence of relevance. Those of several fits are pooled.
+        statistics: of any shape, positive where there is evidence of relevance. Those of several fits are pooled. Zeros
+            say nothing, and are left out.
 
     Returns:
         Probabilities in that shape, 0 where a statistic is not positive.
     """
     flat = statistics.double().flatten()
-    below = (flat < 0).double()
-    share = IsotonicRegression(increasing=False).fit_transform(flat.abs().numpy(), below.numpy())
+    if not flat.any():
+        return torch.zeros_like(flat).view(statistics.shape)
+    decided = flat != 0
+    below = (flat[decided] < 0).double()
+    share = IsotonicRegression(increasing=False).fit_transform(flat[decided].abs().numpy(), below.numpy())
     levels, level = torch.from_numpy(share).unique(return_inverse=True)  # the furthest from 0 first
-    number = torch.zeros_like(levels).index_add(0, level, torch.ones_like(flat)).unsqueeze(1)
+    number = torch.zeros_like(levels).index_add(0, level, torch.ones_like(below)).unsqueeze(1)
     under = torch.zeros_like(levels).index_add(0, level, below).unsqueeze(1)
     grid = (torch.arange(GRID, dtype=torch.double) + 0.5) / (2 * GRID)
     slab = under * grid.log() + (number - under) * (1 - grid).log() - math.log(GRID)
     weights = torch.cat([slab, number * math.log(0.5)], 1).softmax(1)[:, :-1]
     relevant = (weights * (1 - grid / (1 - grid))).sum(1).cummin(0).values
-    return torch.where(flat > 0, relevant[level], 0.0).view(statistics.shape)
+    found = torch.zeros_like(flat)
+    found[decided] = torch.where(below > 0, 0.0, relevant[level])
+    return found.view(statistics.shape)
 
 
 def tail_rates(scores: Tensor, null: Tensor) -> Tensor:

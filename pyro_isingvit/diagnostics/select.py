@@ -86,10 +86,11 @@ def select(
       `inclusion_meaning`.
     * ``"shadow"``: the model is fitted to images with as many channels again, which are those of other images, in
       random order. Each input feature competes with its shadow: an irrelevant one is as likely to have the lower log
-      odds as the higher. The score is the probability that the feature is relevant, given by how much it beats its
-      shadow, see `error_rates.relevance`; the mean over fits, each with other shadows. Those of highest score are
+      odds as the higher. The score is the mean over fits, each with other shadows, of the probability that the feature
+      is relevant, given by how much it beats its shadow, see `error_rates.relevance`. Those of highest score are
       selected, as long as the mean of one minus the score over them is at most ``fdr``. It is right if irrelevant
-      features are independent of the relevant ones and of each other.
+      features are independent of the relevant ones and of each other, and errs upwards where fits differ: a feature
+      that wins in all of them is more certain than a single fit says.
     * ``"null"``: the model is fitted to randomly permuted labels. The score is the smallest rate at which a mask is
       selected, by the tails of the log odds of ``posterior`` and of these fits. It also applies to inner sites.
     * ``"stability"``: the model is fitted to random halves of the images, two that complete each other at a time. The

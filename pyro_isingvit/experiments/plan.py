@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import pydantic
 
@@ -204,19 +204,27 @@ def read_plan(name: str | Path) -> Plan:
         raise InputError(f"plan={str(name)!r}: holds no settings; give name and blocks at least")
     try:
         plan = Plan.model_validate(values)
-        _check_settings(plan)
     except pydantic.ValidationError as error:
         raise InputError(f"plan={str(name)!r}: {describe(error)}") from None
+    for setting in [*plan.set, *(setting for block in plan.blocks for setting in [*block.set, *block.vary])]:
+        if not _is_setting(setting):
+            raise InputError(f"plan={str(name)!r}: set or vary has {setting!r}, and there is none; see RunConfig")
     return plan
 
 
-def _check_settings(plan: Plan) -> None:
-    """Check ``set`` and ``vary`` of all runs on data sets with a recipe; others are known when their images are."""
-    every = {(cell.dataset, cell.train, repr(cell.set), repr(cell.varied)): cell for cell in plan.cells()}
-    for cell in every.values():
-        known = known_recipe(cell.dataset, cell.train)
-        if known is not None:
-            cell.run_config(known, None)
+def _is_setting(name: str) -> bool:
+    """Whether `RunConfig` has a setting of this dotted name; what is no group of settings is not looked into."""
+    group: type[pydantic.BaseModel] = RunConfig
+    for part in name.split("."):
+        if part not in group.model_fields:
+            return False
+        annotation = group.model_fields[part].annotation
+        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        groups = [kind for kind in inner if issubclass(kind, pydantic.BaseModel)]
+        if not groups:
+            return True
+        group = groups[0]
+    return True
 
 
 def shipped_plans() -> dict[str, str]:

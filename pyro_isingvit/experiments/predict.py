@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.files import find_files
 from ..data.folders import read_sized
 from ..data.streams import AT_ONCE
+from ..draws import check_draws
 from ..errors import InputError
 from ..prediction import central_levels
 from .reading import open_fit
@@ -90,7 +91,7 @@ class FilePredictor:
         self._shape = geometry.channels, *geometry.image_size
         names = posterior.names or facts.classes
         self.classes = tuple(names) if names else tuple(str(label) for label in range(geometry.classes))
-        posterior.draws(self._draws, self._seed)  # which checks their number
+        check_draws(self._draws)
         central_levels(interval, where)
         if geometry.channels not in (1, 3):
             raise InputError(

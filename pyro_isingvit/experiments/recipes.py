@@ -74,7 +74,7 @@ class RunConfig(Config):
             then fitted with what was selected and with all features, and the validation images choose.
         members: number of members of a mixture of posteriors, see `fit_mixture`; 1 for a single posterior.
         fit: how to train; its seed also draws the split and the initial weights of the network.
-        draws: number of posterior draws behind each prediction.
+        draws: number of posterior draws behind each prediction; of a mixture, rounded up to as many of each member.
     """
 
     dataset: str = "digits"

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..data import Images
 from ..data.streams import Labelled, Stream, in_memory, labelled, some_of
 from ..draws import evaluating, seeded
@@ -15,6 +17,9 @@ from .search import TemperatureSearch
 
 VALIDATION = 2000
 """Number of validation images that are drawn from a stream: their NLL tells temperatures apart."""
+
+CHECKED = 100
+"""Number of images of a stream whose labels are checked before training."""
 
 
 def sparsifies(guide: Guide) -> bool:
@@ -124,7 +129,9 @@ def check_part(model: IsingViT, name: str, part: Labelled) -> None:
             f"{name}.classes=1: one class leaves nothing to predict; give images of two at least, or labels that are "
             "numbers as floats"
         )
-    likelihood.check(name, part.labels if isinstance(part, Images) else part.first.labels, part.classes)
+    if name == "train":
+        some = part if isinstance(part, Images) else part.read(torch.arange(min(CHECKED, len(part))))
+        likelihood.check_labels(name, some.labels, part.classes)
     outputs, wanted = _outputs(model, part), likelihood.outputs(part.classes)
     if outputs != wanted:
         raise InputError(

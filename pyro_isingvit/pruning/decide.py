@@ -82,7 +82,7 @@ def _check(
         raise InputError(f"level={levels} with density={density}: {nested}; leave one out")
     shares: list[Any] = list(density.values()) if isinstance(density, Mapping) else [density]
     for share in shares:
-        if not isinstance(share, Real) or not 0 < float(share) <= 1:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) <= 1:
             raise InputError(f"density={density!r}: give a share for each level, above 0 and up to 1, e.g. 0.3")
 
 

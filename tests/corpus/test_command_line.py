@@ -88,7 +88,7 @@ PLANS = {
     ),
     "a typo of a setting": (
         "name: x\nblocks: [{dataset: digits, train: 9, method: ising, vary: {prior.couplin: [0]}}]",
-        "prior.couplin=0: Extra inputs",
+        "plan='plan.yaml': set or vary has 'prior.couplin', and there is none",
     ),
     "no blocks": ("name: x", "blocks"),
     "empty blocks": ("{name: x, blocks: []}", "blocks"),

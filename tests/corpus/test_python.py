@@ -202,7 +202,7 @@ CASES = {
     "pruned by nothing": (lambda: iv.prune(posterior(), level="layer"), "level='layer'|layer"),
     "pruned to nothing": (lambda: iv.prune(posterior(), density=0.0), "density=0.0"),
     "pruned to nan": (lambda: iv.prune(posterior(), density=NAN), "density=nan"),
-    "pruned to text": (lambda: iv.prune(posterior(), density="0.3"), "density=0.3: give a share"),
+    "pruned to text": (lambda: iv.prune(posterior(), density="0.3"), "density='0.3': give a share"),
     "pruned at level five": (lambda: iv.prune(posterior(), level=5), "level=5: choose of"),
     "pruned at no threshold": (lambda: iv.prune(posterior(), threshold=None), "threshold=None: must lie"),
     "exported as letters": (

@@ -104,6 +104,29 @@ def test_probabilities_by_shadows_are_right_on_average():
     assert table["gap"].abs().max() < 0.08
 
 
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
+def test_means_over_fits_control_the_rate_however_alike_the_fits_are(shared):
+    """A share of the noise of a feature is the same in all fits, as its luck with the labels is; the rest is new."""
+    generator, shares, power = torch.Generator().manual_seed(2), [], []
+    relevant = torch.arange(400) < 40
+    for _ in range(100):
+        same, new = torch.randn(1, 400, generator=generator), torch.randn(3, 400, generator=generator)
+        probs = relevance(shared**0.5 * same + (1 - shared) ** 0.5 * new + 4 * relevant).mean(0)
+        selected, _ = while_mean_is_below(1 - probs, 0.1)
+        shares.append(false_share(selected, ~relevant))
+        power.append(float(selected[relevant].double().mean()))
+    error = float(torch.tensor(shares).std()) / 10
+    assert sum(shares) / 100 <= 0.1 + 3 * error
+    assert sum(power) / 100 > 0.7
+
+
+def test_statistics_of_zero_say_nothing():
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    found = relevance(torch.cat([noise, torch.zeros(60)]))
+    torch.testing.assert_close(found[:40], relevance(noise))
+    assert not found[40:].any()
+
+
 @pytest.mark.parametrize("fits", [1, 3])
 def test_shadows_find_nothing_where_nothing_is_relevant(fits):
     generator = torch.Generator().manual_seed(1)

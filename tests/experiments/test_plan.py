@@ -81,3 +81,13 @@ def test_plans_that_ship_can_be_read():
     for name, plan in plans.items():
         assert plan.name == name
         assert plan.about
+
+
+def test_settings_of_a_plan_are_checked_by_name_alone(tmp_path):
+    """Whether patches divide images is known with these."""
+    text = "name: x\nblocks: [{dataset: digits, train: 9, method: ising, set: {network.patch_size: 8, data_root: x}}]"
+    (tmp_path / "plan.yaml").write_text(text.replace(", data_root: x", ""))
+    assert len(read_plan(tmp_path / "plan.yaml").cells()) == 1
+    (tmp_path / "plan.yaml").write_text(text.replace("data_root", "network.patch"))
+    with pytest.raises(InputError, match=r"set or vary has 'network\.patch', and there is none"):
+        read_plan(tmp_path / "plan.yaml")

@@ -73,6 +73,19 @@ def test_a_likelihood_of_numbers_of_your_own_has_errors_of_numbers():
     assert scores["rmse"] == pytest.approx(0.5**0.5)
 
 
+def test_a_likelihood_of_several_labels_of_your_own_takes_booleans():
+    class Several(Likelihood):
+        kind = "several labels"
+
+        def distribution(self, outputs):
+            return pyro.distributions.Bernoulli(logits=2 * outputs).to_event(1)
+
+    outputs, labels = torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[True, False], [False, True]])
+    scores = Several().scores(outputs, labels)
+    assert scores["accuracy"] == 0.75
+    assert scores["nll"] == pytest.approx(-float(Several().log_prob(outputs, labels).mean()))
+
+
 def test_log_densities_are_those_of_scipy():
     outputs, labels = torch.randn(5, 2), torch.randn(5, 1)
     found = Regression(heteroscedastic=True, initial_scale=2.0).log_prob(outputs, labels)
