@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from pyro_isingvit.errors import InputError, check_positive
 from pyro_isingvit.settings import Described
 
+UNSETTLED = 3.0
+"""Ratio of a learned scale and the errors on training images from which on it is said not to have settled."""
+
 FAR = 20.0
 """How far numbers may be from mean 0 and standard deviation 1, as a factor, before a network is not fitted to them."""
 
@@ -27,11 +30,9 @@ class Likelihood(Described, nn.Module):
 
     Attributes:
         kind: kind of the labels, as `Images.kind` says: ``"classes"``, ``"numbers"`` or ``"several labels"``.
-        learning_rate_factor: learning rate of its parameters, relative to that of the network's.
     """
 
     kind = "classes"
-    learning_rate_factor = 1.0
 
     def distribution(self, outputs: Tensor) -> TorchDistributionMixin:
         """Distribution of the labels, batch shape (n,), given outputs (n, outputs)."""
@@ -52,6 +53,15 @@ class Likelihood(Described, nn.Module):
         Raises:
             InputError: if they are not such as it describes.
         """
+
+    def unsettled(self, outputs: Tensor, labels: Tensor) -> str:
+        """What of it training has not settled, and what to do, in words; empty if nothing.
+
+        Args:
+            outputs: of the median network for some training images, (n, outputs).
+            labels: theirs.
+        """
+        return ""
 
     def counts(self, labels: Tensor | None) -> Tensor | None:
         """How much each image counts, (n,); None if all count once."""
@@ -129,9 +139,9 @@ class Regression(Likelihood):
     """``label ~ Normal(mean, scale)`` for each of some numbers of an image.
 
     The outputs of the network are the means; then, if it is heteroscedastic, the logarithms of the scales. Otherwise
-    the scale of each number is a parameter, learned without a prior, at ten times the learning rate of the network: an
-    optimiser that moves each parameter by about its rate would not take it far from where it starts. At a temperature
-    below 1 it is that of the noise about an overfitted mean, and too small.
+    the scale of each number is a parameter, learned without a prior. At a temperature below 1 it is that of the noise
+    about an overfitted mean, and too small. Its logarithm moves by about the learning rate a step: if it has not come
+    near the errors at the end, `fit` warns.
 
     Args:
         numbers: how many numbers an image has.
@@ -146,7 +156,6 @@ class Regression(Likelihood):
     """
 
     kind = "numbers"
-    learning_rate_factor = 10.0
 
     def __init__(self, numbers: int = 1, heteroscedastic: bool = False, initial_scale: float = 1.0) -> None:
         super().__init__()
@@ -164,6 +173,19 @@ class Regression(Likelihood):
 
     def outputs(self, labels: int) -> int:
         return labels * (1 + self.heteroscedastic)
+
+    def unsettled(self, outputs: Tensor, labels: Tensor) -> str:
+        if self.log_scale is None:
+            return ""
+        errors = (outputs - labels).square().mean(0).sqrt()
+        scales = self.log_scale.detach().exp().to(errors.device)
+        k = int((scales / errors).log().abs().argmax())
+        if 1 / UNSETTLED < scales[k] / errors[k] < UNSETTLED:
+            return ""
+        return (
+            f"the scale of number {k} has come to {scales[k]:.2g}, and errors on training images are {errors[k]:.2g}: "
+            f"start at initial_scale={errors[k]:.2g}, take more steps, or FitConfig(rates={{'*log_scale': 10.0}})"
+        )
 
     def check_labels(self, name: str, labels: Tensor, number: int) -> None:
         spread, mean = labels.double().std(0, correction=0), labels.double().mean(0)

@@ -20,7 +20,7 @@ from ..files import home, read_tensors, storing, write_tensors
 from ..saved import difference
 from .state import State
 
-FORMAT = 2
+FORMAT = 1
 """Version of the checkpoints that this module writes and reads."""
 
 KEPT = 2

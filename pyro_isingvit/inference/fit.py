@@ -13,7 +13,7 @@ import pyro
 import torch
 
 from ..data import Images
-from ..data.streams import Labelled, Source
+from ..data.streams import Labelled, Source, in_memory
 from ..draws import seeded
 from ..errors import InputError, InterruptedFitError
 from ..guides import Guide
@@ -32,6 +32,9 @@ from .search import TemperatureSearch
 from .signals import listening
 from .state import attributes, set_attributes
 from .trainer import Trainer
+
+SETTLED_IMAGES = 250
+"""Number of training images on which parameters of a likelihood are compared with errors."""
 
 
 def fit(
@@ -85,7 +88,7 @@ def fit(
         InterruptedFitError: if the process was told to stop, once a checkpoint is saved; it is a `KeyboardInterrupt`.
 
     Warns:
-        UserWarning: if the median network keeps nothing.
+        UserWarning: if the median network keeps nothing, or training has not settled the likelihood's own parameters.
     """
     config = FitConfig() if config is None else config
     check_kinds(guide=guide, config=config)
@@ -120,6 +123,7 @@ def fit(
     if trials is not None:
         posterior = posterior.calibrate(cast(Images, held_out))
     _warn_if_nothing_is_kept(posterior, searched=trials is not None)
+    _warn_if_unsettled(posterior, images)
     return FitResult(posterior, trainer.history, trials, trainer.seconds, config.model_dump(mode="json"))
 
 
@@ -273,6 +277,16 @@ def _warn_if_nothing_is_kept(posterior: Posterior, searched: bool) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _warn_if_unsettled(posterior: Posterior, train: Labelled) -> None:
+    likelihood = posterior.model.likelihood
+    if any(True for _ in likelihood.parameters()):
+        some = in_memory(train, SETTLED_IMAGES)
+        some = some[torch.arange(min(SETTLED_IMAGES, len(some)), device=some.images.device)]
+        said = likelihood.unsettled(posterior.plug_in_outputs(some.images), some.labels.cpu())
+        if said:
+            warnings.warn(f"likelihood={type(likelihood).__name__}: {said}", UserWarning, stacklevel=3)
 
 
 def _take_over(guide: Guide, fitted: Guide) -> None:

@@ -79,10 +79,8 @@ class Trainer:
         guide.forget()
         guide.averaging = ranks.average if ranks.size > 1 else None
         rate = config.learning_rate
-        own = [p for p in model.likelihood.parameters() if p.requires_grad]
-        shared = [p for p in model.parameters() if p.requires_grad and not any(p is other for other in own)]
+        shared = [p for p in model.parameters() if p.requires_grad]
         groups = [*guide.parameter_groups(rate), *([{"params": shared, "lr": rate}] if shared else [])]
-        groups += [{"params": own, "lr": rate * model.likelihood.learning_rate_factor}] if own else []
         groups = with_rates(groups, guide, config.rates)
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.Adam(groups, fused=True)
