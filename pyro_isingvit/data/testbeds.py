@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -77,7 +77,8 @@ def digits_decoys(decoys: int = 7, kind: Kind = "digits", seed: int = 0) -> Test
     Raises:
         InputError: if ``decoys`` is negative, or the kind is unknown.
     """
-    if isinstance(decoys, bool) or not isinstance(decoys, Integral) or decoys < 0:
+    given: Any = decoys
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
         raise InputError(f"decoys={decoys!r}: need a number of channels, an integer from 0")
     if kind not in get_args(Kind):
         raise InputError(f"kind={kind!r}: choose one of {list(get_args(Kind))}")
