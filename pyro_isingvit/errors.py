@@ -42,7 +42,7 @@ def check_positive(name: str, value: object, example: str) -> None:
         raise InputError(f"{name}={value!r}: must be a positive number, e.g. {example}")
 
 
-def check_share(name: str, value: object, example: str) -> None:
+def check_fraction(name: str, value: object, example: str) -> None:
     """Check that a value is a number strictly between 0 and 1.
 
     Raises:

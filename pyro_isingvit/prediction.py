@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .data.streams import chunks_of_images
 from .draws import BATCH, check_draws
-from .errors import InputError
+from .errors import check_fraction
 from .logit_scale import most_probable_scale, scaled_log_likelihood
 
 BUFFER = 4_000_000
@@ -138,8 +138,7 @@ def central_levels(interval: float, device: torch.device) -> Tensor:
     Raises:
         InputError: if its mass is not within (0, 1).
     """
-    if not 0 < interval < 1:
-        raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
+    check_fraction("interval", interval, "0.9")
     return torch.tensor([(1 - interval) / 2, (1 + interval) / 2], device=device)
 
 

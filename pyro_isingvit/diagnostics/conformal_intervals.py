@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data import Images
 from ..data.images import check_images
 from ..data.streams import Unlabelled
-from ..errors import InputError, check_share
+from ..errors import InputError, check_fraction
 from ..posterior import Posterior
 from ..targets import TargetPrediction
 from .conformal_rule import conformal_quantile
@@ -87,7 +87,7 @@ def conformal_intervals(
             f"conformal_intervals: of numbers, and labels are {likelihood.kind}; use conformal for classes"
         )
     check_images("calibration", calibration)
-    check_share("coverage", coverage, "0.9")
+    check_fraction("coverage", coverage, "0.9")
     if calibration.kind != "numbers":
         raise InputError(f"calibration.labels: {calibration.kind}; give numbers, as floats")
     found = _predicted(posterior, calibration.images, coverage, draws, seed)

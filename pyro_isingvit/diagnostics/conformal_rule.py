@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..draws import draw_seed
-from ..errors import InputError, check_share, kind_of
+from ..errors import InputError, check_fraction, kind_of
 
 Method = Literal["threshold", "aps", "raps"]
 """Scores by which classes are added to a set, see `conformal`."""
@@ -282,7 +282,7 @@ def _chosen_penalty(probs: Tensor, labels: Tensor, uniform: Tensor, coverage: fl
 
 
 def _check(coverage: float, method: str, penalty: Penalty | None, seed: int) -> None:
-    check_share("coverage", coverage, "0.9")
+    check_fraction("coverage", coverage, "0.9")
     if method not in get_args(Method):
         raise InputError(f"method={method!r}: choose one of {list(get_args(Method))}")
     if penalty is not None and not isinstance(penalty, Penalty):

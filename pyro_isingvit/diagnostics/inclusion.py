@@ -17,7 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..draws import check_draws
-from ..errors import InputError
+from ..errors import InputError, check_fraction
 from ..network import LAYER, WeightSite
 from ..posterior import DRAWS, Posterior
 from .meaning import check_masks, inclusion_meaning
@@ -80,8 +80,7 @@ def inclusion_table(posterior: Posterior, interval: float = 0.9, draws: int = DR
     Raises:
         InputError: if the posterior has no masks, ``interval`` is not within (0, 1), or ``draws`` is below 1.
     """
-    if not 0 < interval < 1:
-        raise InputError(f"interval={interval}: must lie strictly between 0 and 1, e.g. 0.9")
+    check_fraction("interval", interval, "0.9")
     check_draws(draws)
     inside = _probabilities(posterior)
     by_member = [member.inclusion_probabilities() for member in posterior.members]

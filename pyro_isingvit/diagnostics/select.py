@@ -89,8 +89,9 @@ def select(
       odds as the higher. The score is the mean over fits, each with other shadows, of the probability that the feature
       is relevant, given by how much it beats its shadow, see `error_rates.relevance`. Those of highest score are
       selected, as long as the mean of one minus the score over them is at most ``fdr``. It is right if irrelevant
-      features are independent of the relevant ones and of each other, and errs upwards where fits differ: a feature
-      that wins in all of them is more certain than a single fit says.
+      features are independent of the relevant ones and of each other. If they are correlated with each other, they pass
+      their shadows together, and the rate is exceeded. Where fits differ it is below the nominal one: a feature that
+      wins in all of them is more certain than a single fit says.
     * ``"null"``: the model is fitted to randomly permuted labels. The score is the smallest rate at which a mask is
       selected, by the tails of the log odds of ``posterior`` and of these fits. It also applies to inner sites.
     * ``"stability"``: the model is fitted to random halves of the images, two that complete each other at a time. The

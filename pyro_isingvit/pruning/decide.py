@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.units import alive_units, log_dead
-from ..errors import InputError, check_share
+from ..errors import InputError, check_fraction
 from ..network import ViT
 from ..network.units import LEVELS, UNITS, is_complete, is_part, units_at
 from ..posterior import Posterior
@@ -73,7 +73,7 @@ def _check(
         raise InputError(
             f"network={type(network).__name__}: only a ViT can be cut; prune_module cuts what adapt has made"
         )
-    check_share("threshold", threshold, "0.5")
+    check_fraction("threshold", threshold, "0.5")
     if density is None:
         return
     if threshold != 0.5:

@@ -135,7 +135,7 @@ def test_shadows_find_nothing_where_nothing_is_relevant(fits):
 
 
 def test_probabilities_by_shadows_by_hand():
-    """Ten above 0 and one that is not far below: one level of five, all above, and the rest."""
+    """Six above 0 and one below: a level of the five furthest, all above, and one of the two others."""
     q = torch.linspace(0, 0.5, 100_001, dtype=torch.double)[1:-1]
     level = (1 - q) ** 5  # likelihood of five above
     relevant = (level * (1 - q / (1 - q))).mean() / (level.mean() + 0.5**5)
