@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .data.images import checked_pixels
 from .errors import InputError, kind_of
 from .interactions import CouplingGraph
-from .network import WeightSite
+from .network import LAYER, WeightSite
 from .network.follow import follow
 from .network.passes import Pass
 from .network.stem import as_floats
-from .roles import Piece, Roles, short
+from .roles import Piece, Roles, short, unit_dims
 
 
 class Adapted(nn.Module):
@@ -78,6 +78,22 @@ class Adapted(nn.Module):
     def weight_sites(self) -> list[WeightSite]:
         """The weights that a prior may mask, in the order in which the network uses them."""
         return list(self._sites)
+
+    @property
+    def unit_levels(self) -> dict[str, tuple[str, ...]]:
+        """Dimensions of masks of whole units, by site name, for `StructuredSpikeSlab`.
+
+        Units are those that one layer alone writes, or the factors of a product: hidden units, units of queries and
+        keys, and of values, channels within a residual block. All weights of a site at a unit that it writes share a
+        mask, or else at a unit that it reads. Other sites, which write and read sums of several layers, are not named.
+        """
+        own = unit_dims(self._sites, self.couplings.couplings)
+        found = {}
+        for site in self._sites:
+            unit = next((dim for dim in (*site.writes, *site.reads) if dim in own), None)
+            if unit is not None:
+                found[site.name] = tuple(dim for dim in site.dims if dim in (LAYER, unit))
+        return found
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] to outputs (batch, outputs).

@@ -212,6 +212,23 @@ class Roles:
         return bool(torch.isin(numbers, outputs).all())
 
 
+def unit_dims(sites: Sequence[WeightSite], couplings: Sequence[Coupling]) -> set[str]:
+    """Dimensions of units that are coupled, and that no sum of several layers writes."""
+    writers: dict[str, set[str]] = {}
+    for site in sites:
+        for dim in site.writes:
+            writers.setdefault(dim, set()).add(site.name)
+    coupled: dict[str, set[frozenset[str]]] = {}
+    for coupling in couplings:
+        for dim in {*coupling.units, *(coupling.second_units or ())} - {LAYER}:
+            coupled.setdefault(dim, set()).add(frozenset((coupling.first, coupling.second)))
+    return {
+        dim
+        for dim, pairs in coupled.items()
+        if len(writers.get(dim, ())) == 1 or frozenset(writers.get(dim, ())) in pairs
+    }
+
+
 def _compressed(pairs: Sequence[tuple[Piece, str, Piece, str]], depth: Mapping[str, int]) -> Iterator[Coupling]:
     """Couplings of sites, from those of their pieces."""
     layers: dict[tuple[str, str, str, str], list[tuple[int | None, int | None]]] = {}

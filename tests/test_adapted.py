@@ -16,10 +16,12 @@ from pyro_isingvit import (
     IsingSpikeSlab,
     LikelihoodGuided,
     Posterior,
+    StructuredSpikeSlab,
     ViT,
     adapt,
     fit,
 )
+from pyro_isingvit.models.priors.structured import levels_of
 from tests.conftest import QUICK, TINY, striped
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -106,15 +108,45 @@ def test_a_twin_of_linear_layers_has_the_sites_and_couplings_of_a_vit(twins):
         torch.testing.assert_close(twin.couplings.energy(same), prior.couplings.energy(masks))
 
 
-def test_the_fit_of_a_twin_is_that_of_the_vit(twins):
+UNITS_OF_VIT = levels_of("query_key", "value", "hidden", "classifier_hidden")
+
+
+def structured(network):
+    if isinstance(network, ViT):
+        return StructuredSpikeSlab(network.weight_sites(), UNITS_OF_VIT, slab_scale=0.3)
+    sites, levels = network.weight_sites(), network.unit_levels
+    return StructuredSpikeSlab(sites, levels, couplings=network.couplings, slab_scale=0.3)
+
+
+def unstructured(network):
+    couplings = None if isinstance(network, ViT) else network.couplings
+    return IsingSpikeSlab(network.weight_sites(), couplings=couplings, slab_scale=0.3)
+
+
+def test_units_of_a_twin_are_those_of_a_vit(twins):
+    native, twin = (structured(network) for network in twins)
+    assert set(twins[1].unit_levels) == {NAMES[name] for name in UNITS_OF_VIT}
+    shapes = {site.name: native.mask(site).event_shape for site in native.sites.values()}
+    of_twin = {site.name: twin.mask(site).event_shape for site in twin.sites.values()}
+    assert {NAMES[name]: shape.numel() for name, shape in shapes.items()} == {
+        name: shape.numel() for name, shape in of_twin.items()
+    }
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        masks = {name: torch.randint(2, shape, generator=generator).float() for name, shape in shapes.items()}
+        same = {NAMES[name]: mask.reshape(of_twin[NAMES[name]]) for name, mask in masks.items()}
+        energy = native.interaction.energy(masks)
+        torch.testing.assert_close(twin.interaction.energy(same), energy)
+        assert float(energy) != 0
+
+
+@pytest.mark.parametrize("make_prior", [unstructured, structured])
+def test_the_fit_of_a_twin_is_that_of_the_vit(twins, make_prior):
     """The same first weights and seed: the same inclusion probabilities, to rounding."""
-    native, twin = twins
     stripes, config = striped(), FitConfig(**QUICK | {"steps": 40, "temperature": 0.01})
-    prior = IsingSpikeSlab(native.weight_sites(), slab_scale=0.3)
-    other = IsingSpikeSlab(twin.weight_sites(), couplings=twin.couplings, slab_scale=0.3)
     results = [
-        fit(LikelihoodGuided(IsingNetwork(network, p)), stripes, config=config, progress=False)
-        for network, p in ((native, prior), (twin, other))
+        fit(LikelihoodGuided(IsingNetwork(network, make_prior(network))), stripes, config=config, progress=False)
+        for network in twins
     ]
     known, found = (result.posterior.inclusion_probabilities() for result in results)
     for name, probs in known.items():
@@ -207,6 +239,21 @@ def test_packed_weights_are_taken_apart():
         *(("attention.out_proj", f"gate.part{k}") for k in range(2)),
         *((f"gate.part{k}", "back") for k in range(2)),
         ("back", "head"),
+    }
+
+
+def test_masks_of_whole_units_are_of_what_one_layer_writes():
+    """Not of sums: of `b` and `across` in one, of all that writes to the residual stream in the other."""
+    packed = "attention.in_proj"
+    assert adapt(Residual(), IMAGES).unit_levels == {
+        "first": ("first",),
+        "a": ("a",),
+        "b": ("a",),
+        "across": ("first",),
+    }
+    assert adapt(Packed(), IMAGES).unit_levels == {
+        **{f"{packed}.{role}": (f"{packed}.query",) for role in ("query", "key")},
+        **dict.fromkeys((f"{packed}.value", "attention.out_proj"), (f"{packed}.value",)),
     }
 
 

@@ -66,7 +66,7 @@ class IsingSpikeSlab(IndependentSpikeSlab):
             raise InputError(f"weighting={weighting!r}: choose one of ('uniform', 'magnitude')")
         if not math.isfinite(coupling):
             raise InputError(f"coupling={coupling}: must be finite, e.g. 1.0; 0 switches it off")
-        self.couplings = _of_vit(sites) if couplings is None else couplings
+        self.couplings = vit_graph(sites) if couplings is None else couplings
         self.weighting, self.learn_coupling = weighting, learn_coupling
         self.interaction: IsingInteraction = self.make_interaction(coupling)
 
@@ -98,7 +98,12 @@ class IsingSpikeSlab(IndependentSpikeSlab):
         return masks
 
 
-def _of_vit(sites: Sequence[WeightSite]) -> CouplingGraph:
+def vit_graph(sites: Sequence[WeightSite]) -> CouplingGraph:
+    """The couplings of a `ViT`.
+
+    Raises:
+        InputError: if the sites are those of another network.
+    """
     names = [site.name for site in sites]
     if not set(SITES) <= set(names):
         raise InputError(

@@ -4,21 +4,21 @@ References:
     Louizos, Ullrich & Welling, "Bayesian Compression for Deep Learning", NeurIPS 2017.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_isingvit.couplings import VIT_COUPLINGS, Coupling
+from pyro_isingvit.couplings import Coupling
 from pyro_isingvit.distributions import StraightThroughBernoulli
 from pyro_isingvit.errors import InputError
 from pyro_isingvit.interactions import CouplingGraph
 from pyro_isingvit.network import LAYER, WeightSite, by_name
 from pyro_isingvit.network.units import UNITS
 
-from .ising import IsingSpikeSlab
+from .ising import IsingSpikeSlab, vit_graph
 
 
 def levels_of(*units: str) -> dict[str, tuple[str, ...]]:
@@ -65,8 +65,10 @@ class StructuredSpikeSlab(IsingSpikeSlab):
     Args:
         sites: the network's `weight_sites()`.
         levels: the dimensions along which masks differ, by site name; sites that are not named have a mask for each
-            weight.
-        options: arguments of `IsingSpikeSlab`.
+            weight. A network that `adapt` has made has its own, ``network.unit_levels``.
+        couplings: the graph of couplings of the masks of all weights, see `IsingSpikeSlab`, of which those remain at
+            units along which the masks of both sites differ.
+        options: further arguments of `IsingSpikeSlab`.
 
     Raises:
         InputError: if a site or a dimension is unknown, or ``inclusion`` differs among weights that share a mask.
@@ -77,13 +79,17 @@ class StructuredSpikeSlab(IsingSpikeSlab):
     """
 
     def __init__(
-        self, sites: Sequence[WeightSite], levels: Mapping[str, tuple[str, ...]] = VIT_LEVELS, **options: Any
+        self,
+        sites: Sequence[WeightSite],
+        levels: Mapping[str, tuple[str, ...]] = VIT_LEVELS,
+        couplings: CouplingGraph | None = None,
+        **options: Any,
     ) -> None:
         given = checked_levels(sites, levels)
         self.levels = {site.name: given.get(site.name, tuple(site.dims)) for site in sites}
-        if options.get("couplings") is None:
-            options["couplings"] = CouplingGraph([self._grouped(site) for site in sites], self._shared())
-        super().__init__(sites, **options)
+        every = vit_graph(sites) if couplings is None else couplings
+        graph = CouplingGraph([self._grouped(site) for site in sites], self._shared(every.couplings))
+        super().__init__(sites, couplings=graph, **options)
 
     def mask(self, site: WeightSite) -> TorchDistributionMixin | None:
         shape = shared_shape(site, self.levels[site.name])
@@ -118,13 +124,16 @@ class StructuredSpikeSlab(IsingSpikeSlab):
             writes=tuple(d for d in site.writes if d in dims),
         )
 
-    def _shared(self) -> list[Coupling]:
-        """The couplings of a `ViT`, at the units along which the masks of both sites differ."""
-        couplings = []
-        for coupling in VIT_COUPLINGS:
-            if coupling.first in self.levels and coupling.second in self.levels:
-                both = set(self.levels[coupling.first]) & set(self.levels[coupling.second])
-                units = tuple(unit for unit in coupling.units if unit in both)
-                if set(units) - {LAYER}:
-                    couplings.append(replace(coupling, units=units))
-        return couplings
+    def _shared(self, every: Iterable[Coupling]) -> Iterator[Coupling]:
+        """Couplings at the units along which the masks of both sites differ."""
+        for coupling in every:
+            there = coupling.second_units or coupling.units
+            differ = self.levels[coupling.first], self.levels[coupling.second]
+            kept = [
+                (here, other)
+                for here, other in zip(coupling.units, there, strict=True)
+                if here in differ[0] and other in differ[1]
+            ]
+            units, others = (tuple(names) for names in zip(*kept, strict=True)) if kept else ((), ())
+            if set(units) - {LAYER}:
+                yield replace(coupling, units=units, second_units=None if others == units else others)

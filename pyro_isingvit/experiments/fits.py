@@ -1,6 +1,6 @@
 """The fits of a run: what it builds, and how it trains that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from ..adapted import Adapted
 from ..data import Data
 from ..draws import seeded
+from ..errors import InputError
 from ..guides import Guide, LikelihoodGuided, PointEstimate
 from ..inference.config import FitConfig
 from ..inference.fit import fit
@@ -33,13 +34,17 @@ def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGu
     """
     network, prior = build_network(config), config.prior
     options: dict[str, Any] = {"inclusion": prior.inclusion, "coupling": prior.coupling, "slab_scale": prior.slab_scale}
+    levels: Mapping[str, tuple[str, ...]] = {}
     if isinstance(network, Adapted):
-        model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), couplings=network.couplings, **options))
+        options["couplings"] = network.couplings
+        levels = network.unit_levels if prior.structured else {}
+        if prior.structured and not levels:
+            raise InputError("structured=True: no layer of this network alone writes units that another reads")
     elif prior.structured or selection is not None:
         levels = UNIT_LEVELS if prior.structured else FEATURES
-        model = IsingViT(network, StructuredSpikeSlab(network.weight_sites(), levels, **options))
-    else:
-        model = IsingViT(network, IsingSpikeSlab(network.weight_sites(), **options))
+    sites = network.weight_sites()
+    own = StructuredSpikeSlab(sites, levels, **options) if levels else IsingSpikeSlab(sites, **options)
+    model = IsingViT(network, own)
     guide = LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
     guide.hold_masks({} if selection is None else selection.inclusion_probabilities())
     return guide

@@ -31,7 +31,8 @@ class PriorConfig(Config):
     """The prior of a run: `IsingSpikeSlab`, or `StructuredSpikeSlab`.
 
     Attributes:
-        structured: whether all weights of a role at a unit of a head, a hidden unit or a patch feature share one mask.
+        structured: whether all weights of a role at a unit of a head, a hidden unit or a patch feature share one mask;
+            with ``module`` those at units of its ``unit_levels``, see `pyro_isingvit.adapt`.
         inclusion: prior inclusion probability, without the effect of neighbours.
         coupling: strength J of the Ising interaction; 0 switches it off.
         slab_scale: scale of the slab, in multiples of ``1 / sqrt(fan_in)``.
@@ -96,8 +97,8 @@ class RunConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _pixels_to_select(self) -> Self:
-        if self.module is not None and (self.select or self.prior.structured):
-            raise ValueError("select and structured are of the parts of a ViT; leave them out with another network")
+        if self.module is not None and self.select:
+            raise ValueError("select=True: of the patches of a ViT; leave it out with another network")
         if self.select and self.network.stem != "patches":
             raise ValueError(f"select=True with stem={self.network.stem!r}: only pixels of patches can be selected")
         return self

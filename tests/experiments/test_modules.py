@@ -27,6 +27,9 @@ def normalised(classes, channels):
         nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes)
     )
 
+def linear(classes, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(image_size[0] * image_size[1], classes))
+
 def nothing():
     return 3
 """
@@ -154,11 +157,13 @@ def test_opponents_that_cannot_take_a_module_say_so(method, message, data, tmp_p
         (("--pretrained",), "--pretrained and --around are of other networks"),
         (("--network", "net"), "network='net': give one of ['timm:NAME'"),
         (("--network", "net.py:small", "--dim", 8), "--dim=8: of a ViT, and --network='net.py:small'; leave one out"),
-        (("--network", "net.py:small", "--structured"), "select and structured are of the parts of a ViT"),
+        (("--network", "net.py:small", "--select"), "select=True: of the patches of a ViT"),
+        (("--network", "net.py:linear", "--structured"), "structured=True: no layer of this network alone writes"),
         (("--network", "net.py:small", "--around", "one"), "module.around"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, message, data, isingvit):
+def test_options_that_do_not_fit_are_refused(options, message, data, isingvit, tmp_path):
+    (tmp_path / "net.py").write_text(SOURCE)
     code, _, said = isingvit("fit", "--dataset", data, "--train", 20, "--members", 1, *options)
     assert (code, len(said.strip().splitlines())) == (2, 1)
     assert message in said

@@ -11,6 +11,7 @@ from pyro_isingvit import (
     IsingSpikeSlab,
     LikelihoodGuided,
     Posterior,
+    StructuredSpikeSlab,
     adapt,
     fit,
 )
@@ -50,6 +51,31 @@ def test_what_nothing_reads_is_cut_and_the_rest_computes_the_same(make, layer, c
         torch.testing.assert_close(again(images), small.network(images))
         exported = torch.export.export(small.module, (images[:2],)).module()
         torch.testing.assert_close(exported(images[:2]), small.module(images[:2]))
+
+
+def test_units_with_one_mask_are_cut_whole():
+    torch.manual_seed(0)
+    images = Images(torch.rand(40, 3, 8, 8), torch.arange(40) % 4, 5)
+    network = adapt(Residual(), images.images[:1])
+    prior = StructuredSpikeSlab(network.weight_sites(), network.unit_levels, couplings=network.couplings)
+    guide = LikelihoodGuided(IsingNetwork(network, prior))
+    posterior = fit(guide, images, config=FitConfig(**QUICK | {"temperature": 0.01}), progress=False).posterior
+    logit = posterior.guide.logit
+    assert {name: tuple(logit[name].shape) for name in ("first", "a", "b")} == {
+        "first": (4, 1, 1, 1),
+        "a": (6, 1, 1, 1),
+        "b": (1, 6, 1, 1),
+    }
+    with torch.no_grad():
+        for value in logit.values():
+            value.fill_(8.0)
+        logit["b"][:, :2] = -8.0
+    small = prune_module(posterior, images.images)
+    assert small.units.set_index("layer")["cut"]["a"] == 2
+    with torch.no_grad():
+        torch.testing.assert_close(
+            small.network(images.images), posterior.network()(images.images), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_network_that_is_read_again_standardises_its_images(tmp_path):
