@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .data.images import checked_pixels
 from .errors import InputError, kind_of
 from .interactions import CouplingGraph
-from .network import LAYER, WeightSite
+from .network import WeightSite
 from .network.follow import follow
 from .network.passes import Pass
 from .network.stem import as_floats
-from .roles import Piece, Roles, short, unit_dims
+from .roles import Piece, Roles, short, unit_levels
 
 
 class Adapted(nn.Module):
@@ -87,13 +87,7 @@ class Adapted(nn.Module):
         keys, and of values, channels within a residual block. All weights of a site at a unit that it writes share a
         mask, or else at a unit that it reads. Other sites, which write and read sums of several layers, are not named.
         """
-        own = unit_dims(self._sites, self.couplings.couplings)
-        found = {}
-        for site in self._sites:
-            unit = next((dim for dim in (*site.writes, *site.reads) if dim in own), None)
-            if unit is not None:
-                found[site.name] = tuple(dim for dim in site.dims if dim in (LAYER, unit))
-        return found
+        return unit_levels(self._sites, self.couplings.couplings)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] to outputs (batch, outputs).

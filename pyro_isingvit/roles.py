@@ -212,8 +212,8 @@ class Roles:
         return bool(torch.isin(numbers, outputs).all())
 
 
-def unit_dims(sites: Sequence[WeightSite], couplings: Sequence[Coupling]) -> set[str]:
-    """Dimensions of units that are coupled, and that no sum of several layers writes."""
+def unit_levels(sites: Sequence[WeightSite], couplings: Sequence[Coupling]) -> dict[str, tuple[str, ...]]:
+    """Dimensions of masks of whole units, by site: of units that are coupled, and that no sum of several layers writes."""
     writers: dict[str, set[str]] = {}
     for site in sites:
         for dim in site.writes:
@@ -222,11 +222,17 @@ def unit_dims(sites: Sequence[WeightSite], couplings: Sequence[Coupling]) -> set
     for coupling in couplings:
         for dim in {*coupling.units, *(coupling.second_units or ())} - {LAYER}:
             coupled.setdefault(dim, set()).add(frozenset((coupling.first, coupling.second)))
-    return {
+    own = {
         dim
         for dim, pairs in coupled.items()
         if len(writers.get(dim, ())) == 1 or frozenset(writers.get(dim, ())) in pairs
     }
+    found = {}
+    for site in sites:
+        unit = next((dim for dim in (*site.writes, *site.reads) if dim in own), None)
+        if unit is not None:
+            found[site.name] = tuple(dim for dim in site.dims if dim in (LAYER, unit))
+    return found
 
 
 def _compressed(pairs: Sequence[tuple[Piece, str, Piece, str]], depth: Mapping[str, int]) -> Iterator[Coupling]:
