@@ -213,7 +213,7 @@ class Roles:
 
 
 def unit_levels(sites: Sequence[WeightSite], couplings: Sequence[Coupling]) -> dict[str, tuple[str, ...]]:
-    """Dimensions of masks of whole units, by site: of units that are coupled, and that no sum of several layers writes."""
+    """Dimensions of masks of whole units, by site: units that are coupled, and that no sum of several layers writes."""
     writers: dict[str, set[str]] = {}
     for site in sites:
         for dim in site.writes:
