@@ -1,16 +1,17 @@
 """Few images, from a network that was trained on others: ours beside fine-tuning and a linear probe.
 
-25 images of each class; settings of every method are chosen by the calibrated NLL of 250 held-out images. The tasks are
-those of `transfer_tasks`:
+25 images of each class; settings of every method are chosen by the calibrated NLL of 250 held-out images. Mixtures and
+ensembles have the setting of one member. The tasks are those of `transfer_tasks`:
 
     python benchmarks/transfer.py digits --data-root MNIST [--seeds 0 1 2] [--work FOLDER]
     python benchmarks/transfer.py photographs --data-root CIFAR-10 --weights vit_s_focus.onnx
 """
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ METHODS: dict[str, tuple[Guided, bool]] = {
 }
 """Guide of each method, and whether it starts from the source."""
 
+MEMBERS = 3
+
+_ONE = ("fine-tuned", "Ising about zero", "Ising about the pretrained")
+
+SEVERAL = {f"{name}, {MEMBERS} members": name for name in _ONE}
+"""Mixtures and ensembles, and the method of their members, which has to be run before."""
+
 Grid = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
 """Settings of methods (temperature, or of ours scale of the slab), and rates of dropout."""
 
@@ -110,18 +118,27 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     task = TASKS[options.task](options.data_root, options.work, options.weights)
-    grid = GRIDS[options.task]
+    grid, methods = GRIDS[options.task], [*GRIDS[options.task], *SEVERAL]
     for seed in options.seeds:
-        for method in grid:
+        for method in methods:
             path = options.work / f"{method}-{seed}.json"
             if not path.exists():
-                found = run(task, method, seed, *grid[method])
+                if method in SEVERAL:
+                    one = json.loads((options.work / f"{SEVERAL[method]}-{seed}.json").read_text())
+                    found = run(task, SEVERAL[method], seed, (one["setting"],), (one["dropout"],), MEMBERS)
+                else:
+                    found = run(task, method, seed, *grid[method])
                 path.write_text(json.dumps(found))
                 print(seed, method, {k: round(v, 3) for k, v in found.items() if isinstance(v, float)}, flush=True)
-    print(markdown(_table(options.work, list(grid), options.seeds)))
+    print(markdown(_table(options.work, methods, options.seeds)))
+    for ours in (method for method in methods if method.startswith("Ising")):
+        print(f"\n{ours} less others, mean of the pairs ± standard error:\n")
+        print(markdown(_differences(options.work, ours, methods, options.seeds)))
 
 
-def run(task: Task, method: str, seed: int, settings: tuple[float, ...], dropouts: tuple[float, ...]) -> dict[str, Any]:
+def run(
+    task: Task, method: str, seed: int, settings: tuple[float, ...], dropouts: tuple[float, ...], members: int = 1
+) -> dict[str, Any]:
     """Scores of a method with the setting that held-out images choose."""
     data = task.data(seed)
     make, pretrained = METHODS[method]
@@ -129,8 +146,12 @@ def run(task: Task, method: str, seed: int, settings: tuple[float, ...], dropout
     for dropout in dropouts:
         for setting in settings:
             start = time.perf_counter()
-            guide = make(partial(task.adapt, seed, dropout, pretrained), setting)
-            ours = bool(guide.mask_shapes)
+            seeds = itertools.count(seed, 1000)  # of the first weights of members
+
+            def build(dropout: float = dropout, setting: float = setting, seeds: Iterator[int] = seeds) -> iv.Guide:
+                return make(partial(task.adapt, next(seeds), dropout, pretrained), setting)
+
+            ours = method.startswith("Ising")
             temperature: Any = "auto" if ours else (setting or 1.0)
             config = iv.FitConfig(
                 steps=2 * task.steps if ours else task.steps,
@@ -141,9 +162,9 @@ def run(task: Task, method: str, seed: int, settings: tuple[float, ...], dropout
                 seed=seed,
                 device="cpu",
             )
-            posterior = iv.fit(guide, data.train, data.validation, config, progress=False).posterior
-            found = _scores(posterior, data, task.draws) | {"setting": setting, "dropout": dropout}
-            found["seconds"] = time.perf_counter() - start
+            result = iv.fit_mixture(build, members, data.train, data.validation, config, progress=False, jobs=1)
+            found = _scores(result.posterior, data, task.draws if ours else members)
+            found |= {"setting": setting, "dropout": dropout, "seconds": time.perf_counter() - start}
             if best is None or found["validation"] < best["validation"]:
                 best = found
     assert best is not None
@@ -151,7 +172,6 @@ def run(task: Task, method: str, seed: int, settings: tuple[float, ...], dropout
 
 
 def _scores(posterior: iv.Posterior, data: iv.data.Data, draws: int) -> dict[str, Any]:
-    draws = draws if posterior.guide.mask_shapes else 1
     calibrated, held_out = posterior.calibrate_and_predict(data.validation, draws)
     raw, scaled = posterior.predict_at((1.0, calibrated.logit_scale), data.test.images, draws)
     of_test = metrics(scaled.probs, data.test.labels)
@@ -160,7 +180,7 @@ def _scores(posterior: iv.Posterior, data: iv.data.Data, draws: int) -> dict[str
         "raw NLL": metrics(raw.probs, data.test.labels)["nll"],
         "NLL": of_test["nll"],
         "ECE": of_test["ece"],
-        "weights": posterior.densities().get("median_density", 1.0),
+        "weights": posterior.densities().get("median_density", float(len(posterior.guides))),
         "validation": metrics(held_out, data.validation.labels)["nll"],
     }
 
@@ -180,6 +200,17 @@ def _table(work: Path, methods: list[str], seeds: list[int]) -> pd.DataFrame:
                 "weights %": f"{100 * found['weights'].mean():.1f}",
             }
         )
+    return pd.DataFrame(rows)
+
+
+def _differences(work: Path, ours: str, methods: list[str], seeds: list[int]) -> pd.DataFrame:
+    def scores(method: str) -> pd.DataFrame:
+        return pd.DataFrame([json.loads((work / f"{method}-{seed}.json").read_text()) for seed in seeds])
+
+    rows = []
+    for method in (method for method in methods if method != ours):
+        gap = scores(ours)[["accuracy", "NLL"]] - scores(method)[["accuracy", "NLL"]]
+        rows.append({"less": method} | {name: f"{gap[name].mean():+.4f} ± {gap[name].sem():.4f}" for name in gap})
     return pd.DataFrame(rows)
 
 
