@@ -1,7 +1,7 @@
 """The fitted posterior: draws, predictions, inclusion probabilities, calibration, and storage."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -159,9 +159,7 @@ class Posterior:
         scales = [float(scale) for scale in scales]
         for scale in scales:
             check_positive("scales", scale, "(1.0,)")
-        draws = self._even(draws)
-        every = partial(self.draws, draws, seed)
-        found = predictions(every, draws, images, scales, interval, self.device, len(self.guides))
+        found = predictions(*self._average(draws, seed), images, scales, interval, self.device, len(self.guides))
         return [replace(prediction, names=self.names) for prediction in found]
 
     def predict_targets(
@@ -176,9 +174,7 @@ class Posterior:
         Raises:
             InputError: if a value is out of range, or labels are classes.
         """
-        draws = self._even(draws)
-        every = partial(self.draws, draws, seed)
-        return target_predictions(every, draws, images, self._likelihoods, interval, self.device, seed)
+        return target_predictions(*self._average(draws, seed), images, self._likelihoods, interval, self.device, seed)
 
     def target_scores(
         self, held_out: Images, draws: int = 50, interval: float = 0.9, seed: int = 0
@@ -197,9 +193,7 @@ class Posterior:
         likelihood = self.model.likelihood
         if held_out.kind != likelihood.kind:
             raise InputError(f"held_out.labels: {held_out.kind}; {type(likelihood).__name__} is of {likelihood.kind}")
-        draws = self._even(draws)
-        every = partial(self.draws, draws, seed)
-        return target_scores(every, draws, held_out, self._likelihoods, interval, self.device, seed)
+        return target_scores(*self._average(draws, seed), held_out, self._likelihoods, interval, self.device, seed)
 
     def predict_plug_in(self, images: Tensor) -> Tensor:
         """Probabilities (n, classes) of the median-probability model with posterior mean weights, on the CPU.
@@ -323,9 +317,7 @@ class Posterior:
         classes = network_logits(self.model, held_out.images[:1], {}).shape[-1]
         if classes != held_out.classes:
             raise InputError(f"held_out.classes={held_out.classes}: the network has {classes}")
-        draws = self._even(draws)
-        every = partial(self.draws, draws, seed)
-        scale, logits = calibration(every, draws, held_out.images, held_out.labels, self.device)
+        scale, logits = calibration(*self._average(draws, seed), held_out.images, held_out.labels, self.device)
         return replace(self, logit_scale=scale), logits
 
     def save(self, folder: str | Path) -> None:
@@ -355,10 +347,11 @@ class Posterior:
     def _likelihoods(self) -> list[Likelihood]:
         return [guide.model.likelihood for guide in self.guides]
 
-    def _even(self, draws: int) -> int:
-        """The number of draws of an average, rounded up to as many of each member."""
+    def _average(self, draws: int, seed: int) -> tuple[Callable[[], Iterator[Draw]], int]:
+        """Makes the draws of an average, and their number, rounded up to as many of each member."""
         check_draws(draws)
-        return -(-draws // len(self.guides)) * len(self.guides)
+        even = -(-draws // len(self.guides)) * len(self.guides)
+        return partial(self.draws, even, seed), even
 
     def _check_draws(self, draws: int) -> None:
         check_draws(draws)

@@ -127,7 +127,7 @@ RECIPES: dict[str, list[tuple[float, dict[str, Any]]]] = {
         (
             300,
             {
-                "train": 100,
+                "train": 60,
                 "test": 1000,
                 "members": 3,
                 "network": {"patch_size": 4, "mlp_ratio": 8},
@@ -151,7 +151,7 @@ RECIPES: dict[str, list[tuple[float, dict[str, Any]]]] = {
 }
 """Settings of `RunConfig` by data set, each for up to a number of training images. docs/results has their results.
 
-The temperature of few digits was chosen on splits with seeds from 100, see docs/first_run.md.
+Number, members and temperature of few digits were chosen on splits with seeds from 100, see docs/first_run.md.
 """
 
 
