@@ -19,7 +19,7 @@ from .network import WeightSite
 from .network.follow import follow
 from .network.passes import Pass
 from .network.stem import as_floats
-from .roles import Piece, Roles, short, unit_levels
+from .roles import Piece, Roles, short
 
 
 class Adapted(nn.Module):
@@ -28,6 +28,10 @@ class Adapted(nn.Module):
     Attributes:
         original: a copy of the network that was given, without these weights.
         couplings: the graph of couplings of masks that share a unit.
+        unit_levels: dimensions of masks of whole units, by site name, for `StructuredSpikeSlab`. Units are those that
+            one layer alone writes: hidden units, those of queries and keys, and of values, channels within a residual
+            block. All weights of a site at a unit that it writes share a mask, or else at a unit that it reads. Sites
+            that only write and read sums of several layers are not named.
         uncoupled: names of sites whose masks are not coupled to any other.
         unknown: names of operations that units could not be followed through.
         image_shape: (channels, height, width) of the images that it takes.
@@ -48,6 +52,7 @@ class Adapted(nn.Module):
         pieces: Sequence[Piece],
         axes: Mapping[str, tuple[int, int]],
         couplings: CouplingGraph,
+        unit_levels: Mapping[str, tuple[str, ...]],
         unknown: Sequence[str],
         around: str,
         standard: tuple[Tensor, Tensor],
@@ -55,7 +60,8 @@ class Adapted(nn.Module):
     ) -> None:
         super().__init__()
         self.original, self._sites, self.pieces, self.axes = original, tuple(sites), tuple(pieces), dict(axes)
-        self.couplings, self.unknown, self.around, self.image_shape = couplings, tuple(unknown), around, shape
+        self.couplings, self.unit_levels, self.unknown = couplings, dict(unit_levels), tuple(unknown)
+        self.around, self.image_shape = around, shape
         coupled = {name for each in couplings.couplings for name in (each.first, each.second)}
         self.uncoupled = tuple(site.name for site in sites if site.name not in coupled)
         self.register_buffer("mean", standard[0], persistent=False)
@@ -78,16 +84,6 @@ class Adapted(nn.Module):
     def weight_sites(self) -> list[WeightSite]:
         """The weights that a prior may mask, in the order in which the network uses them."""
         return list(self._sites)
-
-    @property
-    def unit_levels(self) -> dict[str, tuple[str, ...]]:
-        """Dimensions of masks of whole units, by site name, for `StructuredSpikeSlab`.
-
-        Units are those that one layer alone writes, or the factors of a product: hidden units, units of queries and
-        keys, and of values, channels within a residual block. All weights of a site at a unit that it writes share a
-        mask, or else at a unit that it reads. Other sites, which write and read sums of several layers, are not named.
-        """
-        return unit_levels(self._sites, self.couplings.couplings)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (batch, channels, height, width) in [0, 1] to outputs (batch, outputs).
@@ -204,14 +200,14 @@ def adapt(
     passed = follow(original, (inputs,))
     _check_uses(original, passed)
     chosen = _chosen(original, passed, include, exclude)
-    sites, pieces, couplings = Roles(original, passed, chosen).made()
+    sites, pieces, couplings, levels = Roles(original, passed, chosen).made()
     for name, parameter in original.named_parameters():
         if name not in chosen and train == "masked":
             parameter.requires_grad_(False)
     axes = {call.name: call.axes for call in passed.calls if call.name in chosen}
     graph = CouplingGraph(sites, couplings)
     shape = tuple(example.shape[1:])
-    network = Adapted(original, sites, pieces, axes, graph, passed.unknown, around, standard, shape)
+    network = Adapted(original, sites, pieces, axes, graph, levels, passed.unknown, around, standard, shape)
     network.frozen = train == "masked"
     with torch.no_grad():
         outputs = network.eval()(example[:1])

@@ -53,7 +53,8 @@ class Roles:
         self.parts = {k: self._parts(k, call) for k, call in enumerate(passed.calls)}
         self.apart: set[str] = set()  # roles that are not stacked
 
-    def made(self) -> tuple[list[WeightSite], list[Piece], list[Coupling]]:
+    def made(self) -> tuple[list[WeightSite], list[Piece], list[Coupling], dict[str, tuple[str, ...]]]:
+        """Sites, what they are made of, couplings, and the `unit_levels` of the sites."""
         while True:
             pieces = self._pieces()
             dims = self._dims(pieces)
@@ -68,7 +69,8 @@ class Roles:
             for role in dict.fromkeys(piece.role for piece in pieces)
         ]
         depth = Counter(piece.role for piece in pieces if piece.layer is not None)
-        return sites, pieces, list(_compressed(pairs, depth))
+        couplings = list(_compressed(pairs, depth))
+        return sites, pieces, couplings, unit_levels(sites, couplings, self._writers(dims))
 
     def _parts(self, number: int, call: Call) -> list[tuple[str, tuple[int, int]]]:
         """Names and rows of the parts of a weight whose outputs are used in equal parts, as of packed attention."""
@@ -171,6 +173,18 @@ class Roles:
                     return [(name, len(known)), (f"{piece.role}.place", places)]
         return [(f"{piece.role}.in", size)]
 
+    def _writers(self, dims: Mapping[Piece, tuple[tuple[str, int], ...]]) -> Counter[str]:
+        """Number of weights that write the units of a dimension, with those that have no mask."""
+        keys = Counter(
+            self._key(call.outputs[slice(*rows)])
+            for number, call in enumerate(self.passed.calls)
+            for _, rows in self.parts[number]
+        )
+        found: Counter[str] = Counter()
+        for piece, named in dims.items():
+            found[named[0][0]] = max(found[named[0][0]], keys[self._outputs(piece)])
+        return found
+
     def _site(self, role: str, own: Sequence[Piece], dims: Mapping[Piece, tuple[tuple[str, int], ...]]) -> WeightSite:
         names, sizes = zip(*dims[own[0]], strict=True)
         call = self._call(own[0])
@@ -212,8 +226,16 @@ class Roles:
         return bool(torch.isin(numbers, outputs).all())
 
 
-def unit_levels(sites: Sequence[WeightSite], couplings: Sequence[Coupling]) -> dict[str, tuple[str, ...]]:
-    """Dimensions of masks of whole units, by site: units that are coupled, and that no sum of several layers writes."""
+def unit_levels(
+    sites: Sequence[WeightSite], couplings: Sequence[Coupling], number: Mapping[str, int]
+) -> dict[str, tuple[str, ...]]:
+    """Dimensions of masks of whole units, by site: units that are coupled, and that no sum of several layers writes.
+
+    Args:
+        sites: the sites.
+        couplings: their couplings.
+        number: number of weights that write the units of a dimension, with those that are no site's.
+    """
     writers: dict[str, set[str]] = {}
     for site in sites:
         for dim in site.writes:
@@ -225,7 +247,7 @@ def unit_levels(sites: Sequence[WeightSite], couplings: Sequence[Coupling]) -> d
     own = {
         dim
         for dim, pairs in coupled.items()
-        if len(writers.get(dim, ())) == 1 or frozenset(writers.get(dim, ())) in pairs
+        if number.get(dim, 0) == len(writers.get(dim, ())) and (number[dim] == 1 or frozenset(writers[dim]) in pairs)
     }
     found = {}
     for site in sites:

@@ -257,6 +257,11 @@ def test_masks_of_whole_units_are_of_what_one_layer_writes():
     }
 
 
+def test_a_sum_is_one_also_where_another_writer_has_no_mask():
+    network = adapt(Residual(), IMAGES, include=("a", "b", "own", "out"))
+    assert network.unit_levels == {"a": ("a",), "b": ("a",)}
+
+
 class Moved(nn.Module):
     """Units that are sliced, padded, turned round and put together again on their way."""
 
