@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from pyro_isingvit import Guide, IsingSpikeSlab, IsingViT, LikelihoodGuided, MeanField, TraceGraph_ELBO, ViT, ViTConfig
 from pyro_isingvit.guides import PointEstimate
 from pyro_isingvit.inference.compiled import CompiledStep
-from pyro_isingvit.inference.eager import eager_step
+from pyro_isingvit.inference.traced import eager_step
 from pyro_isingvit.models.priors import Flat
 from pyro_isingvit.programs import keeping_memory
 

@@ -10,10 +10,11 @@ from torch.fx import GraphModule
 
 from ..errors import InputError
 from ..models.ising_vit import Pass
-from .eager import Autocast, eager_step
 from .traced import (
+    Autocast,
     Traced,
     as_tensor,
+    eager_step,
     first_line,
     one_fake_mode,
     refusal,

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..guides import Guide
 from .config import FitConfig
-from .eager import Autocast
+from .traced import Autocast
 
 LOSS_SCALE = 1024.0
 """In float16 the backward pass is of this many times the loss per image, whose gradients are within its range."""

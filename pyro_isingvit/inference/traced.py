@@ -24,7 +24,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError
-from .eager import Autocast, eager_step
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Makes the context in which the loss is computed."""
 
 Registered = dict[str, tuple[dict[str, Any], str]]
 """Where the parameters and buffers of a module are, by name: a mapping and a key, whose tensor may be replaced."""
@@ -37,6 +39,20 @@ _READING = (
     torch.ops.aten.is_nonzero.default,
     torch.ops.aten.equal.default,
 )
+
+
+def eager_step(
+    loss: Callable[..., Tensor],
+    autocast: Autocast,
+    images: Tensor,
+    labels: Tensor,
+    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+) -> Tensor:
+    """Compute the loss of a batch, a scalar in nats, and leave the gradients in ``grad`` of the parameters."""
+    with autocast():
+        value = loss(images, labels)
+    backward(value)
+    return value.detach()
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from ..network.stem import as_floats
 from ..posterior import Posterior
 from ..scores import mean_scores
 from .checkpoint import Checkpoints
+from .compiled import CompiledStep
 from .config import FitConfig
-from .eager import eager_step
 from .elbo import TraceGraph_ELBO
 from .events import CheckpointSaved, Event, Listener, PhaseStarted, RowLogged, StepTaken, WentBack
 from .precision import autocast_of, backward_of
@@ -31,6 +31,7 @@ from .ranks import Ranks, seed_of
 from .rates import with_rates
 from .signals import Told
 from .state import Snapshot, State, attributes, generators, set_attributes, set_generators
+from .traced import eager_step
 
 LOGS = 50
 """Approximate number of rows of the history of a fit."""
@@ -88,14 +89,11 @@ class Trainer:
         held_out = in_memory(train if validation is None else validation, LOGGED_IMAGES, config.seed).to(device)
         self.watched = held_out[torch.arange(min(LOGGED_IMAGES, logged, len(held_out)), device=device)]
         autocast, loss = autocast_of(config, device), TraceGraph_ELBO()(model, guide)
-        self.gradients: Callable[[Tensor, Tensor], Tensor]
-        if config.compile:
-            from .compiled import CompiledStep  # what it imports takes half a second
-
-            self.gradients = CompiledStep(loss, autocast)
-        else:
-            backward = backward_of(config, guide, ranks.backward)
-            self.gradients = partial(eager_step, ranks.wrap(loss), autocast, backward=backward)
+        self.gradients: Callable[[Tensor, Tensor], Tensor] = (
+            CompiledStep(loss, autocast)
+            if config.compile
+            else partial(eager_step, ranks.wrap(loss), autocast, backward=backward_of(config, guide, ranks.backward))
+        )
         self.batches = Batches(train, config.batch_size, config.seed, device, ranks.rank, ranks.size)
         self.listeners = tuple(listeners)
         self.checkpoints, self.told = checkpoints, told or Told()

@@ -25,8 +25,8 @@ from pyro_isingvit.guides import (
 )
 from pyro_isingvit.inference import compiled, search
 from pyro_isingvit.inference.compiled import MOST, CompiledStep, _overlapping
-from pyro_isingvit.inference.eager import eager_step
 from pyro_isingvit.inference.events import StepTaken
+from pyro_isingvit.inference.traced import eager_step
 from pyro_isingvit.interactions import CouplingGraph
 from pyro_isingvit.models.priors import (
     BackwardIsingSpikeSlab,

@@ -6,8 +6,8 @@ from torch.nn import CosineSimilarity
 
 from pyro_isingvit import FitConfig, InputError, TraceGraph_ELBO, fit
 from pyro_isingvit.draws import seeded
-from pyro_isingvit.inference.eager import eager_step
 from pyro_isingvit.inference.precision import autocast_of, backward_of
+from pyro_isingvit.inference.traced import eager_step
 from tests.conftest import QUICK, pair
 
 
