@@ -71,7 +71,7 @@ def main() -> None:
     for seed in options.seeds:
         data = iv.split(every, options.train, 5200, min(500, options.train), seed)
         for method in METHODS:
-            path = options.work / f"{method}-{options.train}-{seed}.json"
+            path = options.work / f"{method}-{options.train}-{options.steps}-{seed}.json"
             if not path.exists():
                 path.write_text(json.dumps(run(method, data, seed, options.steps)))
                 print(path.read_text(), flush=True)

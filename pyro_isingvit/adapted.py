@@ -29,9 +29,9 @@ class Adapted(nn.Module):
         original: a copy of the network that was given, without these weights.
         couplings: the graph of couplings of masks that share a unit.
         unit_levels: dimensions of masks of whole units, by site name, for `StructuredSpikeSlab`. Units are those that
-            one layer alone writes: hidden units, those of queries and keys, and of values, channels within a residual
-            block. All weights of a site at a unit that it writes share a mask, or else at a unit that it reads. Sites
-            that only write and read sums of several layers are not named.
+            are in no sum of several layers: hidden units, also gated, those of queries and keys, and of values,
+            channels within a residual block. All weights of a site at a unit that it reads share a mask, or else at a
+            unit that it writes. Sites that read and write nothing but such sums are not named.
         uncoupled: names of sites whose masks are not coupled to any other.
         unknown: names of operations that units could not be followed through.
         image_shape: (channels, height, width) of the images that it takes.

@@ -70,7 +70,7 @@ class Roles:
         ]
         depth = Counter(piece.role for piece in pieces if piece.layer is not None)
         couplings = list(_compressed(pairs, depth))
-        return sites, pieces, couplings, unit_levels(sites, couplings, self._writers(dims))
+        return sites, pieces, couplings, unit_levels(sites, couplings, self._of_one(dims))
 
     def _parts(self, number: int, call: Call) -> list[tuple[str, tuple[int, int]]]:
         """Names and rows of the parts of a weight whose outputs are used in equal parts, as of packed attention."""
@@ -173,17 +173,15 @@ class Roles:
                     return [(name, len(known)), (f"{piece.role}.place", places)]
         return [(f"{piece.role}.in", size)]
 
-    def _writers(self, dims: Mapping[Piece, tuple[tuple[str, int], ...]]) -> Counter[str]:
-        """Number of weights that write the units of a dimension, with those that have no mask."""
-        keys = Counter(
-            self._key(call.outputs[slice(*rows)])
-            for number, call in enumerate(self.passed.calls)
-            for _, rows in self.parts[number]
-        )
-        found: Counter[str] = Counter()
-        for piece, named in dims.items():
-            found[named[0][0]] = max(found[named[0][0]], keys[self._outputs(piece)])
-        return found
+    def _of_one(self, dims: Mapping[Piece, tuple[tuple[str, int], ...]]) -> set[str]:
+        """Dimensions of units that are in no sum of what several weights write, with or without masks."""
+        sums = self.passed.same[self.passed.sums].unique()
+        summed = {
+            named[0][0]
+            for piece, named in dims.items()
+            if bool(torch.isin(self.passed.same[self._call(piece).outputs[slice(*piece.rows)]], sums).any())
+        }
+        return {named[0][0] for named in dims.values()} - summed
 
     def _site(self, role: str, own: Sequence[Piece], dims: Mapping[Piece, tuple[tuple[str, int], ...]]) -> WeightSite:
         names, sizes = zip(*dims[own[0]], strict=True)
@@ -227,31 +225,19 @@ class Roles:
 
 
 def unit_levels(
-    sites: Sequence[WeightSite], couplings: Sequence[Coupling], number: Mapping[str, int]
+    sites: Sequence[WeightSite], couplings: Sequence[Coupling], of_one: set[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Dimensions of masks of whole units, by site: units that are coupled, and that no sum of several layers writes.
+    """Dimensions of masks of whole units, by site: of such that it reads, or else of such that it writes.
 
     Args:
         sites: the sites.
-        couplings: their couplings.
-        number: number of weights that write the units of a dimension, with those that are no site's.
+        couplings: their couplings, without which nothing is known to read or write a unit.
+        of_one: dimensions of units that are in no sum of several layers.
     """
-    writers: dict[str, set[str]] = {}
-    for site in sites:
-        for dim in site.writes:
-            writers.setdefault(dim, set()).add(site.name)
-    coupled: dict[str, set[frozenset[str]]] = {}
-    for coupling in couplings:
-        for dim in {*coupling.units, *(coupling.second_units or ())} - {LAYER}:
-            coupled.setdefault(dim, set()).add(frozenset((coupling.first, coupling.second)))
-    own = {
-        dim
-        for dim, pairs in coupled.items()
-        if number.get(dim, 0) == len(writers.get(dim, ())) and (number[dim] == 1 or frozenset(writers[dim]) in pairs)
-    }
+    coupled = {dim for each in couplings for dim in (*each.units, *(each.second_units or ()))}
     found = {}
     for site in sites:
-        unit = next((dim for dim in (*site.writes, *site.reads) if dim in own), None)
+        unit = next((dim for dim in (*site.reads, *site.writes) if dim in of_one & coupled), None)
         if unit is not None:
             found[site.name] = tuple(dim for dim in site.dims if dim in (LAYER, unit))
     return found

@@ -242,24 +242,42 @@ def test_packed_weights_are_taken_apart():
     }
 
 
-def test_masks_of_whole_units_are_of_what_one_layer_writes():
-    """Not of sums: of `b` and `across` in one, of all that writes to the residual stream in the other."""
+class Sums(nn.Module):
+    """Sums: of a stream and what a convolution makes of it, and of a part of the units; then a gate and a chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.wide, self.chain = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 5, 1)
+        self.left, self.right, self.out = nn.Linear(5, 7), nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.inner(x).relu()
+        x = self.chain((F.pad(x, (0, 0, 0, 0, 0, 2)) + self.wide(x)).relu()).relu().mean((2, 3))
+        return self.out(self.left(x) * self.right(x).sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "levels"),
+    [
+        (Residual, {}, {"first": "first", "a": "first", "b": "a", "across": "first"}),
+        (Residual, {"include": ("a", "b", "own", "out")}, {"a": "a", "b": "a"}),
+        (Sums, {}, {**dict.fromkeys(["chain", "left", "right"], "chain"), "out": "left"}),
+    ],
+)
+def test_masks_of_whole_units_are_not_of_sums(make, options, levels):
+    """Also where other terms of a sum have no mask, or are of some of its units alone."""
+    assert adapt(make(), IMAGES, **options).unit_levels == {name: (unit,) for name, unit in levels.items()}
+
+
+def test_parts_of_packed_weights_have_masks_of_whole_units():
     packed = "attention.in_proj"
-    assert adapt(Residual(), IMAGES).unit_levels == {
-        "first": ("first",),
-        "a": ("a",),
-        "b": ("a",),
-        "across": ("first",),
-    }
     assert adapt(Packed(), IMAGES).unit_levels == {
         **{f"{packed}.{role}": (f"{packed}.query",) for role in ("query", "key")},
         **dict.fromkeys((f"{packed}.value", "attention.out_proj"), (f"{packed}.value",)),
+        **dict.fromkeys(("gate.part0", "gate.part1", "back"), ("gate.part0",)),
     }
-
-
-def test_a_sum_is_one_also_where_another_writer_has_no_mask():
-    network = adapt(Residual(), IMAGES, include=("a", "b", "own", "out"))
-    assert network.unit_levels == {"a": ("a",), "b": ("a",)}
 
 
 class Moved(nn.Module):

@@ -46,7 +46,10 @@ def checked_levels(sites: Sequence[WeightSite], levels: Mapping[str, tuple[str, 
     table = by_name(sites)
     for name, dims in levels.items():
         if name not in table:
-            raise InputError(f"levels: no site {name!r}; there are {list(table)}")
+            raise InputError(
+                f"levels: no site {name!r}; there are {list(table)}. A network that adapt has made has its own levels, "
+                "network.unit_levels"
+            )
         if not set(dims) <= set(table[name].dims):
             raise InputError(f"levels={dims} of {name}: must be among its dims {table[name].dims}")
     return {name: tuple(dims) for name, dims in levels.items()}

@@ -39,7 +39,7 @@ def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGu
         options["couplings"] = network.couplings
         levels = network.unit_levels if prior.structured else {}
         if prior.structured and not levels:
-            raise InputError("structured=True: no layer of this network alone writes units that another reads")
+            raise InputError("structured=True: every unit of this network that is read is a sum of several layers")
     elif prior.structured or selection is not None:
         levels = UNIT_LEVELS if prior.structured else FEATURES
     sites = network.weight_sites()

@@ -27,6 +27,9 @@ MOVES = (
 JOINS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "where", "maximum", "minimum", "lerp", "rsub"}
 """Operations whose result has the units of all operands, which are the same units from then on."""
 
+FACTORS = {"mul", "mul_", "div", "div_"}
+"""Those of them after which a unit is nothing if it is in one operand."""
+
 POOLS = {"avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_max_pool2d"} | {
     f"upsample_{how}2d" for how in ("bilinear", "nearest", "bicubic")
 }
@@ -56,7 +59,8 @@ def follow(module: nn.Module, arguments: Sequence[Any]) -> Pass:
     finally:
         for part in training:
             part.training = True
-    return Pass(shadow.calls, shadow.products, list(dict.fromkeys(shadow.unknown)), shadow.resolved())
+    unknown, sums = list(dict.fromkeys(shadow.unknown)), torch.cat([torch.zeros(0, dtype=torch.long), *shadow.sums])
+    return Pass(shadow.calls, shadow.products, unknown, shadow.resolved(), sums)
 
 
 @contextmanager
@@ -80,6 +84,7 @@ class _Shadow(TorchDispatchMode):
         self.calls: list[Call] = []
         self.products: list[tuple[Reading, Reading]] = []
         self.unknown: list[str] = []
+        self.sums: list[Tensor] = []
         self._parents: list[int] = []
         self._units: dict[int, list[Units]] = {}
         self._weights: dict[int, tuple[str, bool]] = {}  # a parameter or its transpose: name, and whether transposed
@@ -231,7 +236,7 @@ class _Shadow(TorchDispatchMode):
         elif name in REDUCTIONS:
             self._reduce(args, outputs[0])
         elif outputs and name in JOINS:
-            self._join([arg for arg in _tensors(args) if self.of(arg)], outputs[0])
+            self._join([arg for arg in _tensors(args) if self.of(arg)], outputs[0], name not in FACTORS)
         else:
             sources = [arg for arg in _tensors(args) if self.of(arg)]
             if outputs and len(sources) == 1 and outputs[0].shape == sources[0].shape:
@@ -266,7 +271,7 @@ class _Shadow(TorchDispatchMode):
             if kept.numel() == result.numel():
                 self._units.setdefault(id(result), []).append(Units(kept.reshape(result.shape), units.writers))
 
-    def _join(self, operands: list[Tensor], result: Tensor) -> None:
+    def _join(self, operands: list[Tensor], result: Tensor, sums: bool) -> None:
         merged: list[Units] = []
         for operand in operands:
             for each in self.of(operand):
@@ -276,6 +281,8 @@ class _Shadow(TorchDispatchMode):
                     if varied and varied == [k for k in range(result.dim()) if other.varies(k)]:
                         both = (numbers >= 0) & (other.numbers >= 0)
                         self._same(numbers[both], other.numbers[both])
+                        if sums and each.writers != other.writers:
+                            self.sums.append(numbers[both].unique())
                         merged[i] = Units(torch.maximum(numbers, other.numbers), self._last(each, other))
                         break
                 else:

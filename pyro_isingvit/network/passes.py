@@ -59,9 +59,11 @@ class Pass:
         products: pairs of units of two values that are multiplied and summed over, with the calls that wrote each.
         unknown: names of operations that units could not be followed through.
         same: for each unit, a number that it shares with the units that were joined to it.
+        sums: numbers of units to which several calls have added, among others.
     """
 
     calls: list[Call]
     products: list[tuple[Reading, Reading]]
     unknown: list[str]
     same: Tensor
+    sums: Tensor

@@ -120,6 +120,8 @@ def prune_module(posterior: Posterior, example: Tensor) -> PrunedModule:
         elif readers:
             _fold(module, layer, readers, images)
             dead = _unread(layer, readers)
+            if int(_silent(layer)[~torch.isin(torch.arange(total), dead)].sum()):
+                reason = "without weights, but a layer that cannot take their constant reads them"
             if len(dead) == total:
                 dead = dead[1:]
             if len(dead):
@@ -226,19 +228,27 @@ def _unread(layer: Layer, readers: Readers) -> Tensor:
 
 @torch.no_grad()
 def _fold(module: nn.Module, layer: Layer, readers: Readers, images: Tensor) -> None:
-    """Add what outputs without weights contribute, which is constant, to the biases of linear maps that read them."""
-    silent = layer.weight.flatten(1).eq(0).all(1)
+    """Add what outputs without weights contribute, which is constant, to the biases of linear maps that read them.
+
+    Layers that have no bias, or pad their input, take constants of zero alone.
+    """
+    silent = _silent(layer)
     if not bool(silent.any()):
         return
     for reader, columns in readers.items():
-        if not isinstance(reader, nn.Linear) or reader.bias is None:
-            continue
         for values in _inputs_of(reader, module, images):
-            flat = values.flatten(0, -2)[:, columns]
+            flat = (values.movedim(1, -1) if isinstance(reader, nn.Conv2d) else values).flatten(0, -2)[:, columns]
             steady = silent & ((flat.amax(0) - flat.amin(0)) <= STEADY)
-            own = torch.tensor(columns)[steady]
-            reader.bias.add_(reader.weight[:, own] @ flat[0, steady])
-            reader.weight[:, own] = 0
+            if isinstance(reader, nn.Linear) and reader.bias is not None:
+                reader.bias.add_(reader.weight[:, torch.tensor(columns)[steady]] @ flat[0, steady])
+            else:
+                steady &= flat.eq(0).all(0)
+            reader.weight[:, torch.tensor(columns)[steady]] = 0
+
+
+def _silent(layer: Layer) -> Tensor:
+    """Whether an output has no weights."""
+    return layer.weight.detach().flatten(1).eq(0).all(1)
 
 
 def _inputs_of(reader: Layer, module: nn.Module, images: Tensor) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from pyro_isingvit import InputError, ViTConfig, read, split
-from pyro_isingvit.experiments import RunConfig
+from pyro_isingvit.experiments import RunConfig, open_fit
 from pyro_isingvit.experiments.modules import ModuleConfig, make_module
 from pyro_isingvit.experiments.opponents import laplace, swag
 
@@ -151,6 +151,20 @@ def test_opponents_that_cannot_take_a_module_say_so(method, message, data, tmp_p
         next(method(config, split(everything, 20, 10, 10), False))
 
 
+def test_masks_of_whole_units_are_fitted_cut_and_read_again(data, isingvit, tmp_path):
+    (tmp_path / "net.py").write_text(SOURCE)
+    quick = "--train 20 --validation 10 --test 10 --steps 20 --batch-size 5 --temperature 0.01 --members 1 --device cpu"
+    network = "--network", str(tmp_path / "net.py") + ":small"
+    code, _, said = isingvit("fit", "--dataset", data, *network, "--structured", "--out", "run", *quick.split())
+    assert code == 0, said
+    posterior = open_fit("run", network=network[1])[2].posterior
+    assert {name: tuple(mask.shape) for name, mask in posterior.median_masks().items()} == {
+        "0": (4, 1, 1, 1),
+        "4": (1, 4, 1),
+    }
+    assert isingvit("prune", "run", "--out", "small", "--format", "torch", *network)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,7 +172,10 @@ def test_opponents_that_cannot_take_a_module_say_so(method, message, data, tmp_p
         (("--network", "net"), "network='net': give one of ['timm:NAME'"),
         (("--network", "net.py:small", "--dim", 8), "--dim=8: of a ViT, and --network='net.py:small'; leave one out"),
         (("--network", "net.py:small", "--select"), "select=True: of the patches of a ViT"),
-        (("--network", "net.py:linear", "--structured"), "structured=True: no layer of this network alone writes"),
+        (
+            ("--network", "net.py:linear", "--structured"),
+            "structured=True: every unit of this network",
+        ),
         (("--network", "net.py:small", "--around", "one"), "module.around"),
     ],
 )

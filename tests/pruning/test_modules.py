@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pyro_isingvit import (
     FitConfig,
@@ -63,7 +64,7 @@ def test_units_with_one_mask_are_cut_whole():
     logit = posterior.guide.logit
     assert {name: tuple(logit[name].shape) for name in ("first", "a", "b")} == {
         "first": (4, 1, 1, 1),
-        "a": (6, 1, 1, 1),
+        "a": (1, 4, 1, 1),
         "b": (1, 6, 1, 1),
     }
     with torch.no_grad():
@@ -76,6 +77,39 @@ def test_units_with_one_mask_are_cut_whole():
         torch.testing.assert_close(
             small.network(images.images), posterior.network()(images.images), rtol=1e-5, atol=1e-5
         )
+
+
+class Chain(nn.Module):
+    """Two convolutions and a linear map, one behind the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        self.out = nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.out(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("bias", "cut", "why"), [(-1.0, 2, ""), (1.0, 0, "without weights, but a layer that cannot take their constant")]
+)
+def test_a_constant_of_zero_is_cut_before_a_convolution_too(bias, cut, why):
+    """Any other is not, as it ends at the edge of the image."""
+    torch.manual_seed(0)
+    images = torch.rand(10, 3, 8, 8)
+    network = adapt(Chain(), images[:1])
+    guide = LikelihoodGuided(IsingNetwork(network, IsingSpikeSlab(network.weight_sites(), couplings=network.couplings)))
+    with torch.no_grad():
+        network.original.first.bias.fill_(bias)
+        guide.logit["first"][:2] = -8.0
+    posterior = Posterior.of(guide)
+    small = prune_module(posterior, images)
+    row = small.units.set_index("layer").loc["first"]
+    assert (row["cut"], row["kept_because"].startswith(why)) == (cut, True)
+    assert bool(row["kept_because"]) == bool(why)
+    with torch.no_grad():
+        torch.testing.assert_close(small.network(images), posterior.network()(images), rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_that_is_read_again_standardises_its_images(tmp_path):
