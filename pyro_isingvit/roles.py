@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,13 @@ class Roles:
                         role, layer = stacked, group.index(piece)
                         break
             found.append(Piece(piece.parameter, piece.rows, role, layer))
+        together = Counter(piece.role for piece in found)  # some of a group may be in another one
+        place: Counter[str] = Counter()
+        for i, piece in enumerate(found):
+            if piece.layer is not None:
+                alone = together[piece.role] == 1
+                found[i] = plain[i] if alone else replace(piece, layer=place[piece.role])
+                place[piece.role] += 1
         return found
 
     def _shape(self, piece: Piece) -> tuple[int, ...]:

@@ -280,6 +280,43 @@ def test_parts_of_packed_weights_have_masks_of_whole_units():
     }
 
 
+class Stages(nn.Module):
+    """Stages of blocks, of which the first of each and those of each stage have patterns of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down, self.head = nn.Linear(192, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+        sizes = ((4, 2), (6, 2), (6, 1))
+        every = ([nn.Linear(n, n) for _ in range(depth)] for n, depth in sizes)
+        self.stages = nn.ModuleList(nn.ModuleDict({"blocks": nn.ModuleList(blocks)}) for blocks in every)
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1))
+        for number, stage in enumerate(self.stages):
+            x = self.down(x) if number == 1 else x
+            for block in stage["blocks"]:
+                x = x + block(x).relu()
+        return self.head(x)
+
+
+def test_a_block_that_is_left_alone_is_a_site_of_its_own():
+    """Of the second stage's blocks the first is stacked with the third stage's."""
+    network = adapt(Stages(), IMAGES, exclude=("stem", "down"))
+    assert {site.name: site.shape for site in network.weight_sites()} == {
+        "stages.0.blocks.0": (4, 4),
+        "stages.0.blocks.1": (4, 4),
+        "stages.blocks.0": (2, 6, 6),
+        "stages.1.blocks.1": (6, 6),
+        "head": (3, 6),
+    }
+    assert [(c.first, c.second, c.first_layers, c.second_layers) for c in network.couplings.couplings] == [
+        ("stages.0.blocks.0", "stages.0.blocks.1", None, None),
+        ("stages.blocks.0", "stages.1.blocks.1", 0, None),
+        ("stages.1.blocks.1", "stages.blocks.0", None, 1),
+        ("stages.blocks.0", "head", 1, None),
+    ]
+
+
 class Moved(nn.Module):
     """Units that are sliced, padded, turned round and put together again on their way."""
 
