@@ -20,9 +20,10 @@ from torch import Tensor, nn
 import pyro_isingvit as iv
 from pyro_isingvit.diagnostics.calibration import metrics
 from pyro_isingvit.experiments.page import markdown
+from pyro_isingvit.pruning import prune_module
 
 DRAWS = 30
-METHODS = ("deterministic", "Ising")
+METHODS = ("deterministic", "Ising", "Ising, masks of units")
 
 
 class Block(nn.Module):
@@ -92,10 +93,12 @@ def run(method: str, data: iv.data.Data, seed: int, steps: int) -> dict[str, Any
     module = resnet8(data.train.classes, data.train.shape[0])
     standard = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)}
     network = iv.adapt(module, data.train.images[:1], **standard)
-    sites, ours, start = network.weight_sites(), method == "Ising", time.perf_counter()
+    sites, ours, start = network.weight_sites(), method != "deterministic", time.perf_counter()
     if ours:
-        prior = iv.IsingSpikeSlab(sites, inclusion=0.45, coupling=0.5, couplings=network.couplings)
-        guide: iv.Guide = iv.LikelihoodGuided(iv.IsingNetwork(network, prior))
+        options: Any = {"inclusion": 0.45, "coupling": 0.5, "couplings": network.couplings}
+        units = method == "Ising, masks of units"
+        prior = iv.StructuredSpikeSlab(sites, network.unit_levels, **options) if units else None
+        guide: iv.Guide = iv.LikelihoodGuided(iv.IsingNetwork(network, prior or iv.IsingSpikeSlab(sites, **options)))
     else:
         guide = iv.guides.PointEstimate(iv.IsingNetwork(network, iv.priors.Flat(sites)))
     config = iv.FitConfig(
@@ -121,9 +124,14 @@ def run(method: str, data: iv.data.Data, seed: int, steps: int) -> dict[str, Any
         "NLL": of_test["nll"],
         "ECE": of_test["ece"],
         "weights": posterior.densities().get("median_density", 1.0),
+        "cut to": _size(prune_module(posterior, data.test.images[:10]).module) / _size(module) if ours else 1.0,
         "temperature": posterior.model.temperature,
         "minutes": seconds / 60,
     }
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 if __name__ == "__main__":
