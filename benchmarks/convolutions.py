@@ -15,10 +15,10 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from calibrated import scores
 from torch import Tensor, nn
 
 import pyro_isingvit as iv
-from pyro_isingvit.diagnostics.calibration import metrics
 from pyro_isingvit.experiments.page import markdown
 from pyro_isingvit.pruning import prune_module
 
@@ -116,14 +116,7 @@ def run(method: str, data: iv.data.Data, seed: int, steps: int) -> dict[str, Any
     seconds = time.perf_counter() - start
     draws = DRAWS if ours else 1
     scale = posterior.calibrate(data.validation).logit_scale
-    raw, scaled = posterior.predict_at((1.0, scale), data.test.images, draws)
-    of_test = metrics(scaled.probs, data.test.labels)
-    return {
-        "accuracy": of_test["accuracy"],
-        "raw NLL": metrics(raw.probs, data.test.labels)["nll"],
-        "NLL": of_test["nll"],
-        "ECE": of_test["ece"],
-        "weights": posterior.densities().get("median_density", 1.0),
+    return scores(posterior, scale, data, draws) | {
         "cut to": _size(prune_module(posterior, data.test.images[:10]).module) / _size(module) if ours else 1.0,
         "temperature": posterior.model.temperature,
         "minutes": seconds / 60,

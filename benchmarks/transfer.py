@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from calibrated import scores
 from transfer_tasks import TASKS, Task
 
 import pyro_isingvit as iv
@@ -173,16 +174,8 @@ def run(
 
 def _scores(posterior: iv.Posterior, data: iv.data.Data, draws: int) -> dict[str, Any]:
     calibrated, held_out = posterior.calibrate_and_predict(data.validation, draws)
-    raw, scaled = posterior.predict_at((1.0, calibrated.logit_scale), data.test.images, draws)
-    of_test = metrics(scaled.probs, data.test.labels)
-    return {
-        "accuracy": of_test["accuracy"],
-        "raw NLL": metrics(raw.probs, data.test.labels)["nll"],
-        "NLL": of_test["nll"],
-        "ECE": of_test["ece"],
-        "weights": posterior.densities().get("median_density", float(len(posterior.guides))),
-        "validation": metrics(held_out, data.validation.labels)["nll"],
-    }
+    of_validation = metrics(held_out, data.validation.labels)
+    return scores(posterior, calibrated.logit_scale, data, draws) | {"validation": of_validation["nll"]}
 
 
 def _table(work: Path, methods: list[str], seeds: list[int]) -> pd.DataFrame:
@@ -204,12 +197,12 @@ def _table(work: Path, methods: list[str], seeds: list[int]) -> pd.DataFrame:
 
 
 def _differences(work: Path, ours: str, methods: list[str], seeds: list[int]) -> pd.DataFrame:
-    def scores(method: str) -> pd.DataFrame:
+    def found(method: str) -> pd.DataFrame:
         return pd.DataFrame([json.loads((work / f"{method}-{seed}.json").read_text()) for seed in seeds])
 
     rows = []
     for method in (method for method in methods if method != ours):
-        gap = scores(ours)[["accuracy", "NLL"]] - scores(method)[["accuracy", "NLL"]]
+        gap = found(ours)[["accuracy", "NLL"]] - found(method)[["accuracy", "NLL"]]
         rows.append({"less": method} | {name: f"{gap[name].mean():+.4f} ± {gap[name].sem():.4f}" for name in gap})
     return pd.DataFrame(rows)
 

@@ -120,7 +120,7 @@ def prune_module(posterior: Posterior, example: Tensor) -> PrunedModule:
         elif readers:
             _fold(module, layer, readers, images)
             dead = _unread(layer, readers)
-            if int(_silent(layer)[~torch.isin(torch.arange(total), dead)].sum()):
+            if bool((_silent(layer) & ~torch.isin(torch.arange(total), dead)).any()):
                 reason = "without weights, but a layer that cannot take their constant reads them"
             if len(dead) == total:
                 dead = dead[1:]
@@ -239,11 +239,12 @@ def _fold(module: nn.Module, layer: Layer, readers: Readers, images: Tensor) -> 
         for values in _inputs_of(reader, module, images):
             flat = (values.movedim(1, -1) if isinstance(reader, nn.Conv2d) else values).flatten(0, -2)[:, columns]
             steady = silent & ((flat.amax(0) - flat.amin(0)) <= STEADY)
-            if isinstance(reader, nn.Linear) and reader.bias is not None:
-                reader.bias.add_(reader.weight[:, torch.tensor(columns)[steady]] @ flat[0, steady])
-            else:
+            if isinstance(reader, nn.Conv2d) or reader.bias is None:
                 steady &= flat.eq(0).all(0)
-            reader.weight[:, torch.tensor(columns)[steady]] = 0
+            own = torch.tensor(columns)[steady]
+            if isinstance(reader, nn.Linear) and reader.bias is not None:
+                reader.bias.add_(reader.weight[:, own] @ flat[0, steady])
+            reader.weight[:, own] = 0
 
 
 def _silent(layer: Layer) -> Tensor:
