@@ -64,7 +64,8 @@ class LikelihoodGuided(MeanField):
 
     Args:
         model: the model whose posterior this approximates; weights of its prior that have masks are spike-and-slab.
-        initial_logit, initial_scale: see `MeanField`.
+        initial_logit, initial_scale, unit_scales: see `MeanField`. In closed form, the precision that weights share is
+            the mean of their own, in proportion to their inclusion probabilities.
         rate: share of the way to its target that the logit of a mask moves per batch, within (0, 1).
         refresh_every: number of batches between updates; one update moves as far as that many updates of one batch.
         estimator: the estimator of the gain in log-likelihood from keeping each weight: a name of
@@ -94,8 +95,10 @@ class LikelihoodGuided(MeanField):
         target_density: float | None = None,
         fixed_scale: float | None = None,
         mask_temperature: float | Mapping[str, float] | None = None,
+        unit_scales: bool = False,
     ) -> None:
-        super().__init__(model, initial_logit, initial_scale if fixed_scale is None else fixed_scale)
+        first = initial_scale if fixed_scale is None else fixed_scale
+        super().__init__(model, initial_logit, first, unit_scales=unit_scales)
         self.initial_scale, self.fixed_scale = initial_scale, fixed_scale
         bare = [name for name in self.mask_shapes if name not in self._spiked]
         if bare or not self.mask_shapes:
@@ -192,7 +195,7 @@ class LikelihoodGuided(MeanField):
                 evidence = self._evidence(site, prior, curvature, self._mask_temperatures[site.name])
                 targets[site.key] = evidence + prior_fields[site.name]
             if self.fixed_scale is None:
-                log_scales[site.key] = -0.5 * (curvature / temperature + moments(prior)[1]).log()
+                log_scales[site.key] = -0.5 * self._precision(site, curvature / temperature + moments(prior)[1]).log()
         for key, log_scale in log_scales.items():
             self.log_scale[key].lerp_(log_scale, share)
         if self.target_density is not None:
@@ -282,6 +285,14 @@ class LikelihoodGuided(MeanField):
                 return fields
             pulls = torch.autograd.grad(energy, list(masks.values()), materialize_grads=True)
         return {name: field + pull for (name, field), pull in zip(fields.items(), pulls, strict=True)}
+
+    def _precision(self, site: WeightSite, each: Tensor) -> Tensor:
+        """Optimum of the precisions, in the shape of the scales, from those of single weights."""
+        if not self.unit_scales:
+            return each
+        kept = self.logit[site.key].sigmoid() if site.key in self.logit else each.new_ones(())
+        kept = kept.expand(site.shape)
+        return (kept * each).sum_to_size(site.unit_shape) / kept.sum_to_size(site.unit_shape)
 
     def _mean_inclusion(self, key: str) -> float:
         return float(self.logit[key].sigmoid().mean()) if key in self.logit else 1.0

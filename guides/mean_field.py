@@ -34,6 +34,7 @@ class MeanField(Guide):
         initial_logit: initial logit of every mask; high, so that training starts from the whole network.
         initial_scale: initial scale of every weight.
         mask_rate: learning rate of the logits, in multiples of that of the weights.
+        unit_scales: whether all weights that a unit reads share one scale, which saves memory.
 
     Raises:
         InputError: if a value is out of range.
@@ -51,6 +52,7 @@ class MeanField(Guide):
         initial_logit: float = 4.0,
         initial_scale: float = 5e-3,
         mask_rate: float = 20.0,
+        unit_scales: bool = False,
     ) -> None:
         super().__init__(model)
         check_positive("initial_scale", initial_scale, "5e-3")
@@ -58,10 +60,12 @@ class MeanField(Guide):
         if not math.isfinite(initial_logit):
             raise InputError(f"initial_logit={initial_logit}: must be finite, e.g. 4.0")
         self.initial_logit, self.initial_scale, self.mask_rate = initial_logit, initial_scale, mask_rate
+        self.unit_scales = unit_scales
         start, device = initial_weights(model), model.prior.zero.device
         self.loc = nn.ParameterDict({key: nn.Parameter(weight) for key, weight in start.items()})
+        shapes = {site.key: site.unit_shape if unit_scales else site.shape for site in model.sites}
         self.log_scale = nn.ParameterDict(
-            {key: nn.Parameter(torch.full_like(weight, math.log(initial_scale))) for key, weight in start.items()}
+            {key: nn.Parameter(weight.new_full(shapes[key], math.log(initial_scale))) for key, weight in start.items()}
         )
         self.logit = nn.ParameterDict(
             {

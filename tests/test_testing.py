@@ -60,6 +60,7 @@ PRIORS = {
 GUIDES = {
     "mean_field": MeanField,
     "likelihood_guided": LikelihoodGuided,
+    "unit_scales": partial(LikelihoodGuided, unit_scales=True),
     "levenberg_marquardt": partial(LikelihoodGuided, estimator="levenberg_marquardt"),
     "paired_draws": partial(LikelihoodGuided, estimator="paired_draws"),
     "disarm": partial(LikelihoodGuided, estimator="disarm"),

@@ -45,7 +45,7 @@ def build(config: RunConfig, selection: Posterior | None = None) -> LikelihoodGu
     sites = network.weight_sites()
     own = StructuredSpikeSlab(sites, levels, **options) if levels else IsingSpikeSlab(sites, **options)
     model = IsingViT(network, own)
-    guide = LikelihoodGuided(model, estimator=config.guide.estimator, fixed_scale=config.guide.fixed_scale)
+    guide = LikelihoodGuided(model, **config.guide.model_dump())
     guide.hold_masks({} if selection is None else selection.inclusion_probabilities())
     return guide
 

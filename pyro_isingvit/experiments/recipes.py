@@ -51,10 +51,12 @@ class GuideConfig(Config):
         estimator: estimator of the gain in log-likelihood from keeping a weight, see
             `pyro_isingvit.guides.estimators.ESTIMATORS`.
         fixed_scale: posterior scale of all weights, in place of the closed form.
+        unit_scales: whether all weights that a unit reads share one posterior scale, which saves memory.
     """
 
     estimator: str = "squared_gradient"
     fixed_scale: pydantic.PositiveFloat | None = None
+    unit_scales: bool = False
 
 
 class RunConfig(Config):

@@ -79,6 +79,11 @@ class WeightSite:
         """Number of inputs that one output of the weight sums over."""
         return math.prod(size for size, dim in zip(self.shape, self.dims, strict=True) if dim in self.reads)
 
+    @property
+    def unit_shape(self) -> tuple[int, ...]:
+        """Shape of one number for each output unit, which broadcasts to that of the weight."""
+        return tuple(1 if dim in self.reads else size for size, dim in zip(self.shape, self.dims, strict=True))
+
     def axis(self, dim: str) -> int:
         """The axis of a dimension, counted from the right, so that batch dimensions may precede it."""
         return self.dims.index(dim) - len(self.dims)

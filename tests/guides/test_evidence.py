@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from scipy import integrate
+from torch.distributions import Normal, kl_divergence
 
 from pyro_isingvit import (
     FeatureSpikeSlab,
@@ -72,6 +73,34 @@ def test_evidence_equals_the_integral_over_a_weight(temperature, curvature, at):
     for place in [0, site.numel // 2, site.numel - 1]:
         exact = log_bayes_factor(curvature, float(peaks.flatten()[place]), scale, temperature if at is None else at)
         assert float(found.flatten()[place]) == pytest.approx(exact, abs=1e-4, rel=1e-4)
+
+
+def test_the_scale_of_a_unit_is_the_optimum_for_all_weights_that_it_reads(tiny_model):
+    """Of a likelihood that is quadratic in each weight: no other scale has a higher ELBO."""
+
+    class Varied(Estimator):
+        def curvature(self, site):
+            return torch.arange(1.0, 1 + site.numel, dtype=torch.float64).view(site.shape)
+
+    guide = LikelihoodGuided(tiny_model, estimator=Varied, unit_scales=True).double()
+    tiny_model.temperature = 0.3
+    for site in tiny_model.sites:
+        torch.nn.init.normal_(guide.logit[site.key])
+    masks = guide.inclusion_probabilities()
+    guide.hold_masks(masks)
+    guide.refresh()
+    for site in tiny_model.sites:
+        optimum = guide.log_scale[site.key].detach()
+        assert optimum.shape == site.unit_shape != site.shape
+
+        def elbo(log_scale, site=site):
+            scale, slab = log_scale.exp(), site.fan_in**-0.5
+            loss = scale**2 * Varied(tiny_model).curvature(site) / (2 * 0.3)
+            each = loss + kl_divergence(Normal(torch.zeros(()), scale), Normal(torch.zeros(()), torch.tensor(slab)))
+            return -(masks[site.name] * each).sum_to_size(site.unit_shape)
+
+        assert bool((elbo(optimum) > elbo(optimum + 0.02)).all())
+        assert bool((elbo(optimum) > elbo(optimum - 0.02)).all())
 
 
 def test_masks_that_weights_share_add_up_their_evidence():

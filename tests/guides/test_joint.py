@@ -1,6 +1,7 @@
 """Masks and weights that are drawn at once: the same distribution and loss as the Pyro program, site by site."""
 
 import copy
+from functools import partial
 
 import pyro
 import pytest
@@ -90,8 +91,9 @@ def test_divergence_of_masks_is_the_sum_over_all_states():
     torch.testing.assert_close(draw.expected_energy(model.prior.interaction), energy, rtol=1e-3, atol=1e-4)
 
 
-def test_divergence_of_weights_is_that_of_their_distributions():
-    model, guide = pair(slab_scale=0.7)
+@pytest.mark.parametrize("unit_scales", [False, True])
+def test_divergence_of_weights_is_that_of_their_distributions(unit_scales):
+    model, guide = pair(partial(iv.MeanField, unit_scales=unit_scales), slab_scale=0.7)
     draw = guide.draw_jointly()
     priors = [model.prior.weight(site, draw.masks[site.name]) for site in model.sites]
     slabs = [prior.slab for prior in priors]
@@ -102,8 +104,9 @@ def test_divergence_of_weights_is_that_of_their_distributions():
     torch.testing.assert_close(draw.of_weights.divergence(lambda: slabs), exact)
 
 
-def test_draws_have_the_moments_of_their_distributions():
-    model, guide = pair()
+@pytest.mark.parametrize("unit_scales", [False, True])
+def test_draws_have_the_moments_of_their_distributions(unit_scales):
+    model, guide = pair(partial(iv.MeanField, unit_scales=unit_scales))
     with torch.no_grad():
         draws = [guide.draw_jointly() for _ in range(DRAWS)]
     for site in model.sites:
