@@ -4,6 +4,7 @@
 ensembles have the setting of one member. The tasks are those of `transfer_tasks`:
 
     python benchmarks/transfer.py digits --data-root MNIST [--seeds 0 1 2] [--work FOLDER]
+    python benchmarks/transfer.py turned --data-root MNIST
     python benchmarks/transfer.py photographs --data-root CIFAR-10 --weights vit_s_focus.onnx
 """
 
@@ -78,12 +79,16 @@ METHODS: dict[str, tuple[Guided, bool]] = {
 }
 """Guide of each method, and whether it starts from the source."""
 
-MEMBERS = 3
-
-_ONE = ("fine-tuned", "Ising about zero", "Ising about the pretrained")
-
-SEVERAL = {f"{name}, {MEMBERS} members": name for name in _ONE}
-"""Mixtures and ensembles, and the method of their members, which has to be run before."""
+SEVERAL: dict[str, tuple[str, int]] = {
+    f"{name}, {members} members": (name, members)
+    for name, members in (
+        ("fine-tuned", 3),
+        ("Ising about zero", 3),
+        ("Ising about the pretrained", 2),
+        ("Ising about the pretrained", 3),
+    )
+}
+"""Mixtures and ensembles: the method of their members, which is run before, and their number."""
 
 Grid = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
 """Settings of methods (temperature, or of ours scale of the slab), and rates of dropout."""
@@ -97,6 +102,13 @@ GRIDS: dict[str, Grid] = {
         "Ising about zero": ((0.5, 2.0), (0.0, 0.1)),
         "Ising about the pretrained": ((0.5, 2.0), (0.0, 0.1)),
     },
+    "turned": {
+        "from scratch": ((1e-2,), (0.0,)),
+        "fine-tuned": ((1e-2,), (0.0, 0.1)),
+        "fine-tuned, decay to pretrained": ((1e-2,), (0.0, 0.1)),
+        "linear probe": ((0.0, 1e-3, 1e-2), (0.0,)),
+        "Ising about the pretrained": ((2.0,), (0.1,)),
+    },
     "photographs": {
         "fine-tuned": ((0.0, 1e-2), (0.0, 0.1)),
         "fine-tuned, decay to pretrained": ((1e-2, 1e-1), (0.0,)),
@@ -105,7 +117,7 @@ GRIDS: dict[str, Grid] = {
         "Ising about the pretrained": ((0.5, 2.0), (0.0,)),
     },
 }
-"""The same number for ours as for the others with digits; photographs take longer."""
+"""With digits the same number for ours as for the others, with turned ones one for ours. Photographs take longer."""
 
 
 def main() -> None:
@@ -119,14 +131,17 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     task = TASKS[options.task](options.data_root, options.work, options.weights)
-    grid, methods = GRIDS[options.task], [*GRIDS[options.task], *SEVERAL]
+    grid = GRIDS[options.task]
+    several = {name: each for name, each in SEVERAL.items() if each[0] in grid}
+    methods = [*grid, *several]
     for seed in options.seeds:
         for method in methods:
             path = options.work / f"{method}-{seed}.json"
             if not path.exists():
-                if method in SEVERAL:
-                    one = json.loads((options.work / f"{SEVERAL[method]}-{seed}.json").read_text())
-                    found = run(task, SEVERAL[method], seed, (one["setting"],), (one["dropout"],), MEMBERS)
+                if method in several:
+                    single, members = several[method]
+                    one = json.loads((options.work / f"{single}-{seed}.json").read_text())
+                    found = run(task, single, seed, (one["setting"],), (one["dropout"],), members)
                 else:
                     found = run(task, method, seed, *grid[method])
                 path.write_text(json.dumps(found))
@@ -157,8 +172,8 @@ def run(
             config = iv.FitConfig(
                 steps=2 * task.steps if ours else task.steps,
                 batch_size=task.batch,
-                learning_rate=task.rate,
-                rates=task.rates,
+                learning_rate=task.rate * (1.0 if pretrained else task.head),
+                rates={"head*": task.head} if pretrained else {},
                 temperature=temperature,
                 seed=seed,
                 device="cpu",

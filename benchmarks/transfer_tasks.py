@@ -27,7 +27,7 @@ class Task:
         source: the pretrained state of all but its head.
         adapting: options of `iv.adapt`.
         steps, batch, rate: of a deterministic fit; ours has twice the steps.
-        rates: factors on the learning rate, see `FitConfig`.
+        head: factor on the learning rate of what is new: the head, or all of a network that starts from scratch.
         test: number of test images.
         draws: number of draws that predict.
     """
@@ -39,7 +39,7 @@ class Task:
     steps: int
     batch: int
     rate: float
-    rates: dict[str, float]
+    head: float
     test: int
     draws: int
 
@@ -55,23 +55,43 @@ class Task:
 
 
 def digits(root: str, work: Path, weights: str | None) -> Task:
-    """The digits 5 to 9 of MNIST, from a small ViT of timm that was trained on 0 to 4."""
-    every, path = iv.read("mnist", root), work / "source.pt"
+    """The digits 5 to 9 of MNIST, from a small ViT of timm that was trained on 6,000 images of 0 to 4."""
+    old, new = _low_and_high(root)
+    source = _trained(iv.Images(old.images[:6000], old.labels[:6000], 5), 3000, work / "source.pt")
+    return Task(new, _small_vit, source, GREY, 1500, 25, 1e-3, 1.0, 2000, 50)
+
+
+def turned(root: str, work: Path, weights: str | None) -> Task:
+    """The same, from a ViT that was trained to tell 0 to 4, and which of four ways each was turned: 60,000 images."""
+    old, new = _low_and_high(root)
+    images = torch.cat([torch.rot90(old.images, quarter, (-2, -1)) for quarter in range(4)])
+    labels = torch.cat([old.labels + 5 * quarter for quarter in range(4)])
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:60_000]
+    source = _trained(iv.Images(images[chosen], labels[chosen], 20), 5000, work / "turned.pt")
+    return Task(new, _small_vit, source, GREY, 1500, 25, 1e-4, 10.0, 2000, 50)
+
+
+GREY: dict[str, Any] = {"mean": (0.5,), "std": (0.5,)}
+
+
+def _low_and_high(root: str) -> tuple[iv.Images, iv.Images]:
+    every = iv.read("mnist", root)
     low, high = ((every.labels < 5).nonzero().flatten(), (every.labels >= 5).nonzero().flatten())
-    new = iv.Images(every[high].images, every[high].labels - 5, 5)
-    standard: dict[str, Any] = {"mean": (0.5,), "std": (0.5,)}
+    return every[low], iv.Images(every[high].images, every[high].labels - 5, 5)
+
+
+def _trained(images: iv.Images, steps: int, path: Path) -> dict[str, Tensor]:
+    """The state of a small ViT that was trained on images, but for its head; kept in a file."""
     if not path.exists():
-        old = iv.Images(every[low].images[:6000], every[low].labels[:6000], 5)
-        network = iv.adapt(_small_vit(0, 0.0), old.images[:1], **standard)
+        network = iv.adapt(_small_vit(0, 0.0, images.classes), images.images[:1], **GREY)
         guide = iv.guides.PointEstimate(iv.IsingNetwork(network, iv.priors.Flat(network.weight_sites())))
-        config = iv.FitConfig(steps=3000, batch_size=64, learning_rate=1e-3, temperature=1.0, device="cpu")
-        plain = iv.fit(guide, old, config=config, progress=False).posterior.network().plain()
+        config = iv.FitConfig(steps=steps, batch_size=64, learning_rate=1e-3, temperature=1.0, device="cpu")
+        plain = iv.fit(guide, images, config=config, progress=False).posterior.network().plain()
         torch.save(plain.state_dict(), path)
-    source = {name: value for name, value in torch.load(path).items() if not name.startswith("head.")}
-    return Task(new, _small_vit, source, standard, 1500, 25, 1e-3, {}, 2000, 50)
+    return {name: value for name, value in torch.load(path).items() if not name.startswith("head.")}
 
 
-def _small_vit(seed: int, dropout: float) -> nn.Module:
+def _small_vit(seed: int, dropout: float, classes: int = 5) -> nn.Module:
     torch.manual_seed(seed)
     return timm.models.VisionTransformer(
         img_size=28,
@@ -80,7 +100,7 @@ def _small_vit(seed: int, dropout: float) -> nn.Module:
         embed_dim=48,
         depth=3,
         num_heads=4,
-        num_classes=5,
+        num_classes=classes,
         drop_rate=dropout,
         proj_drop_rate=dropout,
     )
@@ -114,7 +134,7 @@ def photographs(root: str, work: Path, weights: str | None) -> Task:
         torch.manual_seed(seed)
         return _Tail(whole, dropout)
 
-    return Task(every, make, source, standard, 400, 10, 3e-4, {"head*": 30.0}, 1000, 10)
+    return Task(every, make, source, standard, 400, 10, 3e-4, 30.0, 1000, 10)
 
 
 def _dinov2(path: str) -> Any:
@@ -178,4 +198,8 @@ class _Tail(nn.Module):
         return logits
 
 
-TASKS: dict[str, Callable[[str, Path, str | None], Task]] = {"digits": digits, "photographs": photographs}
+TASKS: dict[str, Callable[[str, Path, str | None], Task]] = {
+    "digits": digits,
+    "turned": turned,
+    "photographs": photographs,
+}
