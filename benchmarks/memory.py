@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("--structured", action="store_true", help="One mask for all weights of a role at a unit.")
     parser.add_argument("--unit-scales", action="store_true", help="One scale for all weights that a unit reads.")
     options = parser.parse_args()
+    if options.unit_scales and options.guide == "PointEstimate":
+        parser.error("--unit-scales: a point estimate has no scales")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = iv.Images(torch.rand(64, 1, 16, 16), torch.arange(64) % 10, 10)

@@ -126,30 +126,31 @@ def main() -> None:
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--weights", help="of photographs: DINOv2's ViT-S/14 as ONNX")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--work", type=Path, default=Path("runs/transfer"), help="With a folder for each task.")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    work = options.work / options.task
+    work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    task = TASKS[options.task](options.data_root, options.work, options.weights)
+    task = TASKS[options.task](options.data_root, work, options.weights)
     grid = GRIDS[options.task]
     several = {name: each for name, each in SEVERAL.items() if each[0] in grid}
     methods = [*grid, *several]
     for seed in options.seeds:
         for method in methods:
-            path = options.work / f"{method}-{seed}.json"
+            path = work / f"{method}-{seed}.json"
             if not path.exists():
                 if method in several:
                     single, members = several[method]
-                    one = json.loads((options.work / f"{single}-{seed}.json").read_text())
+                    one = json.loads((work / f"{single}-{seed}.json").read_text())
                     found = run(task, single, seed, (one["setting"],), (one["dropout"],), members)
                 else:
                     found = run(task, method, seed, *grid[method])
                 path.write_text(json.dumps(found))
                 print(seed, method, {k: round(v, 3) for k, v in found.items() if isinstance(v, float)}, flush=True)
-    print(markdown(_table(options.work, methods, options.seeds)))
+    print(markdown(_table(work, methods, options.seeds)))
     for ours in (method for method in methods if method.startswith("Ising")):
         print(f"\n{ours} less others, mean of the pairs ± standard error:\n")
-        print(markdown(_differences(options.work, ours, methods, options.seeds)))
+        print(markdown(_differences(work, ours, methods, options.seeds)))
 
 
 def run(

@@ -15,6 +15,7 @@ def log_evidence_ratio(
     curvature: Tensor,
     own: float,
     temperature: float | None,
+    shared: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Log evidence with each weight kept, less that with it dropped.
 
@@ -25,6 +26,7 @@ def log_evidence_ratio(
         curvature: of the negative log-likelihood in each weight.
         own: temperature at which the posterior of the weights is stationary.
         temperature: temperature of the evidence; None for ``own``.
+        shared: the precisions of weights that share a scale, from those of single ones.
     """
     mean, precision = moments(prior)
     offset = slab.mean - mean
@@ -32,7 +34,7 @@ def log_evidence_ratio(
         temperature = own
     else:
         offset = offset * (curvature + own * precision) / (curvature + temperature * precision)
-        slab = Gaussian(mean + offset, -0.5 * (curvature / temperature + precision).log())
+        slab = Gaussian(mean + offset, -0.5 * shared(curvature / temperature + precision).log())
     return pull(slab, temperature * precision * offset) / temperature - divergence(slab, prior)
 
 

@@ -195,7 +195,7 @@ class LikelihoodGuided(MeanField):
                 evidence = self._evidence(site, prior, curvature, self._mask_temperatures[site.name])
                 targets[site.key] = evidence + prior_fields[site.name]
             if self.fixed_scale is None:
-                log_scales[site.key] = -0.5 * self._precision(site, curvature / temperature + moments(prior)[1]).log()
+                log_scales[site.key] = -0.5 * self._shared(site, curvature / temperature + moments(prior)[1]).log()
         for key, log_scale in log_scales.items():
             self.log_scale[key].lerp_(log_scale, share)
         if self.target_density is not None:
@@ -216,6 +216,8 @@ class LikelihoodGuided(MeanField):
         ``S ** 2 / mean``. Estimators that measure the gain in another way than to second order (``paired_draws`` at the
         last layer, ``straight_through``, ``disarm``, ``none``) measure it at the means at T.
 
+        A scale that weights share is the optimum for their present inclusion probabilities.
+
         Args:
             site: a site with masks.
             temperature: exponent of the likelihood is one over this; None for the temperature of the posterior.
@@ -228,8 +230,9 @@ class LikelihoodGuided(MeanField):
     def _evidence(
         self, site: WeightSite, prior: torch.distributions.Distribution, curvature: Tensor, temperature: float | None
     ) -> Tensor:
-        pull = partial(self.estimator.pull, site)
-        ratio = log_evidence_ratio(pull, self.slab(site), prior, curvature, self.model.temperature, temperature)
+        pull, shared = partial(self.estimator.pull, site), partial(self._shared, site)
+        own = self.model.temperature
+        ratio = log_evidence_ratio(pull, self.slab(site), prior, curvature, own, temperature, shared)
         return ratio.sum_to_size(self.mask_shapes[site.name])
 
     @torch.no_grad()
@@ -286,13 +289,13 @@ class LikelihoodGuided(MeanField):
             pulls = torch.autograd.grad(energy, list(masks.values()), materialize_grads=True)
         return {name: field + pull for (name, field), pull in zip(fields.items(), pulls, strict=True)}
 
-    def _precision(self, site: WeightSite, each: Tensor) -> Tensor:
+    def _shared(self, site: WeightSite, precisions: Tensor) -> Tensor:
         """Optimum of the precisions, in the shape of the scales, from those of single weights."""
         if not self.unit_scales:
-            return each
-        kept = self.logit[site.key].sigmoid() if site.key in self.logit else each.new_ones(())
-        kept = kept.expand(site.shape)
-        return (kept * each).sum_to_size(site.unit_shape) / kept.sum_to_size(site.unit_shape)
+            return precisions
+        logit = self.logit[site.key] if site.key in self.logit else precisions.new_zeros(())
+        kept = logit.clamp_min(-LOGIT_BOUND).sigmoid().expand(site.shape)
+        return (kept * precisions).sum_to_size(site.unit_shape) / kept.sum_to_size(site.unit_shape)
 
     def _mean_inclusion(self, key: str) -> float:
         return float(self.logit[key].sigmoid().mean()) if key in self.logit else 1.0

@@ -204,6 +204,14 @@ def test_couplings_of_convolutions_are_those_by_hand():
     assert float(network.couplings.energy(masks)) == pytest.approx(pair_energy(masks, pairs), rel=1e-4)
 
 
+def test_each_channel_of_a_depthwise_convolution_sums_over_its_own_places():
+    sites = {site.name: site for site in adapt(Residual(), IMAGES).weight_sites()}
+    assert {name: (site.unit_shape, site.fan_in) for name, site in sites.items() if name in ("a", "own")} == {
+        "a": ((6, 1, 1, 1), 36),
+        "own": ((6, 1, 1), 9),
+    }
+
+
 class Packed(nn.Module):
     """Packed attention of torch, a gated MLP, and a class token."""
 

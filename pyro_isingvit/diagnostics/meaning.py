@@ -25,7 +25,7 @@ INPUT = "patch_embed"
 TRUSTED: Mapping[str, Mapping[str, Any]] = {
     "network": {"class": "ViT", "stem": "patches"},
     "prior": {"class": "FeatureSpikeSlab", "levels": {INPUT: ["patch"]}, "inclusion": 0.2, "slab_scale": 1.0},
-    "guide": {"class": "LikelihoodGuided", "target_density": None, "fixed_scale": None},
+    "guide": {"class": "LikelihoodGuided", "target_density": None, "fixed_scale": None, "unit_scales": False},
     "estimator": {"class": "SquaredGradient"},
 }
 """What a posterior has to be of for its reliability to have been measured: classes and settings."""

@@ -77,12 +77,13 @@ class WeightSite:
     @property
     def fan_in(self) -> int:
         """Number of inputs that one output of the weight sums over."""
-        return math.prod(size for size, dim in zip(self.shape, self.dims, strict=True) if dim in self.reads)
+        return self.numel // math.prod(self.unit_shape)
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
         """Shape of one number for each output unit, which broadcasts to that of the weight."""
-        return tuple(1 if dim in self.reads else size for size, dim in zip(self.shape, self.dims, strict=True))
+        summed = set(self.reads) - set(self.writes)  # a depthwise convolution reads and writes its channels
+        return tuple(1 if dim in summed else size for size, dim in zip(self.shape, self.dims, strict=True))
 
     def axis(self, dim: str) -> int:
         """The axis of a dimension, counted from the right, so that batch dimensions may precede it."""

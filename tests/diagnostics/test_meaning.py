@@ -65,6 +65,7 @@ def test_only_masks_of_features_alone_at_temperature_one_are_called_probabilitie
         ({"family": MeanField}, True),
         ({"estimator": "none"}, True),
         ({"fixed_scale": 1e-3}, True),
+        ({"unit_scales": True}, True),
         ({"prior": partial(FeatureSpikeSlab, inclusion=0.9)}, True),
         ({"prior": partial(FeatureSpikeSlab, levels={"patch_embed": ("dim",)})}, False),
     ],

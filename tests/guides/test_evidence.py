@@ -114,9 +114,10 @@ def test_masks_that_weights_share_add_up_their_evidence():
     assert torch.allclose(one.evidence(up, 2.0), each.evidence(up, 2.0).sum(up.axis("dim"), keepdim=True), atol=1e-5)
 
 
-def test_what_is_read_off_at_the_temperature_of_a_fit_is_the_fixed_point_of_its_updates(stripes):
+@pytest.mark.parametrize("unit_scales", [False, True])
+def test_what_is_read_off_at_the_temperature_of_a_fit_is_the_fixed_point_of_its_updates(stripes, unit_scales):
     """Couplings included; logits are clamped, which moves probabilities by less than 1e-3."""
-    guide = pair()[1]
+    guide = pair(unit_scales=unit_scales)[1]
     fit(guide, stripes, None, FitConfig(**QUICK | {"steps": 400, "temperature": 0.02}), progress=False)
     for _ in range(40):
         guide.refresh(0.5)
