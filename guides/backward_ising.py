@@ -47,7 +47,7 @@ class BackwardIsing(MeanField):
         model: IsingViT,
         couplings: CouplingGraph | None = None,
         initial_strength: float = 0.0,
-        **options: float,
+        **options: Any,
     ) -> None:
         super().__init__(model, **options)
         graph = getattr(model.prior, "couplings", None) if couplings is None else couplings

@@ -43,7 +43,7 @@ class LowRank(MeanField):
         InputError: if a value is out of range, or the model has no masks.
     """
 
-    def __init__(self, model: IsingViT, rank: int = 4, initial_factor: float = 0.1, **options: float) -> None:
+    def __init__(self, model: IsingViT, rank: int = 4, initial_factor: float = 0.1, **options: Any) -> None:
         super().__init__(model, **options)
         check_count("rank", rank, 1000)
         if not self.mask_shapes:

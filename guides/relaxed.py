@@ -4,6 +4,8 @@ References:
     Louizos, Welling & Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018.
 """
 
+from typing import Any
+
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from pyro_isingvit.distributions import StraightThroughConcrete
@@ -26,7 +28,7 @@ class Relaxed(MeanField):
         InputError: if a value is out of range.
     """
 
-    def __init__(self, model: IsingViT, relaxation: float = 0.5, **options: float) -> None:
+    def __init__(self, model: IsingViT, relaxation: float = 0.5, **options: Any) -> None:
         super().__init__(model, **options)
         check_positive("relaxation", relaxation, "0.5")
         self.relaxation = relaxation

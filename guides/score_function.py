@@ -49,7 +49,7 @@ class ScoreFunction(MeanField):
         self,
         model: IsingViT,
         baseline: Literal["none", "decaying_average", "neural"] = "decaying_average",
-        **options: float,
+        **options: Any,
     ) -> None:
         super().__init__(model, **options)
         if baseline not in ("none", "decaying_average", "neural"):
