@@ -107,6 +107,7 @@ GRIDS: dict[str, Grid] = {
         "fine-tuned": ((1e-2,), (0.0, 0.1)),
         "fine-tuned, decay to pretrained": ((1e-2,), (0.0, 0.1)),
         "linear probe": ((0.0, 1e-3, 1e-2), (0.0,)),
+        "Ising about zero": ((2.0,), (0.1,)),
         "Ising about the pretrained": ((2.0,), (0.1,)),
     },
     "photographs": {
