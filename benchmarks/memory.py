@@ -39,8 +39,10 @@ def main() -> None:
     before = peak_memory()
     weights = _fit(options, config, images)
     grown = (peak_memory() - before) * 2**20
-    what = [options.guide, *["masks of units"] * options.structured, *["scales of units"] * options.unit_scales]
-    print(f"{', '.join(what)}: {weights:,} weights, {grown / 2**20:.0f} MiB, {grown / weights:.0f} bytes a weight")
+    what = options.guide
+    what += ", masks of units" if options.structured else ""
+    what += ", scales of units" if options.unit_scales else ""
+    print(f"{what}: {weights:,} weights, {grown / 2**20:.0f} MiB, {grown / weights:.0f} bytes a weight")
 
 
 def _fit(options: argparse.Namespace, config: iv.ViTConfig, images: iv.Images) -> int:
