@@ -20,9 +20,11 @@ from pyro_isingvit import (
     prune,
 )
 from pyro_isingvit.cli import main
+from pyro_isingvit.diagnostics import findings
 from pyro_isingvit.experiments import RunConfig, run
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, and on a busy machine for long
+findings.CHECK_DRAWS, findings.LOO_DRAWS = 100, 40  # of reports, where 400 take long
 
 TINY = ViTConfig(image_size=4, patch_size=2, classes=3, dim=4, depth=2, heads=2, mlp_ratio=2)
 
@@ -39,6 +41,10 @@ QUICK_RUN = (
     "1",
     "--temperature",
     "auto",
+    "--dim",
+    "8",
+    "--mlp-ratio",
+    "2",
     "--device",
     "cpu",
 )

@@ -107,7 +107,7 @@ def test_evaluate_repeats_the_figures_of_the_run(isingvit, tmp_path, stem):
 
 
 def test_report_goes_into_the_run_folder(isingvit, tmp_path):
-    isingvit("fit", *QUICK_RUN, "--no-compare", "--temperature", 1e-3, "--dim", 8, "--mlp-ratio", 2, "--out", "mine")
+    isingvit("fit", *QUICK_RUN, "--no-compare", "--temperature", 1e-3, "--out", "mine")
     code, out, _ = isingvit("report", "mine", "--draws", 2)
     assert code == 0
     assert out.endswith("Report: mine/report.html\n")

@@ -20,7 +20,6 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError
@@ -169,6 +168,8 @@ def one_fake_mode() -> AbstractContextManager[Any]:
 
     Inductor does not cache what it compiles outside of such a context.
     """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # imports sympy, which only compiled steps need
+
     return tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)))
 
 

@@ -34,7 +34,10 @@ from .state import Snapshot, State, attributes, generators, set_attributes, set_
 from .traced import eager_step
 
 LOGS = 50
-"""Approximate number of rows of the history of a fit."""
+"""Approximate number of rows of the history of a long fit."""
+
+APART = 10
+"""Least number of steps between two rows, each of which costs as much as a few steps."""
 
 LOGGED_IMAGES = 1000
 """Largest number of validation (else training) images that accuracy and NLL of each row are computed on."""
@@ -112,7 +115,7 @@ class Trainer:
     @property
     def every(self) -> int:
         """Number of steps between two rows of the history."""
-        return math.ceil(self.config.steps / LOGS)
+        return max(APART, math.ceil(self.config.steps / LOGS))
 
     @property
     def temperature(self) -> float:

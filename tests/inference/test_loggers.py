@@ -8,6 +8,7 @@ from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 
 from pyro_isingvit import FitConfig, InterruptedFitError, fit, fit_mixture
 from pyro_isingvit.files import read_table
+from pyro_isingvit.inference import trainer
 from pyro_isingvit.inference.events import RowLogged, StepTaken
 from pyro_isingvit.inference.loggers import LoggerListener
 from tests.conftest import QUICK, pair
@@ -48,8 +49,9 @@ def of_events(folder):
     return {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
-def test_curves_are_those_of_the_history_and_of_each_trial(stripes, tmp_path):
+def test_curves_are_those_of_the_history_and_of_each_trial(stripes, tmp_path, monkeypatch):
     """Those of trials stay apart, as each begins again where the pilot phase ended. Files hold the same numbers."""
+    monkeypatch.setattr(trainer, "APART", 1)
     notes = Notes()
     loggers = notes, TensorBoardLogger(tmp_path / "tb", "mine"), CSVLogger(tmp_path / "csv", "mine")
     listeners = [LoggerListener(logger, {"fit": {"seed": 0}}) for logger in loggers]

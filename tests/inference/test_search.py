@@ -195,9 +195,9 @@ def test_what_a_guide_keeps_beside_its_state_starts_afresh(stripes, family, monk
         run(trainer, steps, phase, after_step, name)
 
     monkeypatch.setattr(Trainer, "run", watched)
-    search = TemperatureSearch(share=0.5)
-    result = quick_fit(stripes, family, validation=stripes, temperature=search, steps=80, pilot=0.5)
-    assert len(starts) == len(result.trials) + 1
+    search = TemperatureSearch(share=0.5, factors=(0.5, 5.0))
+    result = quick_fit(stripes, family, validation=stripes, temperature=search, steps=60, pilot=0.5)
+    assert len(starts) == len(result.trials) + 1 == 3
     assert all(start is None or start > 0 for start in starts)
 
 
