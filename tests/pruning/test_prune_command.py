@@ -12,6 +12,9 @@ from pyro_isingvit.pruning import cost
 from pyro_isingvit.pruning.compact import load
 from tests.conftest import QUICK_RUN, small_config
 
+WIDE = *QUICK_RUN, "--dim", 32, "--mlp-ratio", 8
+"""A network that has something to cut."""
+
 
 @pytest.fixture(autouse=True)
 def _short_rounds(monkeypatch):
@@ -20,7 +23,7 @@ def _short_rounds(monkeypatch):
 
 def test_prune_shrinks_a_run(isingvit, tmp_path):
     """Before and after in one table, as Python says; the folder loads; refusals leave nothing behind."""
-    assert isingvit("fit", *QUICK_RUN, "--no-compare")[0] == 0
+    assert isingvit("fit", *WIDE, "--no-compare")[0] == 0
     run = tmp_path / "runs" / "digits"
     code, out, _ = isingvit("prune", run, "--density", 0.3, "--fine-tune", 20, "--format", "torch", "--out", "small")
     assert code == 0
@@ -48,7 +51,7 @@ def test_prune_shrinks_a_run(isingvit, tmp_path):
     assert code == 0
     assert "zeros in dense matrices: they save no time" in " ".join(out.split())
     units = tmp_path / "runs" / "units"
-    assert isingvit("fit", *QUICK_RUN, "--structured", "--target-density", 0.4, "--no-compare", "--out", units)[0] == 0
+    assert isingvit("fit", *WIDE, "--structured", "--target-density", 0.4, "--no-compare", "--out", units)[0] == 0
     assert evaluate(units).result.posterior.guide.mask_shapes["encoder.up"] == (2, 256, 1)
     assert isingvit("prune", units, "--draws", 3, "--out", "draws")[0] == 0
     assert load(tmp_path / "draws").config.members == 3
