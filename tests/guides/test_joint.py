@@ -14,7 +14,7 @@ from pyro_isingvit.guides import BackwardIsing, LowRank, Relaxed, ScoreFunction
 from pyro_isingvit.models.priors import FeatureSpikeSlab, StructuredSpikeSlab
 from pyro_isingvit.testing import ENUMERABLE, TINY, all_masks
 
-DRAWS = 200
+DRAWS = 400
 
 
 def pair(guide=iv.MeanField, prior=iv.IsingSpikeSlab, config=TINY, **options):
